@@ -1,0 +1,1 @@
+"""The data's way and the three Ray pipelines: extraction, training, search."""
