@@ -1,0 +1,17 @@
+"""What several test files share: where real data lies, when it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real clips, broken files, flow ground truth and annotations beside the checkout; skips where absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no real data beside this checkout")
+    return SHARED_DATA
