@@ -1,0 +1,342 @@
+"""Annotation files and folders → one row per annotated video: id, class, split, span and the names its file may have.
+
+Five kinds are told apart by what lies in them, not by a flag: folders of videos, a CSV `path,label[,split]`, Kinetics
+CSV files, the UCF-101 lists and the HMDB-51 split files. Nothing here looks at a video; catalog.py finds the files.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import math
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipelines import storage
+
+SPLIT_SYNONYMS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+WHOLE = "all"  # the split of rows that name none
+MAX_ID_BYTES = 200  # a file name holds 255, and readers append endings such as .flow.mp4
+
+logger = logging.getLogger(__name__)
+
+
+class CatalogError(ValueError):
+    """An input that no work should start on: what is wrong, the first offenders, what to do."""
+
+
+class Annotation(NamedTuple):
+    """What is known of one video before its file is looked for.
+
+    The file is looked for as `path` (exact, relative to the videos folder), then by its name without folder and
+    extension: `trimmed` (a file cut to the span already), then `stem`. An unlabelled video has an empty `class_name`.
+    """
+
+    id: str
+    class_name: str
+    split: str
+    path: str = ""
+    trimmed: str = ""
+    stem: str = ""
+    start: float | None = None  # seconds
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """All rows of one source; a label is a position in `classes`."""
+
+    rows: list[Annotation]
+    classes: tuple[str, ...]
+    source: str
+
+
+def refuse(problem: str, offenders: Sequence[str], remedy: str) -> None:
+    """Raise a CatalogError that counts the offenders and names the first five; nothing where there are none."""
+    if offenders:
+        more = ", …" if len(offenders) > 5 else ""
+        raise CatalogError(f"{len(offenders)} {problem}: {', '.join(offenders[:5])}{more}. {remedy}")
+
+
+def make_id(name: str) -> str:
+    """A name as an id: file-system safe, no dot and no slash (WebDataset cuts its key at the first dot).
+
+    Slashes become `~`; every other character that is not a letter, digit or one of `_-+=,@` becomes its UTF-8 bytes as
+    %XX, so two names never share an id and the name can be read back. Beyond 200 bytes the tail becomes a SHA-256.
+    """
+    escaped = re.sub(r"[^\w\-+=,@/]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
+    made = escaped.replace("/", "~")
+    if len(made.encode()) <= MAX_ID_BYTES:
+        return made
+    head = made.encode()[: MAX_ID_BYTES - 17].decode(errors="ignore")
+    return f"{head}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def make_path_ids(paths: Sequence[str]) -> list[str]:
+    """Ids of relative paths: without the extension, except where two files differ in nothing else."""
+    stems = [posixpath.splitext(path)[0] for path in paths]
+    shared = Counter(stems)
+    return [make_id(stem if shared[stem] == 1 else path) for stem, path in zip(stems, paths, strict=True)]
+
+
+def read_annotations(sources: Sequence[str], *, fold: int = 1) -> Annotations:
+    """Read annotation files, or folders of them, of any known kind.
+
+    `fold` picks one of the three official train/test divisions of UCF-101 and HMDB-51. Raises CatalogError where a file
+    is absent, of no known kind, or holds rows that cannot be meant.
+    """
+    files = list(_expand(sources))
+    names = {posixpath.basename(uri): uri for uri in files}
+    if "classInd.txt" in names:
+        return _read_ucf101(names, fold)
+    if any(_HMDB_FILE.fullmatch(name) for name in names):
+        return _read_hmdb51(names, fold)
+    tables = [_read_csv(uri) for uri in files if uri.lower().endswith(".csv")]
+    if not tables:
+        raise CatalogError(
+            f"no annotations recognised in {', '.join(sources)}: found {', '.join(sorted(names)[:5]) or 'no file'}. "
+            "Looked for *.csv (path,label[,split] or Kinetics), classInd.txt with trainlist0N.txt and testlist0N.txt "
+            "(UCF-101), CLASS_test_splitN.txt (HMDB-51)"
+        )
+    if fold != 1:
+        raise CatalogError(f"fold {fold} of a CSV: only UCF-101 and HMDB-51 have folds. Leave the fold out")
+    return _read_tables(tables, _read_class_list(names))
+
+
+def annotate_folders(paths: Sequence[str]) -> Annotations:
+    """Rows of a folder without annotation files, from the relative paths of its videos.
+
+    `CLASS/x.mp4` (deeper folders allowed), `train/CLASS/x.mp4` or flat; a video outside any class folder is unlabelled.
+    """
+    parts = [path.split("/") for path in paths]
+    by_split = all(len(part) > 1 and part[0].lower() in SPLIT_SYNONYMS for part in parts)
+    splits = [SPLIT_SYNONYMS[part[0].lower()] if by_split else WHOLE for part in parts]
+    folders = [part[1:-1] if by_split else part[:-1] for part in parts]
+    names = [folder[0] if folder else "" for folder in folders]
+    classes = tuple(sorted(set(names) - {""}))
+    if len(classes) == 1 and "" not in names and all(len(folder) > 1 for folder in folders):
+        remedy = "Give that folder as the videos folder"
+        refuse("videos all lie in deeper folders of one folder, which would be the only class", [classes[0]], remedy)
+    if classes and "" in names:
+        logger.warning("%d videos lie outside the class folders and stay unlabelled", names.count(""))
+    rows = zip(make_path_ids(paths), names, splits, paths, strict=True)
+    layout = "a folder per class" if classes else "a flat folder"
+    return Annotations([Annotation(*row) for row in rows], classes, layout)
+
+
+def _expand(sources: Sequence[str]) -> Iterator[str]:
+    for source in sources:
+        if storage.is_dir(source):
+            yield from (storage.join(source, file.path) for file in storage.list_files(source))
+        elif storage.exists(source):
+            yield source
+        else:
+            raise CatalogError(f"no annotation file or folder at {source!r}. Check the path")
+
+
+def _read_text(uri: str) -> str:
+    try:
+        return storage.read_text(uri)
+    except UnicodeDecodeError as error:
+        raise CatalogError(f"{uri!r} is not UTF-8 text ({error}). Give an annotation file") from error
+
+
+def _read_lines(uri: str) -> list[str]:
+    return [line.strip() for line in _read_text(uri).splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class _CsvTable:
+    name: str
+    columns: dict[str, int]
+    rows: list[tuple[int, list[str]]]  # line number, cells
+
+    def column(self, name: str, default: str = "") -> list[str]:
+        if name not in self.columns:
+            return [default] * len(self.rows)
+        index = self.columns[name]
+        return [cells[index].strip() for _, cells in self.rows]
+
+    def places(self) -> list[str]:
+        return [f"{self.name}:{line}" for line, _ in self.rows]
+
+
+def _read_csv(uri: str) -> _CsvTable:
+    name = posixpath.basename(uri)
+    reader = csv.reader(io.StringIO(_read_text(uri), newline=""))
+    try:
+        rows = [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise CatalogError(f"{name}:{reader.line_num} is not CSV: {error}") from error
+    if not rows:
+        raise CatalogError(f"{name} is empty. A header and one row per video are needed")
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    wrong = [f"{name}:{line} has {len(cells)}" for line, cells in rows[1:] if len(cells) != len(header)]
+    refuse(f"rows without the {len(header)} columns of the header", wrong, "Quote cells that hold a comma")
+    return _CsvTable(name, {column: index for index, column in enumerate(header)}, rows[1:])
+
+
+_KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
+
+
+def _read_tables(tables: Sequence[_CsvTable], classes: tuple[str, ...]) -> Annotations:
+    if all(table.columns.keys() >= _KINETICS_COLUMNS for table in tables):
+        rows = [row for table in tables for row in _read_kinetics(table)]
+        source = "Kinetics"
+    elif all(table.columns.keys() >= {"path", "label"} for table in tables):
+        rows = _read_paths(tables)
+        source = "a CSV of paths"
+    else:
+        found = "; ".join(f"{table.name} has {', '.join(table.columns)}" for table in tables)
+        raise CatalogError(
+            f"columns missing: {found}. Allowed headers, the same kind in every file: path,label[,split] or "
+            "[label,]youtube_id,time_start,time_end[,split]"
+        )
+    return Annotations(rows, _check_labels(rows, classes), source)
+
+
+def _read_paths(tables: Sequence[_CsvTable]) -> list[Annotation]:
+    places = [place for table in tables for place in table.places()]
+    given = [path for table in tables for path in table.column("path")]
+    outside = [f"{place} {path!r}" for place, path in zip(places, given, strict=True) if _escapes(path)]
+    refuse("paths outside the videos folder", outside, "Give paths relative to the videos folder, without '..'")
+    paths = [posixpath.normpath(path) for path in given]
+    labels = [label for table in tables for label in table.column("label")]
+    if any(labels):
+        empty = [place for place, label in zip(places, labels, strict=True) if not label]
+        refuse("rows without a label", empty, "Label every row, or none")
+    splits = [split for table in tables for split in _read_splits(table)]
+    return [Annotation(*row) for row in zip(make_path_ids(paths), labels, splits, paths, strict=True)]
+
+
+def _escapes(path: str) -> bool:
+    return not path or path.startswith("/") or "://" in path or "\0" in path or ".." in path.split("/")
+
+
+def _read_kinetics(table: _CsvTable) -> Iterator[Annotation]:
+    spans = _read_spans(table)
+    columns = (table.column("youtube_id"), table.column("label"), _read_splits(table), spans)
+    empty = [place for place, name in zip(table.places(), columns[0], strict=True) if not name]
+    refuse("rows without a youtube_id", empty, "Fill the column")
+    for video, label, split, (start, end) in zip(*columns, strict=True):
+        trimmed = f"{video}_{_format_seconds(start)}_{_format_seconds(end)}"
+        yield Annotation(make_id(trimmed), label, split, "", trimmed, video, start, end)
+
+
+def _format_seconds(seconds: float) -> str:
+    return f"{int(seconds):06d}" if seconds.is_integer() else f"{seconds:010.3f}"
+
+
+def _read_spans(table: _CsvTable) -> list[tuple[float, float]]:
+    texts = zip(table.places(), table.column("time_start"), table.column("time_end"), strict=True)
+    spans, wrong, reversed_ = [], [], []
+    for place, *text in texts:
+        try:
+            start, end = map(float, text)
+        except ValueError:
+            start, end = math.nan, math.nan
+        if not (math.isfinite(start) and math.isfinite(end)):
+            wrong.append(f"{place} {','.join(text)!r}")
+        elif not 0 <= start < end:
+            reversed_.append(f"{place} {start:g}–{end:g}")
+        spans.append((start, end))
+    refuse("spans that are not numbers", wrong, "time_start and time_end are seconds, such as 17 or 17.5")
+    refuse("negative, empty or reversed spans", reversed_, "0 ≤ time_start < time_end is needed, in seconds")
+    return spans
+
+
+def _read_splits(table: _CsvTable) -> list[str]:
+    splits = [SPLIT_SYNONYMS.get(split.lower(), split) for split in table.column("split", WHOLE)]
+    known = {split: bool(re.fullmatch(r"\w[\w-]{0,63}", split)) for split in set(splits)}
+    wrong = [f"{place} {split!r}" for place, split in zip(table.places(), splits, strict=True) if not known[split]]
+    refuse("unusable split names", wrong, "A split names shards: letters, digits, '_' and '-', such as train")
+    return splits
+
+
+def _read_class_list(names: dict[str, str]) -> tuple[str, ...]:
+    lists = [name for name in names if re.search(r"(class|label).*\.txt$", name.lower())]
+    if len(lists) > 1:
+        raise CatalogError(f"several class lists: {', '.join(sorted(lists))}. Give one")
+    return tuple(_read_lines(names[lists[0]])) if lists else ()
+
+
+def _check_labels(rows: Iterable[Annotation], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """The class list, or where there is none the labels in use (numbers by value, names by letter)."""
+    used = {row.class_name for row in rows} - {""}
+    if classes:
+        remedy = f"The class list has {len(classes)} classes: {', '.join(classes[:5])}, …"
+        refuse("unknown labels", sorted(used - set(classes)), remedy)
+        return classes
+    numbers = all(label.isdecimal() for label in used)
+    return tuple(sorted(used, key=lambda label: (int(label) if numbers else 0, label)))
+
+
+_HMDB_FILE = re.compile(r"(.+)_test_split(\d)\.txt")
+
+
+def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
+    classes = _read_class_index(names["classInd.txt"])
+    rows: list[Annotation] = []
+    wrong: list[str] = []
+    for split in ("train", "test"):
+        name = f"{split}list{fold:02d}.txt"
+        if name not in names:
+            found = ", ".join(sorted(other for other in names if "list" in other))
+            raise CatalogError(f"no {name} beside classInd.txt, where {found or 'no list'} is. Choose fold 1, 2 or 3")
+        for line, text in enumerate(_read_lines(names[name]), 1):
+            path, *number = text.split()
+            class_name, _, file_name = path.rpartition("/")
+            position = str(classes.index(class_name) + 1) if class_name in classes else "none"
+            if position not in (number or [position]) or position == "none":
+                wrong.append(f"{name}:{line} {text!r}")
+            rows.append(_row_of_file(file_name, class_name, split))
+    refuse("lines with an unknown label", wrong, f"classInd.txt has {len(classes)} classes, such as {classes[0]}")
+    return Annotations(rows, classes, f"UCF-101 fold {fold}")
+
+
+def _read_class_index(uri: str) -> tuple[str, ...]:
+    lines = [line.split(maxsplit=1) for line in _read_lines(uri)]
+    wrong = [" ".join(parts) for i, parts in enumerate(lines, 1) if len(parts) != 2 or parts[0] != str(i)]
+    refuse("lines out of place in classInd.txt", wrong, "Lines are '1 FirstClass', '2 SecondClass', … in order")
+    if not lines:
+        raise CatalogError("classInd.txt is empty. Lines such as '1 ApplyEyeMakeup' are needed")
+    return tuple(name for _, name in lines)
+
+
+def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
+    found = [match for match in map(_HMDB_FILE.fullmatch, names) if match]
+    classes = tuple(sorted({match[1] for match in found}))
+    absent = [f"{name}_test_split{fold}.txt" for name in classes if f"{name}_test_split{fold}.txt" not in names]
+    refuse("split files absent", absent, f"Choose a fold of {', '.join(sorted({match[2] for match in found}))}")
+    rows: list[Annotation] = []
+    wrong: list[str] = []
+    for class_name in classes:
+        file = f"{class_name}_test_split{fold}.txt"
+        for line, text in enumerate(_read_lines(names[file]), 1):
+            name, _, use = text.rpartition(" ")
+            if not name or use not in ("0", "1", "2"):
+                wrong.append(f"{file}:{line} {text!r}")
+            elif use != "0":
+                rows.append(_row_of_file(name.strip(), class_name, "train" if use == "1" else "test"))
+    refuse("unreadable lines", wrong, "Lines are 'NAME.avi N' with 0 = unused, 1 = train, 2 = test")
+    return Annotations(rows, classes, f"HMDB-51 fold {fold}")
+
+
+def _row_of_file(name: str, class_name: str, split: str) -> Annotation:
+    stem = posixpath.splitext(name)[0]
+    return Annotation(make_id(stem), class_name, split, f"{class_name}/{name}", "", stem)
