@@ -1,0 +1,117 @@
+"""TV-L1 optical flow: one front door for a CPU kernel, a torch kernel (CUDA and CPU) and OpenCV as reference.
+
+Flow is from frame t to t+1, in pixels, u to the right and v down. Importing this package loads no compiler and no
+framework; a backend is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pipelines.tvl1.params import PRESETS, TVL1Params, preset_params
+
+__all__ = ["BACKENDS", "PRESETS", "TVL1Params", "flow", "iter_flow", "kernel_target", "prewarm", "resolve_backend"]
+
+BACKENDS = ("auto", "cpu", "torch", "opencv")
+
+
+def flow(
+    frames: np.ndarray, *, preset: str = "faithful", params: TVL1Params | None = None, backend: str = "auto"
+) -> np.ndarray:
+    """TV-L1 flow of (T, H, W) uint8 grey frames as (T-1, H, W, 2) float32; empty for T = 0 and T = 1.
+
+    `params` overrides `preset`. ValueError for frames of another shape or dtype, an unknown preset or backend.
+    """
+    if not isinstance(frames, np.ndarray) or frames.ndim != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames are {_describe(frames)}; pass a uint8 array of shape (T, H, W)")
+    num_frames, height, width = frames.shape
+    flows = np.empty((max(num_frames - 1, 0), height, width, 2), np.float32)
+    for index, field in enumerate(iter_flow(frames, preset=preset, params=params, backend=backend)):
+        flows[index] = field
+    return flows
+
+
+def iter_flow(
+    frames: Iterable[np.ndarray],
+    *,
+    preset: str = "faithful",
+    params: TVL1Params | None = None,
+    backend: str = "auto",
+) -> Iterator[np.ndarray]:
+    """Flow (H, W, 2) float32 of each (H, W) uint8 grey frame to the next, as the frames come.
+
+    Holds two frames (torch: one batch of them), however long the video. The arguments are checked at once, the frames
+    when they are reached: ValueError for one that is not uint8, not 2-D, empty, or unlike the first in shape.
+    """
+    settings = params or preset_params(preset)
+    backend = resolve_backend(backend)
+    checked = _checked(frames)
+    if backend == "opencv":
+        from pipelines.tvl1 import opencv
+
+        return opencv.iter_flow(checked, opencv.settings_of(params) if params else opencv.PRESET_SETTINGS[preset])
+    if backend == "torch":
+        from pipelines.tvl1 import torch_backend
+
+        return torch_backend.iter_flow(checked, settings)
+    from pipelines.tvl1 import cpu
+
+    return cpu.iter_flow(checked, settings)
+
+
+def resolve_backend(backend: str) -> str:
+    """The backend that `backend` means on this worker: "auto" is torch where it has a CUDA device, else cpu."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return backend
+    import torch
+
+    return "torch" if torch.cuda.is_available() else "cpu"
+
+
+def kernel_target(backend: str = "auto") -> str:
+    """What computes the flow and for which processor family it is compiled; part of a data set's fingerprint.
+
+    Float results are the same bit for bit within one target, and differ in the last digits between targets.
+    """
+    backend = resolve_backend(backend)
+    if backend == "opencv":
+        from pipelines.tvl1 import opencv
+
+        return opencv.describe_target()
+    if backend == "torch":
+        from pipelines.tvl1 import torch_backend
+
+        return torch_backend.describe_target()
+    from pipelines.tvl1 import cpu
+
+    return cpu.describe_target()
+
+
+def prewarm(backend: str = "auto") -> None:
+    """Compile, or load from this node's cache, what `flow` will run; every worker of the node then starts at once."""
+    still = np.zeros((2, 32, 32), np.uint8)
+    flow(still, backend=backend)
+
+
+def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    iterator = iter(frames)
+    first = next(iterator, None)
+    if first is None:
+        return
+    for frame in itertools.chain([first], iterator):
+        if not isinstance(frame, np.ndarray) or frame.ndim != 2 or frame.dtype != np.uint8 or frame.size == 0:
+            raise ValueError(f"a frame is {_describe(frame)}; pass uint8 arrays of shape (H, W), not empty")
+        if frame.shape != first.shape:
+            raise ValueError(f"a frame has shape {frame.shape} after {first.shape}; resize all frames to one shape")
+        yield frame
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"a {type(value).__name__}"

@@ -1,0 +1,47 @@
+"""OpenCV's DualTVL1 behind the same door: the reference that the other backends are measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import cv2
+import numpy as np
+
+from pipelines.tvl1.params import TVL1Params
+
+# What each preset is compared with, as OpenCV's setters name it; "faithful" is OpenCV when nobody sets anything.
+PRESET_SETTINGS: dict[str, dict[str, float]] = {
+    "faithful": {},
+    "quality": {"ScalesNumber": 10},
+    "fast": {"ScalesNumber": 10, "WarpingsNumber": 2, "OuterIterations": 1, "InnerIterations": 15},
+}
+
+
+def settings_of(params: TVL1Params) -> dict[str, float]:
+    """`params` as OpenCV's setters name them; its early stop follows another rule and keeps OpenCV's default."""
+    return {
+        "Tau": params.tau,
+        "Lambda": params.lambda_,
+        "Theta": params.theta,
+        "ScalesNumber": params.num_scales,
+        "ScaleStep": params.scale_step,
+        "WarpingsNumber": params.num_warps,
+        "InnerIterations": params.num_iterations,
+        "OuterIterations": 1,
+        "MedianFiltering": params.median,
+    }
+
+
+def iter_flow(frames: Iterator[np.ndarray], settings: dict[str, float]) -> Iterator[np.ndarray]:
+    """Flow (H, W, 2) float32 of each frame (H, W) uint8 to the next, by OpenCV's DualTVL1OpticalFlow."""
+    solver = cv2.optflow.DualTVL1OpticalFlow_create()
+    for name, value in settings.items():
+        getattr(solver, f"set{name}")(value)
+    for first, second in pairwise(frames):
+        yield solver.calc(first, second, None)
+
+
+def describe_target() -> str:
+    """Which OpenCV computes the flow."""
+    return f"opencv {cv2.__version__}"

@@ -1,0 +1,80 @@
+"""The settings of TV-L1 flow and the three presets, each with its source.
+
+Papers: Z = Zach, Pock & Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow" (DAGM 2007);
+S = Sánchez, Meinhardt-Llopis & Facciolo, "TV-L1 Optical Flow Estimation" (IPOL 2013), which OpenCV follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, kw_only=True)
+class TVL1Params:
+    """Settings of one TV-L1 solver; images are in grey levels 0-255, flow and its thresholds in pixels of their scale.
+
+    tau: step of the dual update (Z eq. 12, S eq. 14); at most 1/4, above which it diverges.
+    lambda_: weight of the data term |I1(x+u) - I0| against the total variation of u and v (Z eq. 4, S eq. 3).
+    theta: tightness of the coupling of u with its auxiliary v (Z eq. 8, S eq. 7).
+    num_scales: at most so many pyramid scales (S section 3.3); fewer where min_size is reached.
+    scale_step: size of a scale relative to the finer one, in (0, 1) (S section 3.3, eta).
+    min_size: no scale has a side shorter than this, except the finest, in pixels (ours).
+    num_warps: linearisations around the current flow per scale (S section 3.2, N_warps).
+    num_iterations: primal-dual iterations per warp (S algorithm 1, N_maxiter), before any early stop.
+    median: side of the median filter on u and v after each warp, 1 (none) or 3 (Wedel et al. 2009, section 3.2).
+    first_check, check_every: after which iterations of a warp the change is measured, per tile of 16x16 pixels (ours).
+    freeze_below: a tile rests until the next warp when the RMS change of one iteration, in it and in the eight tiles
+        around it, is below this many pixels; 0 never (S section 3.3, epsilon, on tiles instead of the whole frame).
+    drop_below: a tile whose change at the first check, taken likewise, is below this many pixels takes no part in the
+        further warps of its scale; 0 never (ours).
+
+    Raises ValueError for values outside of these ranges.
+    """
+
+    tau: float = 0.25
+    lambda_: float = 0.15
+    theta: float = 0.3
+    num_scales: int = 10
+    scale_step: float = 0.8
+    min_size: int = 16
+    num_warps: int = 3
+    num_iterations: int = 20
+    median: int = 3
+    first_check: int = 10
+    check_every: int = 5
+    freeze_below: float = 0.010
+    drop_below: float = 0.025
+
+    def __post_init__(self) -> None:
+        for name in ("lambda_", "theta"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("num_scales", "min_size", "num_warps", "num_iterations", "first_check", "check_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("freeze_below", "drop_below"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 (never) or above")
+        _require(0 < self.tau <= 0.25, "tau", self.tau, "above 0 and at most 0.25")
+        _require(0.3 <= self.scale_step <= 0.95, "scale_step", self.scale_step, "from 0.3 to 0.95")
+        _require(self.median in (1, 3), "median", self.median, "1 (none) or 3")
+
+
+def _require(holds: bool, name: str, value: float, allowed: str) -> None:
+    if not holds:
+        raise ValueError(f"TVL1Params.{name} is {value}; it must be {allowed}")
+
+
+PRESETS: Mapping[str, TVL1Params] = MappingProxyType(
+    {
+        "faithful": TVL1Params(),
+        "quality": TVL1Params(num_warps=5, num_iterations=30),
+        "fast": TVL1Params(num_warps=2, num_iterations=15, theta=0.25, first_check=8, check_every=4),
+    }
+)
+
+
+def preset_params(preset: str) -> TVL1Params:
+    """The settings a preset stands for; ValueError for a name that is none."""
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}, or pass params")
+    return PRESETS[preset]
