@@ -1,0 +1,108 @@
+"""One video stream as mp4 bytes in memory: the same bytes every time, read from the keyframe before a window.
+
+One thread encodes and one decodes: a cluster is filled with videos rather than threads, and no byte depends on cores.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import av.container
+import numpy as np
+import numpy.typing as npt
+
+FULL_RANGE, VIDEO_RANGE = 2, 1  # FFmpeg's AVCOL_RANGE_JPEG and AVCOL_RANGE_MPEG
+BT601 = 6  # FFmpeg's AVCOL_SPC_SMPTE170M: the matrix that swscale converts RGB with
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoFormat:
+    """How FFmpeg is asked to encode; flow uses the full range of codes, RGB the video range."""
+
+    encoder: str
+    pixel_format: str
+    color_range: int
+    options: Mapping[str, str]
+
+
+class VideoWriter:
+    """Encodes frames one at a time; `close` gives the mp4. Peak memory is the encoder's, not the video's."""
+
+    def __init__(
+        self, video_format: VideoFormat, *, height: int, width: int, fps: float, crf: int, keyframe_interval: int
+    ) -> None:
+        os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings to stderr and has no other switch
+        self.num_frames = 0
+        self._format = video_format
+        self._buffer = io.BytesIO()
+        self._container = av.open(self._buffer, "w", format="mp4", options={"fflags": "+bitexact"})
+        rate = Fraction(fps).limit_denominator(1001)
+        options = {"crf": str(crf), **video_format.options}
+        stream = self._container.add_stream(video_format.encoder, rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, video_format.pixel_format
+        stream.codec_context.gop_size = keyframe_interval
+        stream.codec_context.thread_count = 1
+        stream.codec_context.color_range = video_format.color_range
+        if video_format.color_range == VIDEO_RANGE:
+            stream.codec_context.colorspace = BT601
+        self._stream = stream
+
+    def write_grey(self, image: npt.NDArray[np.integer]) -> None:
+        """Append a (H, W) image of the format's depth; chroma planes, where the format has them, are set to grey."""
+        height, width = image.shape
+        frame = av.VideoFrame(width, height, self._format.pixel_format)
+        luma, *chroma = frame.planes
+        np.frombuffer(luma, image.dtype).reshape(height, -1)[:, :width] = image
+        for plane in chroma:
+            np.frombuffer(plane, image.dtype)[:] = 512 if image.dtype == np.uint16 else 128
+        self._write(frame)
+
+    def write_rgb(self, image: npt.NDArray[np.uint8]) -> None:
+        """Append a (H, W, 3) RGB frame, converted to the format's YUV."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        self._write(frame.reformat(format=self._format.pixel_format, dst_colorspace=BT601, dst_color_range=VIDEO_RANGE))
+
+    def _write(self, frame: av.VideoFrame) -> None:
+        frame.pts = self.num_frames
+        self.num_frames += 1
+        self._container.mux(self._stream.encode(frame))
+
+    def close(self) -> bytes:
+        """The mp4 file's bytes, or b"" where no frame was written."""
+        if self.num_frames == 0:
+            return b""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._buffer.getvalue()
+
+
+def read_frames(data: bytes, *, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames in display order with their indices, from the last keyframe at or before `start` on."""
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
+        if start > 0:
+            container.seek(int(start * ticks_per_frame), stream=stream)
+        for frame in container.decode(stream):
+            yield round(frame.pts / ticks_per_frame), frame
+
+
+def find_keyframes(data: bytes) -> list[int]:
+    """Indices of the frames that decoding can start at, in ascending order; nothing is decoded."""
+    with av.open(io.BytesIO(data)) as container:
+        stream = container.streams.video[0]
+        ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
+        keyframes = [packet.pts for packet in container.demux(stream) if packet.is_keyframe and packet.pts is not None]
+    return sorted(round(pts / ticks_per_frame) for pts in keyframes)
+
+
+def read_grey(frame: av.VideoFrame) -> npt.NDArray[np.integer]:
+    """A frame's luma plane as it is stored, (H, W) uint8 or uint16, without any conversion of range or depth."""
+    dtype = np.uint16 if frame.format.components[0].bits > 8 else np.uint8
+    return np.frombuffer(frame.planes[0], dtype).reshape(frame.height, -1)[:, : frame.width]
