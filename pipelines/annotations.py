@@ -32,6 +32,7 @@ SPLIT_SYNONYMS = {
 }
 WHOLE = "all"  # the split of rows that name none
 MAX_ID_BYTES = 200  # a file name holds 255, and readers append endings such as .flow.mp4
+_UNSAFE = re.compile(r"[^\w\-+=,@/]")
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def make_id(name: str) -> str:
     Slashes become `~`; every other character that is not a letter, digit or one of `_-+=,@` becomes its UTF-8 bytes as
     %XX, so two names never share an id and the name can be read back. Beyond 200 bytes the tail becomes a SHA-256.
     """
-    escaped = re.sub(r"[^\w\-+=,@/]", lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
+    escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
     made = escaped.replace("/", "~")
     if len(made.encode()) <= MAX_ID_BYTES:
         return made
