@@ -1,0 +1,82 @@
+"""The five networks that the paper compares, by name; torch only, no data and no cluster.
+
+model = models.build("i3d", num_classes=400, stream="flow")
+logits = model(torch.zeros(1, 2, 64, 224, 224))
+model.contract.train.streams["flow"].num_frames   # 64: what a loader must deliver
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from torch import Tensor, nn
+
+from models.c3d import C3D, C3DConfig
+from models.contract import ModelConfig, VideoModel
+from models.convnet_lstm import ConvNetLSTM, ConvNetLSTMConfig
+from models.fused_two_stream import FusedTwoStream, FusedTwoStreamConfig
+from models.i3d import I3D, I3DConfig
+from models.two_stream import TwoStream, TwoStreamConfig
+
+CONFIGS: dict[str, type[ModelConfig]] = {
+    "convnet_lstm": ConvNetLSTMConfig,
+    "c3d": C3DConfig,
+    "two_stream": TwoStreamConfig,
+    "fused_two_stream": FusedTwoStreamConfig,
+    "i3d": I3DConfig,
+}
+NETWORKS: dict[type[ModelConfig], Callable[..., VideoModel]] = {
+    ConvNetLSTMConfig: ConvNetLSTM,
+    C3DConfig: C3D,
+    TwoStreamConfig: TwoStream,
+    FusedTwoStreamConfig: FusedTwoStream,
+    I3DConfig: I3D,
+}
+
+
+def configure(
+    name: str, *, num_classes: int, stream: str | None = None, width: float = 1.0, **settings: object
+) -> ModelConfig:
+    """The settings of the model `name`, checked; no tensor is made. Lists (from JSON) are taken as tuples.
+
+    Raises ValueError for an unknown name or setting, listing the known ones, and for settings that do not fit.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"No model is called {name!r}; choose one of {', '.join(CONFIGS)}.")
+    if stream is not None:
+        settings["stream"] = stream
+    known = {field.name for field in fields(CONFIGS[name])}
+    if unknown := settings.keys() - known:
+        raise ValueError(f"{name} has no settings {sorted(unknown)}; it has {', '.join(sorted(known))}.")
+    plain = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return CONFIGS[name](num_classes=num_classes, width=width, **plain)  # type: ignore[arg-type]
+
+
+def build(
+    name: str, *, num_classes: int, stream: str | None = None, width: float = 1.0, **settings: object
+) -> VideoModel:
+    """A new model by name, with freshly drawn weights; `settings` are fields of its config (see `configure`)."""
+    return build_from(configure(name, num_classes=num_classes, stream=stream, width=width, **settings))
+
+
+def build_from(config: ModelConfig) -> VideoModel:
+    """A new model from its settings."""
+    return NETWORKS[type(config)](config)
+
+
+def name_of(config: ModelConfig) -> str:
+    """The name under which `build` makes this config's model."""
+    return next(name for name, config_type in CONFIGS.items() if config_type is type(config))
+
+
+def clip_scores(logits: Tensor) -> Tensor:
+    """A model's output as one row of logits for each clip, (B, num_classes): of (B, T, num_classes) the last step."""
+    return logits if logits.ndim == 2 else logits[:, -1]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy of a model's output with int64 labels (B,), over all time steps where it has several."""
+    steps = logits.shape[1] if logits.ndim == 3 else 1
+    rows = logits.flatten(0, -2).float()
+    return nn.functional.cross_entropy(rows, labels.repeat_interleave(steps), label_smoothing=label_smoothing)

@@ -1,0 +1,89 @@
+"""3D-ConvNet: C3D with batch norm after every convolution and hidden layer (Tran et al. 2015; paper, section 2.2).
+
+It differs from C3D in the batch norm and in the first pool's temporal stride of 2. SAME padding everywhere: 112 pixels
+leave a 4×4 grid, which the paper's 79 M parameters imply.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import (
+    CHANNELS,
+    Clips,
+    InputContract,
+    ModelConfig,
+    Stream,
+    VideoModel,
+    consecutive_frames,
+    stream_of,
+)
+from models.convolution import Convolution, MaxPool
+from models.inception import UnitFactory
+
+# Output channels of the convolutions before each of the five pools, and of the two hidden layers.
+STAGE_WIDTHS = {"1": (64,), "2": (128,), "3": (256, 256), "4": (512, 512), "5": (512, 512)}
+HIDDEN_WIDTHS = {"fc6": 4096, "fc7": 4096}
+
+
+@dataclass(frozen=True, kw_only=True)
+class C3DConfig(ModelConfig):
+    """C3D on clips of `frames` frames; `test_clips` of them, one after the other, are averaged at test time."""
+
+    stream: Stream = "rgb"
+    size: int = 112
+    frames: int = 16
+    test_clips: int = 15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stream not in CHANNELS:
+            raise ValueError(f"stream is {self.stream!r}; C3D has one stream, 'rgb' or 'flow'.")
+        if self.frames < 1:
+            raise ValueError(f"frames is {self.frames}; give the length of a clip, at least 1.")
+
+
+class C3D(VideoModel):
+    """(B, 3, frames, size, size) in [-1, 1] to (B, num_classes) logits; only this clip size fits its hidden layers."""
+
+    config: C3DConfig
+
+    def __init__(self, config: C3DConfig) -> None:
+        super().__init__()
+        self.config = config
+        unit = UnitFactory(width=config.width, bn_momentum=config.bn_momentum, bn_gamma=True)
+        self.trunk = nn.Sequential()
+        channels = CHANNELS[config.stream]
+        for stage, widths in STAGE_WIDTHS.items():
+            for letter, width in zip("ab", widths, strict=False):
+                self.trunk.add_module(f"conv{stage}{letter}", unit(channels, unit.channels(width), (3, 3, 3)))
+                channels = unit.channels(width)
+            self.trunk.add_module(f"pool{stage}", MaxPool((2, 2, 2), (2, 2, 2)))
+        features = channels * math.ceil(config.frames / 32) * math.ceil(config.size / 32) ** 2
+        self.hidden = nn.Sequential()
+        for name, width in HIDDEN_WIDTHS.items():
+            self.hidden.add_module(name, unit(features, unit.channels(width), (1, 1, 1)))
+            self.hidden.add_module(f"dropout_{name}", nn.Dropout(config.dropout))
+            features = unit.channels(width)
+        self.logits = Convolution(features, config.num_classes, (1, 1, 1), bias=True)
+
+    @property
+    def contract(self) -> InputContract:
+        """Table 1: 16 RGB frames (0.64 s) for training; 240 frames (9.6 s) in 15 clips at test."""
+        train = consecutive_frames(self.config.stream, self.config.frames)
+        test = consecutive_frames(self.config.stream, self.config.frames, num_clips=self.config.test_clips)
+        return InputContract(size=self.config.size, train=train, test=test)
+
+    def forward(self, clips: Clips) -> Tensor:
+        clip = stream_of(clips, self.config.stream)
+        expected = (self.config.frames, self.config.size, self.config.size)
+        if tuple(clip.shape[2:]) != expected:
+            raise ValueError(
+                f"This C3D takes clips of {expected} frames, rows and columns; got {tuple(clip.shape[2:])}."
+            )
+        grid = self.trunk(clip.contiguous(memory_format=torch.channels_last_3d)).flatten(1)
+        return self.logits(self.hidden(grid[:, :, None, None, None]).to(self.logits.weight.dtype)).flatten(1)

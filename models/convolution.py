@@ -1,0 +1,128 @@
+"""Convolution, pooling and batch norm on clips (B, C, T, H, W), with TensorFlow's SAME padding at every size.
+
+A 2-D network is a 3-D one whose temporal kernels and strides are 1, so these few layers serve all five models.
+They keep every activation in channels_last_3d, where this is also the quick form on a CPU: a 1×1×1 convolution is one
+matrix product, and a pool needs no padded copy. On a GPU the same calls are PyTorch's ordinary ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+Extent = tuple[int, int, int]  # along time, height, width
+
+
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's SAME padding (before, after) of one axis: the output has ceil(size / stride) elements."""
+    total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
+class Convolution(nn.Module):
+    """SAME convolution of (B, in, T, H, W) to (B, out, ⌈T/s⌉, ⌈H/s⌉, ⌈W/s⌉); weights as Sonnet draws them.
+
+    The weight (out, in, t, h, w) is a normal of standard deviation 1/√fan_in truncated at two of them, the bias zero.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Extent, *, stride: Extent = (1, 1, 1), bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        shape = (out_channels, in_channels, *kernel)
+        self.weight = nn.Parameter(torch.empty(shape, memory_format=torch.channels_last_3d))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        std = 1 / math.sqrt(in_channels * math.prod(kernel))
+        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel == self.stride == (1, 1, 1):
+            rows = nn.functional.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
+            return rows.permute(0, 4, 1, 2, 3)
+        x, padding = pad_for_convolution(x, self.kernel, self.stride)
+        return nn.functional.conv3d(x, self.weight, self.bias, self.stride, padding)
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels = self.weight.shape[:2]
+        return (
+            f"{in_channels}, {out_channels}, kernel={self.kernel}, stride={self.stride}, bias={self.bias is not None}"
+        )
+
+
+class MaxPool(nn.Module):
+    """SAME max-pooling of (B, C, T, H, W)."""
+
+    def __init__(self, kernel: Extent, stride: Extent) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel, self.stride, strict=True)]
+        if any(after > before and s == 1 for (before, after), s in zip(pads, self.stride, strict=True)):
+            x, pads = nn.functional.pad(x, _pad_argument(pads), value=-math.inf), [(0, 0)] * 3
+        # ceil_mode lets the last window hang over the border by the one element that SAME adds behind, without a copy.
+        return nn.functional.max_pool3d(x, self.kernel, self.stride, [before for before, _ in pads], ceil_mode=True)
+
+    def extra_repr(self) -> str:
+        return f"kernel={self.kernel}, stride={self.stride}"
+
+
+class BatchNorm(nn.BatchNorm3d):
+    """Batch norm over (B, T, H, W), ε = 1e-3, by default without gamma, as in TF-slim and Sonnet.
+
+    Every convolution of Inception is followed by batch norm and ReLU, and then by something linear or a maximum: a
+    positive scale commutes with these, so gamma adds nothing that the next weights cannot hold. The released
+    checkpoints have none, and the paper's parameter counts fit without it.
+    """
+
+    def __init__(self, channels: int, *, momentum: float, gamma: bool = False) -> None:
+        super().__init__(channels, eps=1e-3, momentum=momentum)
+        if not gamma:
+            self.register_parameter("weight", None)
+
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch norm, ReLU: the unit that Inception and C3D are made of."""
+
+    def __init__(self, conv: Convolution, bn: BatchNorm) -> None:
+        super().__init__()
+        self.conv, self.bn = conv, bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.bn(self.conv(x)), inplace=True)
+
+
+def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tensor, Extent]:
+    """x, padded where PyTorch's symmetric padding cannot express SAME, and the symmetric padding that is left to do."""
+    pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
+    explicit = [pad if pad[0] != pad[1] else (0, 0) for pad in pads]
+    if _has_wrong_weight_gradient(x, kernel):
+        explicit[0] = pads[0]
+    if any(after for _, after in explicit):
+        x = nn.functional.pad(x, _pad_argument(explicit))
+    t, h, w = (0 if pad == done else pad[0] for pad, done in zip(pads, explicit, strict=True))
+    return x, (t, h, w)
+
+
+def _has_wrong_weight_gradient(x: Tensor, kernel: Extent) -> bool:
+    """Whether oneDNN's bf16 weight gradient of this convolution would be uninitialised memory.
+
+    Seen in torch 2.13 on CPU with a temporal kernel of 3 padded by 1 over exactly two time steps (Mixed_5b and 5c of a
+    16-frame clip): values up to inf, without an error. With the padding done beforehand the gradient is right.
+    """
+    if x.device.type != "cpu" or kernel[0] != 3 or x.shape[2] != 2:
+        return False
+    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+
+
+def _pad_argument(pads: list[tuple[int, int]]) -> list[int]:
+    return [n for pad in reversed(pads) for n in pad]

@@ -1,0 +1,62 @@
+"""3D-Fused Two-Stream: two framewise Inception-V1 joined by a 3×3×3 convolution (paper, section 2.3).
+
+Five snapshots, ten frames apart, each one RGB and ten flow frames. The streams' last grids are concatenated (only this
+gives the paper's 39 M parameters), convolved to 512 channels, max-pooled and averaged to one vector. The stride of the
+pool (2) is not stated in the paper. Trained end to end; the new layers start from Gaussian noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import STREAMS, Clips, InputContract, ModelConfig, VideoModel
+from models.convolution import BatchNorm, Convolution, ConvUnit, MaxPool
+from models.inception import InceptionV1, UnitFactory
+from models.two_stream import SNAPSHOT_CHANNELS, snapshot_sampling, snapshots_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedTwoStreamConfig(ModelConfig):
+    """3D-Fused Two-Stream on clips of `snapshots` snapshots; `test_clips` clips are averaged at test time."""
+
+    snapshots: int = 5
+    test_clips: int = 5
+    fusion_channels: int = 512
+    bn_gamma: bool = False
+
+
+class FusedTwoStream(VideoModel):
+    """N RGB frames (B, 3, N, H, W) and 10 N flow frames (B, 2, 10 N, H, W) to (B, num_classes) logits."""
+
+    config: FusedTwoStreamConfig
+
+    def __init__(self, config: FusedTwoStreamConfig) -> None:
+        super().__init__()
+        self.config = config
+        unit = UnitFactory(width=config.width, bn_momentum=config.bn_momentum, bn_gamma=config.bn_gamma)
+        trunks: dict[str, InceptionV1] = {
+            stream: InceptionV1(SNAPSHOT_CHANNELS[stream], unit=unit) for stream in STREAMS
+        }
+        self.streams = nn.ModuleDict(trunks)
+        channels = unit.channels(config.fusion_channels)
+        grids = sum(trunk.out_channels for trunk in trunks.values())
+        norm = BatchNorm(channels, momentum=config.bn_momentum, gamma=True)
+        self.fusion = ConvUnit(Convolution(grids, channels, (3, 3, 3)), norm)
+        self.pool = MaxPool((3, 3, 3), (2, 2, 2))
+        self.dropout = nn.Dropout(config.dropout)
+        self.logits = Convolution(channels, config.num_classes, (1, 1, 1), bias=True)
+
+    @property
+    def contract(self) -> InputContract:
+        """Table 1: 5 RGB and 50 flow frames (2 s) for training; 25 and 250 (10 s) at test, five clips averaged."""
+        train = snapshot_sampling(STREAMS, self.config.snapshots)
+        test = snapshot_sampling(STREAMS, self.config.snapshots, num_clips=self.config.test_clips)
+        return InputContract(size=self.config.size, train=train, test=test)
+
+    def forward(self, clips: Clips) -> Tensor:
+        grids = torch.cat([trunk(snapshots_of(clips, stream)) for stream, trunk in self.streams.items()], dim=1)
+        pooled = self.pool(self.fusion(grids)).to(self.logits.weight.dtype).mean(dim=(2, 3, 4), keepdim=True)
+        return self.logits(self.dropout(pooled)).flatten(1)

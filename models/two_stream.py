@@ -1,0 +1,108 @@
+"""Two-Stream: two 2-D Inception-V1, one on an RGB frame and one on ten flow frames (paper, section 2.3).
+
+The streams are trained apart and their logits summed; both in one model serve evaluation and the parameter count.
+A clip of several snapshots averages the logits over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.contract import (
+    CHANNELS,
+    STREAMS,
+    Clips,
+    ClipSampling,
+    InputContract,
+    ModelConfig,
+    Stream,
+    StreamSampling,
+    VideoModel,
+    stream_of,
+)
+from models.convolution import Convolution
+from models.inception import InceptionV1, UnitFactory
+
+FLOW_FRAMES = 10  # stacked as the channels of one snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStreamConfig(ModelConfig):
+    """Two-Stream; `stream` restricts it to one of the two, which is how each is trained."""
+
+    stream: Stream | None = None
+    test_snapshots: int = 25
+    bn_gamma: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stream not in (None, *STREAMS):
+            raise ValueError(f"stream is {self.stream!r}; choose 'rgb', 'flow', or None for both.")
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return STREAMS if self.stream is None else (self.stream,)
+
+
+class SnapshotNet(nn.Module):
+    """2-D Inception-V1 with a classifier: (B, C, N, H, W), N snapshots, to their mean logits (B, num_classes)."""
+
+    def __init__(self, in_channels: int, config: TwoStreamConfig) -> None:
+        super().__init__()
+        unit = UnitFactory(width=config.width, bn_momentum=config.bn_momentum, bn_gamma=config.bn_gamma)
+        self.trunk = InceptionV1(in_channels, unit=unit)
+        self.dropout = nn.Dropout(config.dropout)
+        self.logits = Convolution(self.trunk.out_channels, config.num_classes, (1, 1, 1), bias=True)
+
+    def forward(self, snapshots: Tensor) -> Tensor:
+        features = self.trunk(snapshots).to(self.logits.weight.dtype).mean(dim=(3, 4), keepdim=True)
+        return self.logits(self.dropout(features)).mean(dim=(2, 3, 4))
+
+
+class TwoStream(VideoModel):
+    """N RGB frames (B, 3, N, H, W) and 10 N flow frames (B, 2, 10 N, H, W) to summed logits (B, num_classes)."""
+
+    config: TwoStreamConfig
+
+    def __init__(self, config: TwoStreamConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.streams = nn.ModuleDict({s: SnapshotNet(SNAPSHOT_CHANNELS[s], config) for s in config.streams})
+
+    @property
+    def contract(self) -> InputContract:
+        """Table 1: one RGB and 10 flow frames (0.4 s) for training; 25 and 250 (10 s) at test, snapshots averaged."""
+        train = snapshot_sampling(self.config.streams, 1)
+        test = snapshot_sampling(self.config.streams, 1, num_clips=self.config.test_snapshots)
+        return InputContract(size=self.config.size, train=train, test=test)
+
+    def forward(self, clips: Clips) -> Tensor:
+        logits = [net(snapshots_of(clips, stream)) for stream, net in self.streams.items()]
+        return torch.stack(logits).sum(dim=0)
+
+
+SNAPSHOT_CHANNELS = {"rgb": CHANNELS["rgb"], "flow": CHANNELS["flow"] * FLOW_FRAMES}
+
+
+def snapshot_sampling(streams: Sequence[Stream], snapshots: int, *, num_clips: int = 1) -> ClipSampling:
+    """Clips of `snapshots` times ten frames: of each ten the first RGB frame and all flow frames."""
+    rgb = StreamSampling(channels=CHANNELS["rgb"], num_frames=snapshots, frame_step=FLOW_FRAMES)
+    flow = StreamSampling(channels=CHANNELS["flow"], num_frames=snapshots * FLOW_FRAMES)
+    samplings = {"rgb": rgb, "flow": flow}
+    chosen: dict[str, StreamSampling] = {stream: samplings[stream] for stream in streams}
+    return ClipSampling(span=snapshots * FLOW_FRAMES, streams=chosen, num_clips=num_clips)
+
+
+def snapshots_of(clips: Clips, stream: str) -> Tensor:
+    """One stream's snapshots (B, 3, N, H, W), or (B, 20, N, H, W) for flow: u and v of each ten frames in turn."""
+    clip = stream_of(clips, stream)
+    if stream == "rgb":
+        return clip
+    if clip.shape[2] % FLOW_FRAMES:
+        raise ValueError(f"A flow clip of {clip.shape[2]} frames does not divide into stacks of {FLOW_FRAMES}.")
+    stacks = clip.unflatten(2, (-1, FLOW_FRAMES))  # (B, 2, N, 10, H, W)
+    return stacks.permute(0, 3, 1, 2, 4, 5).flatten(1, 2)
