@@ -1,0 +1,98 @@
+"""TV-L1 on one CPU core: pyramids, a compiled solver per scale, and one workspace per video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipelines.tvl1 import kernels
+from pipelines.tvl1.params import TVL1Params
+from pipelines.tvl1.pyramid import pyramid_sizes
+
+
+class Solver:
+    """Flow between consecutive frames of one size (H, W); holds the pyramids of two frames and the fields."""
+
+    def __init__(self, height: int, width: int, params: TVL1Params) -> None:
+        self.sizes = pyramid_sizes(height, width, params)
+        self.schedule = _schedule(params)
+        self.pyramids = [[np.empty((h + 3) * (w + 3), np.float32) for h, w in self.sizes] for _ in range(2)]
+        largest = kernels.field_size(height, width)
+        self.fields = [_aligned_zeros(largest), _aligned_zeros(largest)]
+        self.scratch = [_scratch(h, w) for h, w in self.sizes]
+
+    def load(self, frame: np.ndarray) -> None:
+        """Make `frame` (H, W) uint8 the second of the pair, and the second before it the first."""
+        self.pyramids.reverse()
+        levels = self.pyramids[1]
+        kernels.pad_image(frame, levels[0])
+        for level in range(1, len(levels)):
+            kernels.halve(levels[level - 1], self.sizes[level - 1], levels[level], self.sizes[level])
+
+    def solve(self) -> np.ndarray:
+        """Flow (H, W, 2) float32 from the first loaded frame to the second, coarse to fine."""
+        field, coarse = self.fields
+        field[:] = 0
+        for level in reversed(range(len(self.sizes))):
+            size = self.sizes[level]
+            images = self.pyramids[0][level], self.pyramids[1][level]
+            kernels.solve_scale(field, size, images, self.scratch[level], self.schedule)
+            if level > 0:
+                field, coarse = coarse, field
+                kernels.upsample(coarse, size, field, self.sizes[level - 1])
+        flow = np.empty((*self.sizes[0], 2), np.float32)
+        kernels.read_flow(field, self.sizes[0], flow)
+        return flow
+
+
+def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.ndarray]:
+    """Flow (H, W, 2) float32 of each frame (H, W) uint8 to the next, on the calling thread, without the GIL."""
+    solver = None
+    for frame in frames:
+        if solver is None:
+            solver = Solver(*frame.shape, params)
+            solver.load(frame)
+            continue
+        solver.load(frame)
+        yield solver.solve()
+
+
+def describe_target() -> str:
+    return "cpu"
+
+
+def _schedule(params: TVL1Params) -> kernels.Schedule:
+    return kernels.Schedule(
+        coupling=np.float32(params.theta),
+        data_step=np.float32(params.lambda_ * params.theta),
+        dual_step=np.float32(params.tau / params.theta),
+        num_warps=params.num_warps,
+        num_iterations=params.num_iterations,
+        median=params.median,
+        first_check=params.first_check
+        if params.freeze_below > 0 or params.drop_below > 0
+        else params.num_iterations + 1,
+        check_every=params.check_every,
+        freeze_below=np.float32(params.freeze_below**2),
+        drop_below=np.float32(params.drop_below**2),
+    )
+
+
+def _scratch(height: int, width: int) -> tuple[np.ndarray, ...]:
+    bands, tiles = -(-height // kernels.TILE), -(-width // kernels.TILE)
+    return (
+        np.empty((height, width), np.float32),
+        np.empty((bands, tiles), np.bool_),
+        np.empty((bands, tiles), np.bool_),
+        np.zeros((bands, tiles), np.float32),
+        np.empty((bands, tiles, 2), np.int64),
+        np.empty(bands, np.int64),
+    )
+
+
+def _aligned_zeros(size: int) -> np.ndarray:
+    """Zeros that start on a cache line, where 16-wide loads do not straddle two."""
+    raw = np.zeros(size + kernels.LANES, np.float32)
+    start = -(raw.ctypes.data // raw.itemsize) % kernels.LANES
+    return raw[start : start + size]
