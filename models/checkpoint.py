@@ -1,0 +1,90 @@
+"""Our own checkpoints: a directory that says by itself what it holds and how to rebuild it.
+
+    DIR/model.json           format, model name, its settings, classes, flow convention, whatever else was told
+    DIR/weights.safetensors  parameters and running statistics, float32, under the model's own names
+    DIR/training.pt          optional: optimizer and loop state for resuming; read with weights_only
+
+model.json is written last: a directory without it is not a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import build, name_of
+from models.contract import VideoModel
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """What a checkpoint says beside its weights.
+
+    `flow_convention` is how the flow that the model saw was stored (bound, levels, zero code, as the shards say), or
+    None for a model that saw none. `extra` is free: steps, scores, the run's settings.
+    """
+
+    classes: tuple[str, ...]
+    flow_convention: Mapping[str, object] | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+def save(
+    directory: str | Path,
+    model: VideoModel,
+    *,
+    classes: Sequence[str],
+    flow_convention: Mapping[str, object] | None = None,
+    extra: Mapping[str, object] | None = None,
+    training_state: Mapping[str, object] | None = None,
+) -> None:
+    """Writes a checkpoint (see `Metadata`); the directory is made where it is missing, an older one replaced.
+
+    `training_state` is tensors, numbers and strings in mappings and lists, such as an optimizer's state dict.
+    Raises ValueError where the number of class names is not the model's.
+    """
+    if len(classes) != model.config.num_classes:
+        raise ValueError(
+            f"{len(classes)} class names for a model of {model.config.num_classes} classes; give one each."
+        )
+    metadata = Metadata(classes=tuple(classes), flow_convention=flow_convention, extra=extra or {})
+    described = {"format": FORMAT, "model": name_of(model.config), "config": asdict(model.config), **asdict(metadata)}
+    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("model.json", "training.pt"):
+        (directory / name).unlink(missing_ok=True)
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, directory / "weights.safetensors")
+    if training_state is not None:
+        torch.save(dict(training_state), directory / "training.pt")
+    (directory / "model.json").write_text(text, encoding="utf-8")
+
+
+def load(directory: str | Path, *, device: str = "cpu") -> tuple[VideoModel, Metadata]:
+    """The model of a checkpoint, in training mode, and its metadata.
+
+    Raises ValueError where the directory holds no checkpoint, or one of another format.
+    """
+    path = Path(directory) / "model.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} holds no checkpoint: it has no model.json.")
+    described = json.loads(path.read_text(encoding="utf-8"))
+    if described.get("format") != FORMAT:
+        raise ValueError(f"{path} has the format {described.get('format')!r}; this version reads {FORMAT}.")
+    model = build(described["model"], **described["config"]).to(device)
+    model.load_state_dict(load_file(Path(directory) / "weights.safetensors", device=device))
+    metadata = {key: described[key] for key in ("flow_convention", "extra")}
+    return model, Metadata(classes=tuple(described["classes"]), **metadata)
+
+
+def load_training_state(directory: str | Path, *, device: str = "cpu") -> dict[str, object] | None:
+    """The training state of a checkpoint, or None where it was saved without; no pickled code is run."""
+    path = Path(directory) / "training.pt"
+    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
