@@ -11,7 +11,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -80,6 +81,13 @@ def read_bytes(uri: str) -> bytes:
     """The whole file; FileNotFoundError where there is none."""
     filesystem, path = open_filesystem(uri)
     return bytes(filesystem.cat_file(path))
+
+
+def read_many(uris: Sequence[str]) -> Iterator[bytes]:
+    """The contents of many files, in order, fetched a few at a time: on S3 one by one would take minutes."""
+    with ThreadPoolExecutor(16) as pool:
+        for start in range(0, len(uris), 256):
+            yield from pool.map(read_bytes, uris[start : start + 256])
 
 
 def read_text(uri: str) -> str:

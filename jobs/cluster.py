@@ -1,0 +1,32 @@
+"""How a job finds its Ray: the cluster it was submitted to, or one of its own on this machine.
+
+A job calls `connect` before it imports anything that imports ray, which reads its environment once, at import. Nothing
+below jobs/ reads the environment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+
+def connect(*, num_cpus: int | None = None) -> str:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray here, on loopback only.
+
+    Returns a phrase about where that is. `num_cpus` sizes a Ray that is started here; on a cluster the graph limits
+    itself.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    submitted = bool(os.environ.get("RAY_ADDRESS"))
+    if not submitted:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, said aloud: left unset, it warns
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too this is what keeps sockets on 127.0.0.1
+    import ray
+
+    if submitted:
+        ray.init(logging_level=logging.WARNING)
+    else:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+    cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
+    place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
+    return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs"

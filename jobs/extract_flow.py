@@ -1,0 +1,264 @@
+"""Turn raw videos into shards of RGB frames and TV-L1 flow.
+
+    python jobs/extract_flow.py                                            a few self-made videos, in seconds
+    python jobs/extract_flow.py --videos DIR --output OUT                  a folder per class, or a flat folder
+    python jobs/extract_flow.py --videos DIR --annotations train.csv val.csv --output s3://bucket/kinetics400
+    ray job submit --working-dir . -- python jobs/extract_flow.py …        the same on a cluster
+
+Interrupted, it goes on where it stopped when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from jobs.cluster import connect
+from jobs.extraction_log import RunLog, format_estimate, format_summary
+
+if TYPE_CHECKING:
+    from pipelines.catalog import Catalog
+    from pipelines.extraction import Placement
+    from pipelines.plan import ExtractionSettings, Plan
+
+DEBUG_FOLDER = "out/debug"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractFlow:
+    """Turn raw videos into shards of RGB frames and TV-L1 flow. Without --videos: a debug run on self-made videos."""
+
+    videos: str | None = None
+    """Folder of videos (or one file), on disk or s3://. None: make a few videos under out/debug and take those."""
+    output: str | None = None
+    """Folder for the shards, on disk or s3://. None: out/debug/shards, allowed for the debug run only."""
+    annotations: tuple[str, ...] = ()
+    """CSV path,label[,split]; Kinetics CSVs; or the folder of the UCF-101 or HMDB-51 lists. None: folders say."""
+    split: str | None = None
+    """Take this split only (train, val, test, …). None: all."""
+    fold: int = 1
+    """Which of the three official divisions of UCF-101 and HMDB-51 (1, 2 or 3)."""
+    limit: int | None = None
+    """Take at most so many videos, evenly spread over the catalog. None: all."""
+
+    fps: float = 25.0
+    """Frames a second that videos are sampled at."""
+    short_side: int = 256
+    """Pixels of the shorter side of the frames, even."""
+    max_frames: int = 15_000
+    """Frames; a longer video or span goes to quarantine (15,000 are 10 minutes at 25 frames a second)."""
+    decode_timeout: float = 60.0
+    """Seconds without a sign of life after which a decoder counts as hung."""
+
+    flow_backend: Literal["auto", "cpu", "cuda", "opencv"] = "auto"
+    """What computes flow. auto: cuda where the cluster has GPUs now, else cpu; cuda also waits for GPUs to come."""
+    flow_preset: Literal["faithful", "quality", "fast"] = "faithful"
+    """TV-L1 settings: like OpenCV's, better, or faster."""
+
+    codec: Literal["av1", "h264", "lossless", "jpeg"] = "av1"
+    """How flow is stored. av1, h264: 10-bit video; lossless: 8-bit video; jpeg: pairs as of denseflow."""
+    bound: float = 20.0
+    """Pixels; flow is clipped to plus or minus this."""
+    flow_quality: int | None = None
+    """Constant rate factor of av1 and h264 (lower is better), JPEG quality of jpeg. None: the measured default."""
+    rgb_codec: Literal["h264", "av1"] = "h264"
+    """How RGB frames are stored."""
+    rgb_quality: int | None = None
+    """Constant rate factor of the RGB video (lower is better). None: the measured default."""
+    keyframe_interval: int = 32
+    """Frames from keyframe to keyframe: what reading a window may have to decode in vain."""
+
+    format: Literal["parquet", "webdataset"] = "parquet"
+    """Parquet files, or WebDataset tars."""
+    videos_per_shard: int = 32
+    """Videos in a shard, which is also what is lost when a machine dies in the middle of one."""
+
+    num_cpus: int | None = None
+    """CPUs to use at a time, one task on each. None: all."""
+    num_gpus: float | None = None
+    """GPUs to use for flow. None: all."""
+    gpus_per_actor: float = 1.0
+    """Share of a GPU that one flow actor reserves; 0.5 lets two share one."""
+
+    retry_quarantined: bool = False
+    """Do the quarantined videos again, and missing ones that are there now; the rest of their shards is kept."""
+    dry_run: bool = False
+    """Only print the plan, and time, bytes and cost extrapolated from a few videos."""
+    dry_run_samples: int = 4
+    """Videos that --dry-run extracts."""
+    cpu_hour_price: float = 0.04
+    """Dollars an hour and CPU, for --dry-run."""
+
+    def __post_init__(self) -> None:
+        if self.videos is not None and self.output is None:
+            raise ValueError("--videos is given but --output is not: say where the shards go")
+
+
+def main() -> None:
+    """Parse, extract, report."""
+    try:
+        config = prepare(tyro.cli(ExtractFlow, description=__doc__))
+        status = run(config)
+    except ValueError as error:  # what the user can mend; anything else shows where it broke
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", flush=True)
+        status = 130
+    sys.exit(status)
+
+
+def prepare(config: ExtractFlow) -> ExtractFlow:
+    """The configuration with the debug run's videos and output filled in; writes those videos."""
+    if config.videos is not None:
+        return config
+    from pipelines.motion_videos import write_motion_videos
+
+    folder = Path(DEBUG_FOLDER)
+    write_motion_videos(folder / "videos", videos_per_class=3, seed=0, num_frames=25)
+    output = config.output or str(folder / "shards")
+    return replace(
+        config, videos=str(folder / "videos"), output=output, videos_per_shard=min(config.videos_per_shard, 4)
+    )
+
+
+def make_settings(config: ExtractFlow) -> ExtractionSettings:
+    """The flags that decide about the bytes of the output."""
+    from pipelines.codec import CodecSettings
+    from pipelines.plan import ExtractionSettings
+    from pipelines.shards import ShardSettings
+    from pipelines.video import DecodeSettings
+
+    return ExtractionSettings(
+        decode=DecodeSettings(
+            fps=config.fps,
+            short_side=config.short_side,
+            max_frames=config.max_frames,
+            timeout_s=config.decode_timeout,
+        ),
+        flow_preset=config.flow_preset,
+        codec=CodecSettings(
+            flow_codec=config.codec,
+            bound=config.bound,
+            flow_quality=config.flow_quality,
+            rgb_codec=config.rgb_codec,
+            rgb_quality=config.rgb_quality,
+            keyframe_interval=config.keyframe_interval,
+        ),
+        shards=ShardSettings(format=config.format, videos_per_shard=config.videos_per_shard),
+    )
+
+
+def run(config: ExtractFlow) -> int:
+    """Read the catalog, make the shards that are not there yet, write the tables; the exit status."""
+    from pipelines import storage
+    from pipelines.catalog import read_catalog
+    from pipelines.lock import lock_output
+    from pipelines.plan import make_plan
+
+    settings = make_settings(config)
+    assert config.videos, "filled in by prepare"
+    assert config.output, "filled in by prepare"
+    output = storage.absolute(config.output)
+    annotations = list(config.annotations) or None
+    catalog = read_catalog(config.videos, annotations, split=config.split, limit=config.limit, fold=config.fold)
+    print(f"videos      {config.videos}: {describe_catalog(catalog)}")
+    with nullcontext() if config.dry_run else lock_output(output):
+        print(f"ray         {connect(num_cpus=config.num_cpus)}")
+        backend, placement = place(config)
+        kernel = probe_kernel(backend, placement)
+        plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=kernel)
+        print(f"flow        {settings.flow_preset} on {kernel}; {placement.flow_actors or 'no'} GPU actors")
+        print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+        return dry_run(config, plan, backend) if config.dry_run else extract(config, plan, backend, placement)
+
+
+def describe_catalog(catalog: Catalog) -> str:
+    """`120 videos (train 60, test 60), 6 classes; 2 missing; from a CSV of paths`."""
+    splits = Counter(catalog.table["split"].to_pylist())
+    sizes = ", ".join(f"{name} {count:,}" for name, count in splits.items())
+    missing = catalog.table["path"].null_count
+    text = f"{len(catalog.table):,} videos ({sizes}), {len(catalog.classes)} classes, from {catalog.source}"
+    return f"{text}; {missing:,} missing" if missing else text
+
+
+def place(config: ExtractFlow) -> tuple[str, Placement]:
+    """The flow backend that --flow-backend means on the cluster at hand, and where the steps run."""
+    import ray
+
+    from pipelines.extraction import Placement
+
+    gpus = ray.cluster_resources().get("GPU", 0.0) if config.num_gpus is None else config.num_gpus
+    wanted = config.flow_backend
+    if wanted == "auto":
+        wanted = "cuda" if gpus else "cpu"
+    if wanted != "cuda":
+        return wanted, Placement(num_cpus=config.num_cpus)
+    actors = int(gpus / config.gpus_per_actor) if config.gpus_per_actor > 0 else 0
+    if actors < 1:
+        raise ValueError(
+            f"--flow-backend cuda with {gpus:g} GPUs and --gpus-per-actor {config.gpus_per_actor:g} leaves no flow "
+            "actor: take cpu, or say by --num-gpus how many GPUs the cluster will scale up to"
+        )
+    return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
+
+
+def probe_kernel(backend: str, placement: Placement) -> str:
+    """What the flow kernel is compiled for, asked (and compiled) where it will run: a head node may differ."""
+    import ray
+
+    gpus = placement.gpus_per_actor if placement.flow_actors else 0
+    return str(ray.get(ray.remote(num_gpus=gpus)(_prewarm).remote(backend)))
+
+
+def _prewarm(backend: str) -> str:
+    from pipelines import tvl1
+
+    tvl1.prewarm(backend)
+    return tvl1.kernel_target(backend)
+
+
+def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement) -> int:
+    """Run the graph with progress lines, assemble the data set, print the final table."""
+    from pipelines import dataset, extraction, report
+
+    log = RunLog(shards=len(plan.spans))
+    remaining = extraction.extract(
+        plan, backend=backend, placement=placement, retry=config.retry_quarantined, on_tally=log.add
+    )
+    try:
+        for left in remaining:
+            log.update(left)
+    finally:
+        log.write(plan.output, placement)
+    described = dataset.assemble(plan)
+    page = report.write_extraction_report(plan.output, described)
+    dataset.finish(plan, described)
+    print(format_summary(described))
+    print(f"look at     {page}")
+    return 0 if described["shards"] else 1
+
+
+def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
+    """Print what the run would take, from a few videos that are extracted in this process."""
+    import ray
+
+    from pipelines.estimate import estimate
+    from pipelines.extraction import Steps
+
+    steps = Steps(
+        output=plan.output, settings=plan.settings, backend=backend, kernel=plan.kernel, fingerprint=plan.fingerprint
+    )
+    found = estimate(plan, steps, num_samples=config.dry_run_samples)
+    cpus = config.num_cpus or ray.cluster_resources()["CPU"]
+    print(format_estimate(found, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

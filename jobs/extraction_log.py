@@ -1,0 +1,142 @@
+"""What an extraction says while it runs and when it is done, in lines that read well in `ray job logs` too."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.estimate import Estimate
+    from pipelines.extraction import Placement, Remaining
+    from pipelines.progress import Tally
+
+VERSIONS_OF = ("av", "numba", "numpy", "opencv-contrib-python-headless", "pyarrow", "ray", "torch")
+
+
+class RunLog:
+    """Prints progress lines, and writes OUT/runs/TIME.json: when, where and how fast, which the shards never say."""
+
+    def __init__(self, *, shards: int) -> None:
+        self.shards = shards
+        self.videos_to_do = 0
+        self.shards_left = shards
+        self.started = time.time()
+        self.timeline: list[tuple[float, int, int, int]] = []
+
+    def update(self, remaining: Remaining) -> None:
+        """Take note of a committed shard; the first call says what there is to do."""
+        if not self.videos_to_do:
+            self.videos_to_do = remaining.videos
+            done = self.shards - remaining.shards
+            print(
+                f"to do       {remaining.shards} shards with {remaining.videos:,} videos; {done} shards are done",
+                flush=True,
+            )
+        self.shards_left = remaining.shards
+
+    def add(self, tally: Tally) -> None:
+        """Print one progress line."""
+        self.timeline.append((round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined))
+        left = max(0, self.videos_to_do - tally.videos)
+        eta = format_seconds(left * tally.seconds / tally.videos) if tally.videos else "unknown"
+        print(
+            f"{format_seconds(tally.seconds):>9}  {tally.videos:,} of {self.videos_to_do:,} videos, "
+            f"{tally.frames / tally.seconds:.0f} frames/s, ETA {eta}, {tally.quarantined:,} quarantined, "
+            f"{self.shards_left} shards left",
+            flush=True,
+        )
+
+    def write(self, output: str, placement: Placement) -> None:
+        """Write the record of this run beside the shards; a run that found nothing to do leaves none."""
+        from pipelines import shards, storage
+
+        if not self.timeline:
+            return
+        started = time.gmtime(self.started)
+        record = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", started),
+            "seconds": round(time.time() - self.started, 1),
+            "host": socket.gethostname(),
+            "placement": asdict(placement),
+            "versions": {
+                "python": platform.python_version(),
+                **{v: importlib.metadata.version(v) for v in VERSIONS_OF},
+            },
+            "timeline": self.timeline,
+        }
+        name = time.strftime("%Y%m%dT%H%M%SZ.json", started)
+        storage.put(storage.join(output, "runs", name), shards.to_json(record))
+
+
+def format_seconds(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s` or `7 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def format_bytes(count: float) -> str:
+    """`1.5 GB`, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def format_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Columns of text, the first aligned left, the others right."""
+    cells = [list(header), *([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = (
+        [row[0].ljust(widths[0])] + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        for row in cells
+    )
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def format_summary(dataset: dict[str, Any]) -> str:
+    """The final table of an extraction."""
+    columns = ("expected", "ok", "missing", "quarantined", "frames")
+    splits = [(name, *(counts[column] for column in columns)) for name, counts in dataset["splits"].items()]
+    parts = [format_table(("split", *columns), splits)]
+    if dataset["quarantine_reasons"]:
+        parts.append(format_table(("quarantined because", "videos"), sorted(dataset["quarantine_reasons"].items())))
+    if dataset["totals"]:
+        parts.append(_format_totals(dataset["totals"], dataset["flow_error_px"]))
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def _format_totals(totals: dict[str, int], error: dict[str, float] | None) -> str:
+    rgb, flow = totals["rgb_bytes"], totals["flow_bytes"]
+    lines = [
+        f"RGB         {format_bytes(rgb)}, {format_bytes(rgb / totals['frames'])} a frame",
+        f"flow        {format_bytes(flow)}, {format_bytes(flow / max(1, totals['flow_frames']))} a frame",
+    ]
+    if error:
+        lines.append(
+            f"flow error  {error['mean']:.3f} px mean, {error['rms']:.3f} RMS, {error['p999']:.2f} p99.9, "
+            f"{error['max']:.2f} max, measured on {error['videos']} videos"
+        )
+    return "\n".join(lines)
+
+
+def format_estimate(found: Estimate, *, cpus: float, cpu_hour_price: float) -> str:
+    """What --dry-run prints."""
+    low, mean, high = (s / cpus for s in (found.core_seconds_low, found.core_seconds, found.core_seconds_high))
+    hours = found.core_seconds / 3600
+    return (
+        f"sampled     {found.sampled} of {found.videos:,} videos, {found.failed} of them failed\n"
+        f"frames      {found.frames:,}\n"
+        f"time        {format_seconds(mean)} on {cpus:g} CPUs ({format_seconds(low)} to {format_seconds(high)}, "
+        f"if all were like the cheapest or dearest of the sample)\n"
+        f"bytes       {format_bytes(found.num_bytes)}\n"
+        f"cost        ${hours * cpu_hour_price:,.2f} for {hours:,.2f} CPU hours at ${cpu_hour_price:g}\n"
+        "nothing was written"
+    )

@@ -1,0 +1,306 @@
+"""The shard format: what a row holds, how a shard is written, committed and read again.
+
+A shard is one Parquet file or one WebDataset tar with the rows of up to `videos_per_shard` videos of one split. It is
+written by one atomic put and then vouched for by a commit record (rows, bytes, sha256, fingerprint and the fate of
+every catalog video the shard was planned for). A shard without a record does not exist; `dataset.json`, written last,
+lists them all. Nothing here depends on the clock or the machine, so equal rows give equal bytes.
+
+    OUT/plan.json              settings and fingerprint, written before any work
+    OUT/shards/train-00000.parquet (or .tar)
+    OUT/commits/train-00000.json
+    OUT/videos.parquet         one row per catalog video, whatever became of it
+    OUT/quarantine.parquet     one row per video that failed, with stage, kind and reason
+    OUT/dataset.json           settings, fingerprint, classes, splits, shards
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines import storage
+
+SCHEMA_VERSION = 1
+ShardFormat = Literal["parquet", "webdataset"]
+Row = dict[str, Any]
+T = TypeVar("T")
+
+COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
+
+# What is known of a video that became a row of a shard. The two blobs come last.
+ROW_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("label", pa.int32()),  # index into the classes of dataset.json; -1: unlabelled
+        ("class_name", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),  # path of the video file, relative to --videos
+        ("source_sha256", pa.string()),
+        ("start", pa.float64()),  # seconds into the file where the rows' frames begin; null: the whole file
+        ("end", pa.float64()),
+        ("fps", pa.float64()),
+        ("num_frames", pa.int32()),  # RGB frames; there is one flow frame fewer
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("timing", pa.string()),  # "time" or "order": how the frames were sampled
+        ("partial", pa.bool_()),  # some frames of the file could not be decoded
+        ("flow_mean", pa.float64()),  # mean |flow|, px
+        ("flow_clipped", pa.float64()),  # share of flow values beyond the bound
+        ("flow_error_mean", pa.float64()),  # px, decoded against clipped flow; null: this video was not sampled
+        ("flow_error_rms", pa.float64()),
+        ("flow_error_p999", pa.float64()),
+        ("flow_error_max", pa.float64()),
+        ("rgb", pa.large_binary()),
+        ("flow", pa.large_binary()),
+    ]
+)
+BLOBS = ("rgb", "flow")
+FACTS = tuple(name for name in ROW_SCHEMA.names if name not in BLOBS)
+
+# One row per catalog video, in videos.parquet and in the commit records.
+VIDEO_SCHEMA = pa.schema(
+    [
+        *[ROW_SCHEMA.field(name) for name in FACTS],
+        ("status", pa.string()),  # "ok", "missing" or "quarantined"
+        ("shard", pa.string()),  # the shard's name; also where a missing video would have gone
+        ("rgb_bytes", pa.int64()),
+        ("flow_bytes", pa.int64()),
+        ("stage", pa.string()),  # where it failed: "fetch", "decode", "flow" or "encode"
+        ("error_kind", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+QUARANTINE_COLUMNS = ("id", "source", "split", "class_name", "shard", "stage", "error_kind", "error_message")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSettings:
+    """How rows are put into files."""
+
+    format: ShardFormat = "parquet"
+    videos_per_shard: int = 32
+
+    def __post_init__(self) -> None:
+        if self.videos_per_shard < 1:
+            raise ValueError(f"--videos-per-shard is {self.videos_per_shard}: it must be at least 1")
+
+    @property
+    def extension(self) -> str:
+        return {"parquet": "parquet", "webdataset": "tar"}[self.format]
+
+
+def shard_name(split: str, index: int) -> str:
+    """`train-00000`: what a shard, its commit record and its rows' `shard` field are called."""
+    return f"{split}-{index:05d}"
+
+
+def shard_uri(output: str, name: str, extension: str) -> str:
+    return storage.join(output, "shards", f"{name}.{extension}")
+
+
+def commit_uri(output: str, name: str) -> str:
+    return storage.join(output, "commits", f"{name}.json")
+
+
+def to_json(value: object) -> bytes:
+    """Canonical JSON: sorted keys, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def digest(value: object) -> str:
+    """Sha256 of a value's canonical JSON."""
+    return hashlib.sha256(to_json(value)).hexdigest()
+
+
+def encode_shard(rows: Sequence[Row], settings: ShardSettings, convention: Mapping[str, Any]) -> bytes:
+    """The bytes of a shard; `convention`, how flow and RGB are read, goes into the schema metadata or each sample."""
+    return {"parquet": _parquet_bytes, "webdataset": _tar_bytes}[settings.format](rows, convention)
+
+
+def _parquet_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
+    schema = ROW_SCHEMA.with_metadata({"convention": json.dumps(convention, sort_keys=True)})
+    columns = {name: [row[name] for row in rows] for name in schema.names}
+    sink = pa.BufferOutputStream()
+    # Blobs are compressed already, and statistics of them would be copies of them.
+    with pq.ParquetWriter(
+        sink, schema, compression="none", use_dictionary=False, write_statistics=list(FACTS), store_schema=True
+    ) as writer:
+        writer.write_table(pa.table(columns, schema=schema), row_group_size=8)
+    return bytes(sink.getvalue())
+
+
+def _tar_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
+    members = convention["members"]
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for row in rows:
+            facts = {**{name: row[name] for name in FACTS}, "convention": dict(convention)}
+            _add_member(tar, f"{row['id']}.json", to_json(facts))
+            for blob in BLOBS:
+                _add_member(tar, f"{row['id']}.{members[blob]}", _as_bytes(row[blob]))
+    return sink.getvalue()
+
+
+def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # mtime, owner and mode are TarInfo's constants: the bytes never depend on the clock
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _as_bytes(value: object) -> bytes:
+    assert isinstance(value, bytes), type(value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit:
+    """What vouches for a shard: written after it, read at a restart and when the data set is assembled."""
+
+    shard: str
+    split: str
+    file: str | None  # relative to the output; null where no video of the shard could be used
+    num_rows: int
+    num_bytes: int
+    sha256: str | None
+    fingerprint: str
+    videos: list[Row]
+
+    def to_bytes(self) -> bytes:
+        return to_json(vars(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Commit:
+        return cls(**json.loads(data))
+
+
+def commit_shard(
+    output: str,
+    name: str,
+    rows: Sequence[Row],
+    videos: Sequence[Row],
+    *,
+    settings: ShardSettings,
+    convention: Mapping[str, Any],
+    fingerprint: str,
+) -> Commit:
+    """Put the shard, then its commit record, each atomically; `rows` are the usable videos, `videos` all planned."""
+    file, data = None, b""
+    if rows:
+        file = f"shards/{name}.{settings.extension}"
+        data = encode_shard(rows, settings, convention)
+        storage.put(storage.join(output, file), data)
+    commit = Commit(
+        shard=name,
+        split=str(videos[0]["split"]),
+        file=file,
+        num_rows=len(rows),
+        num_bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest() if rows else None,
+        fingerprint=fingerprint,
+        videos=list(videos),
+    )
+    storage.put(commit_uri(output, name), commit.to_bytes())
+    return commit
+
+
+def read_commits(output: str) -> Iterator[Commit]:
+    """The commit records of an output in order of shard name; none where nothing was committed yet."""
+    folder = storage.join(output, "commits")
+    if storage.is_dir(folder):
+        uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
+        yield from map(Commit.from_bytes, storage.read_many(uris))
+
+
+def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:
+    """Write videos.parquet and quarantine.parquet from commit records, which are passed on one by one on the way.
+
+    The files are put when the last record has passed.
+    """
+    quarantine_schema = pa.schema([VIDEO_SCHEMA.field(name) for name in QUARANTINE_COLUMNS])
+    sinks = {"videos": pa.BufferOutputStream(), "quarantine": pa.BufferOutputStream()}
+    with (
+        pq.ParquetWriter(sinks["videos"], VIDEO_SCHEMA) as videos,
+        pq.ParquetWriter(sinks["quarantine"], quarantine_schema) as quarantine,
+    ):
+        for some in _chunks(commits, COMMITS_PER_ROW_GROUP):
+            table = pa.Table.from_pylist([row for commit in some for row in commit.videos], schema=VIDEO_SCHEMA)
+            videos.write_table(table)
+            failed = table.filter(pc.equal(table["status"], "quarantined"))
+            quarantine.write_table(failed.select(list(QUARANTINE_COLUMNS)))
+            yield from some
+    for name, sink in sinks.items():
+        storage.put(storage.join(output, f"{name}.parquet"), bytes(sink.getvalue()))
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while held := list(itertools.islice(iterator, size)):
+        yield held
+
+
+def read_dataset(output: str) -> dict[str, object]:
+    """`dataset.json` of a finished data set; one clear error where there is none or its version is another one."""
+    try:
+        dataset = json.loads(storage.read_bytes(storage.join(output, "dataset.json")))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{output} holds no finished data set (no dataset.json). "
+            "If an extraction was interrupted, run its command again: it resumes."
+        ) from error
+    if dataset["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(
+            f"{output} has schema version {dataset['schema_version']}, this reader knows {SCHEMA_VERSION}: "
+            "use the release that wrote it, or extract again"
+        )
+    return dict(dataset)
+
+
+def read_rows(uri: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """The rows of one shard file (.parquet or .tar), in order, with the blobs as bytes.
+
+    Each row carries `convention`, the dict that says how its flow and RGB are to be read: hand it to the codec, which
+    refuses one it does not know.
+    """
+    if uri.endswith(".tar"):
+        yield from _read_tar(uri, columns)
+    else:
+        yield from _read_parquet(uri, columns)
+
+
+def _read_parquet(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    with storage.open_read(uri) as file:
+        parquet = pq.ParquetFile(file)
+        convention = json.loads(parquet.schema_arrow.metadata[b"convention"])
+        for group in range(parquet.num_row_groups):
+            for row in parquet.read_row_group(group, columns=list(columns) if columns else None).to_pylist():
+                yield {**row, "convention": convention}
+
+
+def _read_tar(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
+    wanted = set(columns or ROW_SCHEMA.names)
+    with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        members = iter(tar)
+        for member in members:
+            facts = json.loads(_member_bytes(tar, member))
+            row = {name: facts[name] for name in FACTS if name in wanted}
+            for blob in BLOBS:
+                member = next(members)
+                if blob in wanted:
+                    row[blob] = _member_bytes(tar, member)
+            yield {**row, "convention": facts["convention"]}
+
+
+def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    reader = tar.extractfile(member)
+    assert reader is not None, member.name
+    return reader.read()
