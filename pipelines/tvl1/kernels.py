@@ -22,7 +22,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 U, F = np.uint64, np.float32
 OPTIONS = {"fastmath": True, "error_model": "numpy", "boundscheck": False, "nogil": True, "cache": False}
@@ -240,6 +242,11 @@ def keep_moving(tiles, change, threshold):
 
 
 @njit(**OPTIONS)
+def row_buffer(width):
+    return np.empty(width + 2 + LANES, np.float32)
+
+
+@njit(**OPTIONS)
 def read_row(field, y, size, plane, row):
     """Row y of a plane as row[1:W+1], its ends repeated in row[0] and row[W+1]."""
     height, width = size
@@ -282,7 +289,7 @@ def filter_median(field, size, plane, runs):
     """3x3 median of one flow plane over the runs, in place, edges repeated."""
     height, width = size
     columns, counts = runs
-    above, row, below = np.empty((3, width + 2 + LANES), np.float32)
+    above, row, below = row_buffer(width), row_buffer(width), row_buffer(width)
     read_row(field, 0, size, plane, row)
     above[:] = row
     for y in range(height):
@@ -331,7 +338,7 @@ def locate_taps(field, o, position, taps):
     position: x and y of the first pixel, n, the padded image's pitch, and the last column and row, to which clamped.
     """
     x0, y, n, pitch, right, bottom = position
-    weights, corners = taps
+    weights, corners, _ = taps
     for k in range(n):
         px = min(max(F(x0 + np.int32(k)) + field[o + FLOW_U + k], ZERO_F), right)
         py = min(max(y + field[o + FLOW_V + k], ZERO_F), bottom)
@@ -343,22 +350,47 @@ def locate_taps(field, o, position, taps):
         corners[k] = iy * pitch + ix
 
 
+@intrinsic
+def blend_taps(typing_context, image, corner, pitch, weights, k, columns):
+    """columns[4k + j] = sum over i of weights[k + (4 + i) * STRIP] * image[corner + i * pitch + j], for j = 0..3.
+
+    The only hand-emitted vector code: numba runs no superword vectoriser, so the plain form of these four sums is
+    scalar, and the whole gather then takes 2.9 instead of 1.3 ns a pixel.
+    """
+
+    def emit(context, builder, signature, arguments):
+        data = [
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
+            for kind, value in zip(signature.args, arguments, strict=True)
+        ]
+        image, corner, pitch, weights, k, columns = data
+        quad, lanes = ir.VectorType(ir.FloatType(), 4), ir.VectorType(ir.IntType(32), 4)
+        undefined, total = ir.Constant(quad, ir.Undefined), ir.Constant(quad, [0.0] * 4)
+        for i in range(4):
+            row = builder.gep(image, [builder.add(corner, builder.mul(pitch, pitch.type(i)))])
+            pixels = builder.load(builder.bitcast(row, quad.as_pointer()), align=4)
+            weight = builder.load(builder.gep(weights, [builder.add(k, k.type((4 + i) * STRIP))]))
+            weight = builder.insert_element(undefined, weight, ir.IntType(32)(0))
+            weight = builder.shuffle_vector(weight, undefined, ir.Constant(lanes, [0] * 4))
+            total = builder.fadd(total, builder.fmul(pixels, weight, flags=["fast"]), flags=["fast"])
+        target = builder.gep(columns, [builder.mul(k, k.type(4))])
+        builder.store(total, builder.bitcast(target, quad.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.none(image, corner, pitch, weights, k, columns), emit
+
+
 @njit(forceinline=True, **OPTIONS)
 def gather_cubic(image, pitch, taps, out):
-    """Bicubic value of the padded image at each located pixel: four columns blended over y, then the row over x."""
-    weights, corners = taps
+    """Bicubic value of the padded image at each located pixel: taps blended over y, then the four columns over x."""
+    weights, corners, columns = taps
     for k in range(U(out.size)):
-        p = U(corners[k])
-        y0, y1 = weights[k + U(4) * STRIP_U], weights[k + U(5) * STRIP_U]
-        y2, y3 = weights[k + U(6) * STRIP_U], weights[k + U(7) * STRIP_U]
-        q, r, s = p + pitch, p + U(2) * pitch, p + U(3) * pitch
-        c0 = y0 * image[p] + y1 * image[q] + y2 * image[r] + y3 * image[s]
-        c1 = y0 * image[p + ONE] + y1 * image[q + ONE] + y2 * image[r + ONE] + y3 * image[s + ONE]
-        c2 = y0 * image[p + U(2)] + y1 * image[q + U(2)] + y2 * image[r + U(2)] + y3 * image[s + U(2)]
-        c3 = y0 * image[p + U(3)] + y1 * image[q + U(3)] + y2 * image[r + U(3)] + y3 * image[s + U(3)]
+        blend_taps(image, U(corners[k]), pitch, weights, k, columns)
+    for k in range(U(out.size)):
+        c = U(4) * k
         x0, x1 = weights[k], weights[k + STRIP_U]
         x2, x3 = weights[k + U(2) * STRIP_U], weights[k + U(3) * STRIP_U]
-        out[k] = x0 * c0 + x1 * c1 + x2 * c2 + x3 * c3
+        out[k] = x0 * columns[c] + x1 * columns[c + ONE] + x2 * columns[c + U(2)] + x3 * columns[c + U(3)]
 
 
 @njit(**OPTIONS)
@@ -366,8 +398,7 @@ def warp(field, size, runs, image, warped):
     """The padded second image at x + flow, into warped (H, W), where the runs and the pixels around them need it."""
     height, width = size
     pitch = image.size // (height + 3)
-    flat = image
-    taps = np.empty(8 * STRIP, np.float32), np.empty(STRIP, np.int32)
+    taps = np.empty(8 * STRIP, np.float32), np.empty(STRIP, np.int32), np.empty(4 * STRIP, np.float32)
     for y in range(height):
         first, last = needed_columns(runs, y, size)
         for x0 in range(first // STRIP * STRIP, last, STRIP):
@@ -375,7 +406,7 @@ def warp(field, size, runs, image, warped):
             o = index_of(y, x, height)
             position = np.int32(x), F(y), U(max(end - x, 0)), np.int32(pitch), F(width - 1), F(height - 1)
             locate_taps(field, o, position, taps)
-            gather_cubic(flat, U(pitch), taps, warped[y, x:end])
+            gather_cubic(image, U(pitch), taps, warped[y, x:end])
 
 
 @njit(**OPTIONS)
@@ -400,7 +431,7 @@ def linearise(field, size, runs, image, warped):
     height, width = size
     columns, counts = runs
     pitch = image.size // (height + 3)
-    row = np.empty(width + 2 + LANES, np.float32)
+    row = row_buffer(width)
     for y in range(height):
         if counts[y // TILE] == 0:
             continue
@@ -526,28 +557,30 @@ def upsample(coarse, coarse_size, field, size):
 
 @njit(**OPTIONS)
 def upsample_plane(coarse, coarse_size, field, size, plane, factor):
+    """One plane, resized and multiplied; a coarse row is resized once, on the way down."""
     height, width = size
     tops, weights_y = resample_weights(coarse_size[0], height)
     lefts, weights_x = resample_weights(coarse_size[1], width)
-    upper, lower, blended = np.empty((3, coarse_size[1] + 2), np.float32)
+    source, upper, lower = row_buffer(coarse_size[1]), row_buffer(width), row_buffer(width)
     loaded = -1
     for y in range(height):
-        if tops[y] != loaded:
-            loaded = tops[y]
-            read_row(coarse, loaded, coarse_size, plane, upper)
-            read_row(coarse, min(loaded + 1, coarse_size[0] - 1), coarse_size, plane, lower)
-        blend_rows(upper, lower, weights_y[y], blended)
+        while loaded < min(tops[y] + 1, coarse_size[0] - 1):
+            loaded += 1
+            upper, lower = lower, upper
+            read_row(coarse, loaded, coarse_size, plane, source)
+            blend_columns(source[1:], lefts, weights_x, lower[:width])
+        if coarse_size[0] == 1:
+            upper = lower
         for x0 in range(0, width, STRIP):
             o, end = index_of(y, x0, height) + plane, min(x0 + STRIP, width)
-            place_columns(blended, (lefts[x0:end], weights_x[x0:end]), factor, field, o)
+            place_rows(field, o, (upper[x0:end], lower[x0:end]), weights_y[y], factor)
 
 
 @njit(forceinline=True, **OPTIONS)
-def place_columns(row, resample, factor, field, o):
-    lefts, weights = resample
-    for x in range(U(lefts.size)):
-        left = U(lefts[x]) + ONE
-        field[o + x] = factor * (row[left] + weights[x] * (row[left + ONE] - row[left]))
+def place_rows(field, o, rows, weight, factor):
+    upper, lower = rows
+    for x in range(U(upper.size)):
+        field[o + x] = factor * (upper[x] + weight * (lower[x] - upper[x]))
 
 
 @njit(**OPTIONS)
