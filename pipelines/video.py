@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar, get_args
 
@@ -19,6 +21,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
@@ -48,8 +51,10 @@ KINDS: tuple[str, ...] = get_args(Kind)
 MAX_ASPECT_RATIO = 8
 MIN_DECODED_SHARE = 0.9
 MAX_GAP_S = 10.0
+PROBED_FRAMES = 16
 TRIM_MARGIN_S = 1.0
 WHOLE_SHARE = 0.99  # headers are off by a little: below this share of its frames a video counts as partial
+INDEXED = ("mov", "matroska", "avi")  # elsewhere FFmpeg guesses positions and may land behind the span
 SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
 # Playlists (hls, concat, dash), image sequences, devices and lavfi are left out: they open other files and URLs.
@@ -177,10 +182,10 @@ def resample(
 
     Exactly FFmpeg's `fps=…:round=near`: a frame goes to slot round(time × fps), an empty slot repeats the frame before,
     of frames that share a slot the last stays, and the last frame lasts to its end. Differs in two edges: a video has
-    at least one slot, and `slots`, where given, ends the output there.
+    at least one slot, and `slots`, where given, ends the output there. Frames that end before time 0 fill nothing.
     """
     held: list[T] = []
-    filled, end_slot = 0, 1
+    filled, last_end = 0, Fraction(0)
     for time, end, frame in timed:
         slot = round_half_up(time * fps)
         last = slot if slots is None else min(slot, slots)
@@ -189,11 +194,12 @@ def resample(
             filled = last
         if slots is not None and slot >= slots:
             return
-        held, end_slot = [frame], round_half_up(end * fps)
+        held, last_end = [frame], end
+    end_slot = max(1, round_half_up(last_end * fps))
     if slots is not None:
         end_slot = min(end_slot, slots)
-    if held and max(end_slot, 1) > filled:
-        yield held[0], max(end_slot, 1) - filled
+    if last_end > 0 and end_slot > filled:
+        yield held[0], end_slot - filled
 
 
 @dataclass(frozen=True)
@@ -214,8 +220,9 @@ def judge_timing(pts: list[int | None], *, container: str, time_base: Fraction, 
 
     Times are trusted where all of this holds: the container is not AVI, which stores none (what FFmpeg makes up for it
     is out of order on UCF-101, HMDB-51, NTU and UT-Interaction clips whose frames decode in the right order); every
-    packet has one; no two are equal; and no gap between neighbours is over MAX_GAP_S seconds or ten nominal frames.
-    Otherwise frame i of the decoder's output order is shown at i / nominal rate.
+    packet has one; no two are equal; no gap between neighbours is over MAX_GAP_S seconds or ten nominal frames; and the
+    decoder puts out the first PROBED_FRAMES frames with rising times (`rises`; not so where an AVI was copied into
+    another container). Otherwise frame i of the decoder's output order is shown at i / nominal rate.
     """
     times = [t for t in pts if t is not None]
     if container == "avi" or len(times) < len(pts) or not times:
@@ -225,6 +232,16 @@ def judge_timing(pts: list[int | None], *, container: str, time_base: Fraction, 
         return "time"
     longest = max(MAX_GAP_S, float(10 / rate)) / float(time_base)
     return "time" if gaps.min() > 0 and gaps.max() <= longest else "order"
+
+
+def rises(path: str | os.PathLike[str], survey: Survey) -> bool:
+    """Whether the decoder puts out a video's first frames in the order of their presentation times."""
+    with open_video(path) as (container, stream):
+        if not stream.codec_context.has_b_frames:
+            return True
+        source = _Source(container, stream, None, survey)
+        times = [frame.pts for frame in islice(source.frames(lambda: None), PROBED_FRAMES) if frame.pts is not None]
+    return all(before < after for before, after in pairwise(times))
 
 
 def decode(
@@ -250,6 +267,8 @@ def decode(
             span = resolve_span(start, end, duration_of(container))
             survey = survey_packets(container, stream, span, on_progress)
         check_survey(survey, span, settings)
+        if survey.timing == "time" and not rises(path, survey):
+            survey = replace(survey, timing="order", seekable=False)
         with open_video(path) as (container, stream):
             source, scaler, count = _Source(container, stream, span, survey), _Scaler(settings.short_side), 0
             slots = (
@@ -265,6 +284,8 @@ def decode(
                 for _ in range(repeats):
                     yield picture
             source.check()
+            if count == 0:
+                raise VideoError("empty_span", f"the video ends before the span, which starts at {start} s")
             return source.info(scaler, frames=count, duration=float(count / fps))
 
 
@@ -301,22 +322,30 @@ def open_video(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, V
 
 
 def pick_stream(container: InputContainer) -> VideoStream:
-    """The video stream FFmpeg holds for the best, cover pictures aside. Raises VideoError."""
+    """The video stream with the most pixels, the first of equals, cover pictures aside. Raises VideoError."""
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
-        others = sorted({s.type for s in container.streams})
+        others = sorted({s.type for s in container.streams} - {"video"})
         cover = " and a cover picture" if container.streams.video else ""
         raise VideoError("no_video_stream", f"no video stream, only {', '.join(others) or 'nothing at all'}{cover}")
-    best = container.streams.best("video")
-    stream = best if best in videos else videos[0]
-    if stream.codec_context is None:
+    known = [s for s in videos if s.codec_context is not None]
+    if not known:
         raise VideoError("unreadable", "this build of FFmpeg has no decoder for the video stream")
-    return stream
+    return max(known, key=lambda s: s.codec_context.width * s.codec_context.height)
 
 
 def duration_of(container: InputContainer) -> float | None:
     """Seconds the container says it lasts, None where it does not say."""
     return None if container.duration is None else container.duration / av.time_base
+
+
+def promised_duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Seconds that a complete file would last, None where its kind does not tell without being read to the end."""
+    name, duration = format_name(container), duration_of(container)
+    if name not in DECLARES_DURATION:
+        return None
+    # FFmpeg shortens an AVI's duration to what is there of it, but keeps the header's count.
+    return max(duration or 0, float(stream.frames * tick(stream))) if name == "avi" else duration
 
 
 def nominal_rate(stream: VideoStream) -> Fraction:
@@ -336,8 +365,15 @@ def time_zero(stream: VideoStream) -> Fraction:
     return (stream.start_time or 0) * tick(stream)
 
 
+def format_name(container: InputContainer) -> str:
+    """FFmpeg's name of the container, the first of its aliases: "mov", "matroska", "avi"…"""
+    return container.format.name.split(",")[0]
+
+
 def seek(container: InputContainer, stream: VideoStream, start: float) -> None:
-    """Move to the keyframe at or before `start` seconds; stay where the container cannot seek."""
+    """Move to the keyframe at or before `start` seconds; stay at the file's start where it has no index to find it."""
+    if format_name(container) not in INDEXED:
+        return
     with suppress(av.error.FFmpegError):
         offset = (Fraction(start) + time_zero(stream)) / tick(stream)
         container.seek(math.floor(offset), stream=stream, backward=True)
@@ -346,11 +382,18 @@ def seek(container: InputContainer, stream: VideoStream, start: float) -> None:
 def read_packets(container: InputContainer, on_progress: Callable[[], None]) -> Iterator[Packet]:
     """The packets of all streams in file order, up to the end or to where the file cannot be read on."""
     packets = container.demux()
-    with suppress(av.error.InvalidDataError, av.error.EOFError, av.error.OSError):
-        for packet in packets:
-            on_progress()
-            if packet.size:
-                yield packet
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.MemoryError:
+            raise
+        except (av.error.FFmpegError, IndexError):  # IndexError: PyAV's end of a file in whose midst a stream appeared
+            return
+        on_progress()
+        if packet.size:
+            yield packet
 
 
 def holds_picture(packet: Packet, codec: str) -> bool:
@@ -381,9 +424,9 @@ def survey_packets(
         pictures += holds_picture(packet, codec)
         if span is not None and span.end is not None and time is not None and time - zero > span.end:
             break
-    name = container.format.name.split(",")[0]
+    name = format_name(container)
     timing = judge_timing(pts, container=name, time_base=tick(stream), rate=nominal_rate(stream))
-    declared = duration_of(container) if span is None and name in DECLARES_DURATION else None
+    declared = promised_duration(container, stream) if span is None else None
     return Survey(
         packets=len(pts),
         pictures=pictures,
@@ -459,7 +502,7 @@ class _Source:
         first = None if self.span is None else Fraction(self.span.start)
         previous: Fraction | None = None
         for index, frame in enumerate(self.frames(on_progress)):
-            time = frame_time(frame, self.stream) if by_time else self.origin + index * frame_s
+            time = frame_time(frame, self.stream) if by_time else self.origin + (index + self.lost) * frame_s
             if time is None or (previous is not None and time <= previous):
                 self.corrupt += 1
                 continue
@@ -508,12 +551,13 @@ class _Source:
 
     def check(self) -> None:
         """Raise VideoError where too little decoded."""
-        damaged = self.damaged()
-        if self.decoded == 0 and self.lost == 0:
+        damaged, count = self.damaged(), self.decoded + self.lost
+        if count == 0:
             raise VideoError("no_frames", "the decoder yields no frame and reports no error")
         if self.share() < MIN_DECODED_SHARE:
-            share = f"{damaged} of {self.decoded + self.lost} frames"
-            raise VideoError("corrupt", f"{share} are lost or decode with errors")
+            kind: Kind = "truncated" if self.survey.share < 1 - damaged / count else "corrupt"
+            reach = "" if self.survey.share == 1 else f", and the file is cut off at {self.survey.share:.0%}"
+            raise VideoError(kind, f"{damaged} of {count} frames are lost or decode with errors{reach}")
 
     def info(self, scaler: _Scaler, *, frames: int, duration: float) -> VideoInfo:
         height, width = scaler.size
@@ -523,7 +567,7 @@ class _Source:
             source_height=scaler.source_size[0],
             source_width=scaler.source_size[1],
             source_fps=float(nominal_rate(self.stream)),
-            rotation=scaler.rotation,
+            rotation=scaler.orientation.rotation,
             timing=self.survey.timing,
             trimmed=self.span is not None,
             duration=duration,
@@ -541,9 +585,30 @@ def frame_time(frame: VideoFrame, stream: VideoStream) -> Fraction | None:
     return None if frame.pts is None else frame.pts * tick(stream) - time_zero(stream)
 
 
-def quarter_turns(rotation: int) -> int:
-    """0 to 3 quarter turns counterclockwise nearest to a display matrix's degrees; 0 for the nonsense of some files."""
-    return round(rotation / 90) % 4 if abs(rotation) <= 360 else 0
+class Orientation(NamedTuple):
+    """How to show a stored picture upright: swap its axes, then mirror left-right, then top-bottom."""
+
+    transposed: bool
+    mirrored_x: bool
+    mirrored_y: bool
+
+    @property
+    def rotation(self) -> int:
+        """The same in degrees counterclockwise, 0 where it is not a rotation alone."""
+        return {(True, False, True): 90, (False, True, True): 180, (True, True, False): 270}.get(self, 0)
+
+    def apply(self, picture: RGBFrame) -> RGBFrame:
+        upright = picture.swapaxes(0, 1) if self.transposed else picture
+        return np.ascontiguousarray(upright[:: -1 if self.mirrored_y else 1, :: -1 if self.mirrored_x else 1])
+
+
+def read_orientation(frame: VideoFrame) -> Orientation:
+    """The display matrix to the nearest quarter turn; upright where there is none."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(side_data, SideData):
+        return Orientation(False, False, False)
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(side_data))  # x' = a·x + c·y, y' = b·x + d·y
+    return Orientation(True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Orientation(False, a < 0, d < 0)
 
 
 class _Scaler:
@@ -552,23 +617,20 @@ class _Scaler:
     def __init__(self, short_side: int) -> None:
         self.short_side = short_side
         self.size = self.source_size = (0, 0)  # (height, width)
-        self.rotation = 0
+        self.orientation = Orientation(False, False, False)
         self.pixel_format = ""
         self.reformatter = VideoReformatter()
 
     def convert(self, frame: VideoFrame) -> RGBFrame:
         """(H,W,3) uint8. Raises VideoError("bad_shape")."""
-        turns = quarter_turns(frame.rotation)
+        orientation = read_orientation(frame)
         if not self.pixel_format:
-            self.source_size, self.rotation, self.pixel_format = (
-                (frame.height, frame.width),
-                90 * turns,
-                frame.format.name,
-            )
-            shown = self.source_size if turns % 2 == 0 else self.source_size[::-1]
+            self.source_size, self.orientation = (frame.height, frame.width), orientation
+            self.pixel_format = frame.format.name
+            shown = self.source_size[::-1] if orientation.transposed else self.source_size
             self.size = output_size(*shown, self.short_side)
-        height, width = self.size if turns % 2 == 0 else self.size[::-1]
+        height, width = self.size[::-1] if orientation.transposed else self.size
         rgb = self.reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=SCALING, threads=1
-        ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(rgb, turns))
+        )
+        return orientation.apply(rgb.to_ndarray().astype(np.uint8, copy=False))

@@ -180,6 +180,13 @@ def test_odd_file_names(decoder: Decoder, video: Path, tmp_path: Path) -> None:
         assert len(list(decoder.frames(tmp_path / name, start=0, end=1))) == 25
 
 
+def test_truncated_before_the_index(decoder: Decoder, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "part.mp4").write_bytes(video.read_bytes()[:2000])
+    with pytest.raises(VideoError, match="moov atom not found") as caught:
+        list(decoder.frames(tmp_path / "part.mp4"))
+    assert caught.value.kind == "unreadable"
+
+
 def test_relative_path(decoder: Decoder, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(video.parent)
     assert len(list(decoder.frames(video.name, start=0, end=1))) == 25
