@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.mp4 import FULL_RANGE, VIDEO_RANGE, VideoFormat, VideoWriter, read_frames, read_grey
+from pipelines.mp4 import FULL_RANGE, VIDEO_RANGE, VideoFormat, VideoWriter, read_frames, read_grey, read_rgb
 
 FlowCodec = Literal["av1", "h264", "lossless", "jpeg"]
 RGBCodec = Literal["h264", "av1"]
@@ -78,7 +78,10 @@ class _FlowFormat:
 
 _SVT_AV1 = {"preset": "8", "svtav1-params": "lp=1"}
 _X264 = {"preset": "veryfast"}
-_X264_10_BIT = VideoFormat(encoder="libx264", pixel_format="gray10le", color_range=FULL_RANGE, options=_X264)
+# Adaptive quantisation starves motion edges for what the eye likes, deblocking smears small moving things (max error
+# 10 px instead of 2), B-frames and scene cuts cost time and reorder keyframes: all measured by benchmarks/codec.py.
+_X264_FLOW = {**_X264, "x264-params": "aq-mode=0:bframes=0:scenecut=0:no-deblock=1:weightp=0:subme=4"}
+_X264_10_BIT = VideoFormat(encoder="libx264", pixel_format="gray10le", color_range=FULL_RANGE, options=_X264_FLOW)
 # 1023 of 1024 codes, 255 of 256: an odd number of levels has a middle one, and that is zero.
 _FLOW_FORMATS = {
     "av1": _FlowFormat(
@@ -87,7 +90,7 @@ _FLOW_FORMATS = {
         quality=6,
         video=VideoFormat(encoder="libsvtav1", pixel_format="yuv420p10le", color_range=FULL_RANGE, options=_SVT_AV1),
     ),
-    "h264": _FlowFormat(levels=1023, zero_code=512, quality=14, video=_X264_10_BIT),
+    "h264": _FlowFormat(levels=1023, zero_code=512, quality=11, video=_X264_10_BIT),
     "lossless": _FlowFormat(
         levels=255,
         zero_code=128,
@@ -118,12 +121,12 @@ class CodecSettings:
     keyframe_interval  most frames from one keyframe to the next, which a window may have to decode in vain
     """
 
-    flow_codec: FlowCodec = "av1"
+    flow_codec: FlowCodec = "h264"
     bound: float = 20.0
     flow_quality: int | None = None
     rgb_codec: RGBCodec = "h264"
     rgb_quality: int | None = None
-    keyframe_interval: int = 32
+    keyframe_interval: int = 16
 
     def __post_init__(self) -> None:
         for name, codec, allowed in (
@@ -174,8 +177,8 @@ def check_convention(found: Convention, expected: Convention | None = None) -> N
     codec, bound = found.get("codec"), found.get("bound_px")
     if codec not in _FLOW_FORMATS or not isinstance(bound, int | float) or not 0 < bound < float("inf"):
         raise ConventionError(
-            f"stored flow has codec {codec!r} and bound_px {bound!r}; this reader knows the codecs "
-            f"{', '.join(_FLOW_FORMATS)} and positive bounds: read it with the version that wrote it, or extract it again"
+            f"stored flow has codec {codec!r} and bound_px {bound!r}, this reader knows the codecs "
+            f"{', '.join(_FLOW_FORMATS)} and positive bounds: read it with the version that wrote it, or extract again"
         )
     _check_equal(found, CodecSettings(flow_codec=cast(FlowCodec, codec), bound=bound).flow_convention())
     if expected is not None:
@@ -187,7 +190,7 @@ def _check_equal(found: Convention, expected: Convention) -> None:
     if differing:
         stored, wanted = ({name: side.get(name) for name in differing} for side in (found, expected))
         raise ConventionError(
-            f"stored flow has {stored}, this reader expects {wanted}: set the reader to what is stored, or extract again"
+            f"stored flow has {stored}, this reader expects {wanted}: set the reader to that, or extract again"
         )
 
 
@@ -388,7 +391,7 @@ def decode_rgb(
 ) -> npt.NDArray[np.uint8]:
     """Frames (n, H, W, 3) uint8 from start to stop, past the end meaning the end; `size` (H, W): of an empty blob."""
     _check_window(start, stop)
-    frames = [frame.to_ndarray(format="rgb24") for frame in _read_window(data, start, stop)]
+    frames = [read_rgb(frame) for frame in _read_window(data, start, stop)]
     return np.stack(frames) if frames else np.zeros((0, *size, 3), np.uint8)
 
 
