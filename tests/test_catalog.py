@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
+from moto.server import ThreadedMotoServer
 
+from pipelines import storage
 from pipelines.annotations import CatalogError, make_id
 from pipelines.catalog import SCHEMA, Catalog, read_catalog
 
@@ -67,6 +69,20 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
     _touch(tmp_path / "videos", "kick/b.mp4")
     (tmp_path / "videos/kick/c.mp4").symlink_to(tmp_path / "elsewhere/a.mp4")
     assert _columns(read_catalog(str(tmp_path / "videos")), "id") == [("kick~b",), ("kick~c",)]
+
+
+def test_videos_and_annotations_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in [("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")]:
+        monkeypatch.setenv(f"AWS_{name}", value)
+    storage.open_filesystem("s3://raw")[0].mkdir("raw")
+    storage.put("s3://raw/videos/wave/1.mp4", b"x")
+    storage.put("s3://raw/list.csv", b"path,label\nwave/1.mp4,wave\nwave/2.mp4,wave\n")
+    catalog = read_catalog("s3://raw/videos/", "s3://raw/list.csv")
+    server.stop()
+    assert _columns(catalog, "path") == [("s3://raw/videos/wave/1.mp4",), (None,)]
 
 
 def test_files_that_are_no_videos_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
