@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import llvmlite.binding
+import numba
 import numpy as np
 
-from pipelines.tvl1 import kernels
+from pipelines.tvl1.kernel_cache import load_kernels, source_hash
 from pipelines.tvl1.params import TVL1Params
 from pipelines.tvl1.pyramid import pyramid_sizes
+
+if TYPE_CHECKING:
+    from pipelines.tvl1 import kernels
+else:
+    kernels = load_kernels()
 
 
 class Solver:
@@ -28,7 +36,7 @@ class Solver:
         levels = self.pyramids[1]
         kernels.pad_image(frame, levels[0])
         for level in range(1, len(levels)):
-            kernels.halve(levels[level - 1], self.sizes[level - 1], levels[level], self.sizes[level])
+            kernels.downscale(levels[level - 1], self.sizes[level - 1], levels[level], self.sizes[level])
 
     def solve(self) -> np.ndarray:
         """Flow (H, W, 2) float32 from the first loaded frame to the second, coarse to fine."""
@@ -59,7 +67,11 @@ def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.n
 
 
 def describe_target() -> str:
-    return "cpu"
+    """numba, processor family, vector width and kernel source: what the last digits of the flow depend on."""
+    family = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+    features = llvmlite.binding.get_host_cpu_features()
+    width = next((name for name in ("avx512f", "avx2", "neon") if features.get(name)), "generic")
+    return f"cpu numba-{numba.__version__} {family} {width} kernel-{source_hash()}"
 
 
 def _schedule(params: TVL1Params) -> kernels.Schedule:

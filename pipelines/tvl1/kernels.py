@@ -27,7 +27,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 U, F = np.uint64, np.float32
-OPTIONS = {"fastmath": True, "error_model": "numpy", "boundscheck": False, "nogil": True, "cache": False}
+OPTIONS = {"fastmath": True, "error_model": "numpy", "boundscheck": False, "nogil": True, "cache": True}
 
 LANES = 16
 TILE = 16
@@ -515,7 +515,7 @@ def pad_image(image, out):
 
 
 @njit(**OPTIONS)
-def halve(image, size, out, out_size):
+def downscale(image, size, out, out_size):
     """The next coarser scale of a padded image, by linear interpolation."""
     height, width = size
     pitch, out_pitch = width + 3, out_size[1] + 3
