@@ -90,12 +90,12 @@ _FLOW_FORMATS = {
         quality=6,
         video=VideoFormat(encoder="libsvtav1", pixel_format="yuv420p10le", color_range=FULL_RANGE, options=_SVT_AV1),
     ),
-    "h264": _FlowFormat(levels=1023, zero_code=512, quality=11, video=_X264_10_BIT),
+    "h264": _FlowFormat(levels=1023, zero_code=512, quality=12, video=_X264_10_BIT),
     "lossless": _FlowFormat(
         levels=255,
         zero_code=128,
         quality=0,
-        video=VideoFormat(encoder="libx264", pixel_format="gray", color_range=FULL_RANGE, options=_X264),
+        video=VideoFormat(encoder="libx264", pixel_format="gray", color_range=FULL_RANGE, options=_X264_FLOW),
     ),
     "jpeg": _FlowFormat(
         levels=256, zero_code=127.5, quality=95, video=None, layout="flow_x_and_flow_y", extension="flow.zip"
@@ -373,9 +373,12 @@ def decode_flow_levels(
     _check_window(start, stop)
     read_window = _read_jpeg_window if convention["codec"] == "jpeg" else _read_video_window
     images = list(read_window(data, start, stop))
-    if images:
-        return split_components(np.stack(images))
-    return np.zeros((0, *size, 2), scale_of(convention).dtype)
+    dtype = scale_of(convention).dtype
+    if not images:
+        return np.zeros((0, *size, 2), dtype)
+    if images[0].dtype != dtype:
+        raise ConventionError(f"stored codes are {images[0].dtype}, the convention says {dtype.__name__}: {convention}")
+    return split_components(np.stack(images))
 
 
 def decode_flow(
