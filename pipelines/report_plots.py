@@ -1,0 +1,173 @@
+"""Plots of a report as inline SVG whose colours are CSS variables, so that they follow the reader's light or dark mode.
+
+Only numbers are drawn, never text from the data. Equal numbers give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.ticker
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Values = npt.NDArray[np.floating]
+
+# Matplotlib wants colours, CSS wants variables: these stand for the variables until the SVG is written.
+_INK, _MUTED, _GRID, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206", "#010207"
+_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _FIRST: "--first", _SECOND: "--second"}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _GRID,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+}
+WIDE, NARROW = (9.0, 2.3), (4.4, 2.3)  # inches
+CLIPPED_EDGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
+_TIME_UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
+
+
+def plot_throughput(runs: Sequence[Sequence[Sequence[float]]]) -> str:
+    """Frames a second over the working time of all runs, one after another; a run is its timeline of (seconds, videos,
+    frames, quarantined) since it began."""
+    total = sum(run[-1][0] for run in runs)
+    divisor, unit = next((size, name) for least, size, name in _TIME_UNITS if total >= least)
+    figure, axes = _axes(WIDE, x=f"{unit} of work", y="frames/s")
+    begun = 0.0
+    for run in runs:
+        edges, rate = _rates(np.asarray(run, np.float64), windows=max(1, round(90 * run[-1][0] / total)))
+        axes.stairs(rate, (begun + edges) / divisor, color=_FIRST, fill=True, alpha=0.18, linewidth=0)
+        axes.stairs(rate, (begun + edges) / divisor, color=_FIRST, linewidth=1.4, baseline=None)
+        if begun:
+            axes.axvline(begun / divisor, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+        begun += run[-1][0]
+    axes.set_xlim(0, total / divisor)
+    axes.set_ylim(0)
+    return _to_svg(figure, "Frames per second over the working time")
+
+
+def _rates(timeline: Values, windows: int) -> tuple[Values, Values]:
+    seconds, frames = np.concatenate([np.zeros((1, 1)), timeline[:, :1]]), np.append(0, timeline[:, 2])
+    edges = np.linspace(0, timeline[-1, 0], min(windows, len(timeline)) + 1)
+    return edges, np.diff(np.interp(edges, seconds[:, 0], frames)) / np.maximum(np.diff(edges), 1e-9)
+
+
+def plot_motion(flow_mean: Values, near_static_px: float) -> str:
+    """Histogram of mean |flow| a video, px, on a log axis; what is left of the dashed line is nearly still."""
+    figure, axes = _axes(NARROW, x="mean |flow| of a video, px a frame", y="videos")
+    floor = near_static_px / 5
+    axes.hist(
+        np.maximum(flow_mean, floor),
+        _log_bins(np.append(flow_mean, near_static_px), floor),
+        color=_FIRST,
+        histtype="stepfilled",
+    )
+    axes.axvline(near_static_px, color=_SECOND, linewidth=1, linestyle=(0, (3, 2)))
+    _log_axis(axes)
+    return _to_svg(figure, "Histogram of the mean flow length per video")
+
+
+def plot_bytes(per_frame: Mapping[str, Values]) -> str:
+    """Histograms of KiB a frame, one outline for each kind of blob, on a log axis."""
+    figure, axes = _axes(NARROW, x="KiB a frame", y="videos")
+    bins = _log_bins(np.concatenate(list(per_frame.values())), 1e-3)
+    for (name, values), colour in zip(per_frame.items(), (_FIRST, _SECOND), strict=False):
+        axes.hist(np.maximum(values, 1e-3), bins, color=colour, alpha=0.35, histtype="stepfilled")
+        axes.hist(np.maximum(values, 1e-3), bins, color=colour, histtype="step", linewidth=1.4, label=name)
+    _log_axis(axes)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, borderaxespad=0, labelcolor=_INK)
+    return _to_svg(figure, "Histograms of the bytes per frame")
+
+
+def plot_clipped(share: Values) -> str:
+    """Videos by the share of their flow values that lie beyond the bound."""
+    figure, axes = _axes(NARROW, x="flow values beyond the bound", y="videos")
+    names = ["none", *(f"≤ {100 * edge:g}%" for edge in CLIPPED_EDGES[1:]), f"> {100 * CLIPPED_EDGES[-1]:g}%"]
+    counts = np.bincount(np.searchsorted(CLIPPED_EDGES, share), minlength=len(names))
+    axes.bar(names, counts, width=0.72, color=[_FIRST] * (len(names) - 2) + [_SECOND] * 2)
+    axes.grid(visible=False, axis="x")
+    axes.set_ylim(0, max(1, counts.max() * 1.15))
+    for place, count in enumerate(counts):
+        axes.annotate(f"{count:,}", (place, count), (0, 2), textcoords="offset points", ha="center", color=_MUTED)
+    return _to_svg(figure, "Videos by share of clipped flow values")
+
+
+def plot_error(errors: Mapping[str, Values]) -> str:
+    """Boxes (quartiles, whiskers from least to largest) of the sampled videos' flow error, px, on a log axis."""
+    figure, axes = _axes(NARROW, x="error of stored flow, px", y="")
+    line = {"color": _FIRST, "linewidth": 1.2}
+    axes.boxplot(
+        [np.maximum(values, 1e-4) for values in errors.values()],
+        orientation="horizontal",
+        whis=(0, 100),
+        widths=0.5,
+        patch_artist=True,
+        boxprops={"facecolor": _FIRST, "alpha": 0.35, "linewidth": 0},
+        medianprops={"color": _INK, "linewidth": 1.6},
+        whiskerprops=line,
+        capprops=line,
+    )
+    axes.set_yticks(range(1, len(errors) + 1), list(errors), color=_INK)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    _log_axis(axes)
+    return _to_svg(figure, "Flow error of the sampled videos")
+
+
+def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=y == "videos"))
+    return figure, axes
+
+
+def _log_bins(values: Values, floor: float) -> list[float]:
+    low, high = max(floor, float(values.min())), max(floor, float(values.max()))
+    num_edges = int(np.clip(2 * np.sqrt(len(values)), 12, 40))
+    return list(np.geomspace(low * 0.9, max(high, low * 2) * 1.1, num_edges))
+
+
+def _log_axis(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    low, high = axes.get_xlim()
+    if high / low < 30:
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def _to_svg(figure: Figure, label: str) -> str:
+    sink = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
+    svg = sink.getvalue()
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # one id each a page: matplotlib numbers them anew in every figure
+    svg = re.sub(r'<svg (.*?)width="[^"]*" height="[^"]*"', rf'<svg role="img" aria-label="{label}" \1', svg, count=1)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg
