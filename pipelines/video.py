@@ -567,7 +567,7 @@ class _Source:
             source_height=scaler.source_size[0],
             source_width=scaler.source_size[1],
             source_fps=float(nominal_rate(self.stream)),
-            rotation=scaler.orientation.rotation,
+            rotation=scaler.first_orientation.rotation,
             timing=self.survey.timing,
             trimmed=self.span is not None,
             duration=duration,
@@ -603,7 +603,10 @@ class Orientation(NamedTuple):
 
 
 def read_orientation(frame: VideoFrame) -> Orientation:
-    """The display matrix to the nearest quarter turn; upright where there is none."""
+    """The display matrix to the nearest quarter turn; upright where there is none.
+
+    Not for every frame: PyAV ties a frame to its side data in a cycle, and frames would pile up until one is collected.
+    """
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if not isinstance(side_data, SideData):
         return Orientation(False, False, False)
@@ -617,20 +620,26 @@ class _Scaler:
     def __init__(self, short_side: int) -> None:
         self.short_side = short_side
         self.size = self.source_size = (0, 0)  # (height, width)
-        self.orientation = Orientation(False, False, False)
+        self.orientation = self.first_orientation = Orientation(False, False, False)
+        self.degrees: int | None = None  # the display matrix that `orientation` was read from, as PyAV sums it up
         self.pixel_format = ""
         self.reformatter = VideoReformatter()
 
     def convert(self, frame: VideoFrame) -> RGBFrame:
         """(H,W,3) uint8. Raises VideoError("bad_shape")."""
-        orientation = read_orientation(frame)
+        if frame.rotation != self.degrees:
+            self.degrees, self.orientation = frame.rotation, read_orientation(frame)
         if not self.pixel_format:
-            self.source_size, self.orientation = (frame.height, frame.width), orientation
-            self.pixel_format = frame.format.name
-            shown = self.source_size[::-1] if orientation.transposed else self.source_size
-            self.size = output_size(*shown, self.short_side)
-        height, width = self.size[::-1] if orientation.transposed else self.size
+            self.begin(frame)
+        height, width = self.size[::-1] if self.orientation.transposed else self.size
         rgb = self.reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=SCALING, threads=1
         )
-        return orientation.apply(rgb.to_ndarray().astype(np.uint8, copy=False))
+        return self.orientation.apply(rgb.to_ndarray().astype(np.uint8, copy=False))
+
+    def begin(self, frame: VideoFrame) -> None:
+        """Let the first frame set the size of all."""
+        self.pixel_format, self.first_orientation = frame.format.name, self.orientation
+        self.source_size = (frame.height, frame.width)
+        shown = self.source_size[::-1] if self.orientation.transposed else self.source_size
+        self.size = output_size(*shown, self.short_side)

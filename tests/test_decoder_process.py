@@ -140,6 +140,31 @@ def test_memory_limit(tmp_path: Path) -> None:
         assert len(list(generous.frames(large))) == 3
 
 
+def peak_mb(pid: int | None, field: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    options = {"preset": "ultrafast", "crf": "30", "refs": "4", "bf": "3"}
+    path = write_video(tmp_path / "two_minutes.mp4", frames=3000, size=(1920, 1080), **options)
+    with Decoder() as decoder:
+        frames = decoder.frames(path)
+        assert sum(1 for _ in frames) == 3000
+        assert peak_mb(frames.pid, "VmHWM") < 200
+
+
+@pytest.mark.slow
+def test_4k_av1_needs_half_the_memory_limit(tmp_path: Path) -> None:
+    size, codec = (3840, 2160), "libsvtav1"
+    path = write_video(tmp_path / "4k.mkv", frames=12, size=size, codec=codec, pixel_format="yuv420p10le", preset="12")
+    with Decoder() as decoder:
+        frames = decoder.frames(path)
+        assert sum(1 for _ in frames) == 12
+        assert peak_mb(frames.pid, "VmPeak") < (decoder.settings.memory_limit_mb or 0) / 2
+
+
 def test_the_child_does_not_see_credentials(decoder: Decoder, video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     monkeypatch.setenv("HF_TOKEN", "s3cret")
