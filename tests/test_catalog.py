@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+import boto3
 import pyarrow.compute as pc
 import pytest
 from moto.server import ThreadedMotoServer
@@ -64,11 +65,12 @@ def test_one_video_file_is_a_catalog_of_one(tmp_path: Path) -> None:
     assert _columns(read_catalog(str(tmp_path / "a.mp4")), "path") == [(str(tmp_path / "a.mp4"),)]
 
 
-def test_links_to_files_are_followed(tmp_path: Path) -> None:
-    _touch(tmp_path / "elsewhere", "a.mp4")
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    _touch(tmp_path / "elsewhere", "wave/a.mp4")
     _touch(tmp_path / "videos", "kick/b.mp4")
-    (tmp_path / "videos/kick/c.mp4").symlink_to(tmp_path / "elsewhere/a.mp4")
-    assert _columns(read_catalog(str(tmp_path / "videos")), "id") == [("kick~b",), ("kick~c",)]
+    (tmp_path / "videos/kick/c.mp4").symlink_to(tmp_path / "elsewhere/wave/a.mp4")
+    (tmp_path / "videos/wave").symlink_to(tmp_path / "elsewhere/wave")
+    assert _columns(read_catalog(str(tmp_path / "videos")), "id") == [("kick~b",), ("kick~c",), ("wave~a",)]
 
 
 def test_videos_and_annotations_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +79,7 @@ def test_videos_and_annotations_on_s3(tmp_path: Path, monkeypatch: pytest.Monkey
     host, port = server.get_host_and_port()
     for name, value in [("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")]:
         monkeypatch.setenv(f"AWS_{name}", value)
-    storage.open_filesystem("s3://raw")[0].mkdir("raw")
+    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="raw")
     storage.put("s3://raw/videos/wave/1.mp4", b"x")
     storage.put("s3://raw/list.csv", b"path,label\nwave/1.mp4,wave\nwave/2.mp4,wave\n")
     catalog = read_catalog("s3://raw/videos/", "s3://raw/list.csv")
