@@ -69,6 +69,10 @@ def candidates() -> list[Candidate]:
     def other(encoder: str, pixel_format: str, **options: str) -> VideoFormat:
         return VideoFormat(encoder=encoder, pixel_format=pixel_format, color_range=FULL_RANGE, options=options)
 
+    def without(name: str) -> VideoFormat:
+        kept = ":".join(f"{key}={value}" for key, value in codec.X264_FLOW_PARAMS.items() if key != name)
+        return other("libx264", "gray10le", preset="veryfast", **{"x264-params": kept})
+
     x264 = other("libx264", "gray10le", preset="veryfast")
     x265 = other(
         "libx265",
@@ -76,14 +80,20 @@ def candidates() -> list[Candidate]:
         preset="ultrafast",
         **{"x265-params": "log-level=none:pools=none:frame-threads=1:aq-mode=0"},
     )
-    svt_10 = other("libsvtav1", "yuv420p10le", preset="10", **{"svtav1-params": "lp=1"})
+    av1 = {
+        preset: other("libsvtav1", "yuv420p10le", preset=preset, **{"svtav1-params": "lp=1"}) for preset in ("8", "10")
+    }
     return [
         Candidate("JPEG 95 pairs, 8 bit", REFERENCE),
         Candidate("lossless, 8 bit", settings("lossless")),
-        *(Candidate(f"h264 crf {crf}", settings("h264", crf)) for crf in (9, 10, 11, 12, 13, 14)),
-        *(Candidate(f"av1 crf {crf}", settings("av1", crf)) for crf in (4, 6, 8, 10)),
+        *(Candidate(f"h264, crf {crf}", settings("h264", crf)) for crf in (9, 10, 12, 14)),
+        *(
+            Candidate(f"h264, crf 11 without {name}", settings("h264"), without(name), 11)
+            for name in codec.X264_FLOW_PARAMS
+        ),
+        *(Candidate(f"SVT-AV1 preset 8, crf {crf}", settings("h264"), av1["8"], crf) for crf in (4, 6, 8, 10)),
         *(Candidate(f"x264 as it comes, crf {crf}", settings("h264"), x264, crf) for crf in (14, 18)),
-        Candidate("SVT-AV1 preset 10, crf 6", settings("h264"), svt_10, 6),
+        Candidate("SVT-AV1 preset 10, crf 6", settings("h264"), av1["10"], 6),
         Candidate("x265 ultrafast, crf 10", settings("h264"), x265, 10),
     ]
 
@@ -157,13 +167,15 @@ FLOW_HEADER = (
 
 def report_flow(clips: Sequence[Clip]) -> None:
     chosen = codec.CodecSettings()
-    default = Candidate(f"default ({chosen.flow_codec})", chosen)
+    default = Candidate(f"{chosen.flow_codec}, quality {chosen.resolved_flow_quality} (default)", chosen)
     results: dict[str, list[Result]] = {candidate.name: [] for candidate in (*candidates(), default)}
     for clip in clips:
         for candidate in (*candidates(), default):
             results[candidate.name].append(measure(candidate, clip.flow))
     jpeg = results[candidates()[0].name]
-    print_table("Flow codecs, all clips", FLOW_HEADER, [flow_row(name, r, jpeg) for name, r in results.items()])
+    print_table(
+        "Flow codecs, all clips together", FLOW_HEADER, [flow_row(name, r, jpeg) for name, r in results.items()]
+    )
     rows = []
     for index, clip in enumerate(clips):
         for name in (candidates()[0].name, default.name):

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from pipelines.mp4 import FULL_RANGE, VIDEO_RANGE, VideoFormat, VideoWriter, read_frames, read_grey, read_rgb
 
-FlowCodec = Literal["av1", "h264", "lossless", "jpeg"]
+FlowCodec = Literal["h264", "lossless", "jpeg"]
 RGBCodec = Literal["h264", "av1"]
 Convention = Mapping[str, str | int | float]
 Levels = npt.NDArray[np.integer]
@@ -78,19 +78,25 @@ class _FlowFormat:
 
 _SVT_AV1 = {"preset": "8", "svtav1-params": "lp=1"}
 _X264 = {"preset": "veryfast"}
-# Adaptive quantisation starves motion edges for what the eye likes, deblocking smears small moving things (max error
-# 10 px instead of 2), B-frames and scene cuts cost time and reorder keyframes: all measured by benchmarks/codec.py.
-_X264_FLOW = {**_X264, "x264-params": "aq-mode=0:bframes=0:scenecut=0:no-deblock=1:weightp=0:subme=4"}
-_X264_10_BIT = VideoFormat(encoder="libx264", pixel_format="gray10le", color_range=FULL_RANGE, options=_X264_FLOW)
+# What the eye likes is not what flow needs (benchmarks/codec.py takes each option back in turn): adaptive quantisation
+# spends its bits on still background, deblocking smears small moving things, B-frames and extra keyframes cost time.
+X264_FLOW_PARAMS = {
+    "aq-mode": "0",
+    "no-deblock": "1",
+    "bframes": "0",
+    "scenecut": "0",
+    "weightp": "0",
+    "subme": "4",
+}
+_X264_FLOW = {**_X264, "x264-params": ":".join(f"{name}={value}" for name, value in X264_FLOW_PARAMS.items())}
 # 1023 of 1024 codes, 255 of 256: an odd number of levels has a middle one, and that is zero.
 _FLOW_FORMATS = {
-    "av1": _FlowFormat(
+    "h264": _FlowFormat(
         levels=1023,
         zero_code=512,
-        quality=6,
-        video=VideoFormat(encoder="libsvtav1", pixel_format="yuv420p10le", color_range=FULL_RANGE, options=_SVT_AV1),
+        quality=11,
+        video=VideoFormat(encoder="libx264", pixel_format="gray10le", color_range=FULL_RANGE, options=_X264_FLOW),
     ),
-    "h264": _FlowFormat(levels=1023, zero_code=512, quality=12, video=_X264_10_BIT),
     "lossless": _FlowFormat(
         levels=255,
         zero_code=128,
@@ -113,9 +119,9 @@ _WORST_QUALITY = {"av1": 63, "h264": 51, "lossless": 0, "jpeg": 100}
 class CodecSettings:
     """How flow and RGB are stored.
 
-    flow_codec         av1 (SVT-AV1, 10 bit), h264 (x264, 10 bit), lossless (x264, exact 8 bit), jpeg (denseflow's)
+    flow_codec         h264 (10 bit), lossless (H.264, exact 8 bit) or jpeg (pairs of JPEGs as denseflow writes them)
     bound              px; flow is clipped to +-bound
-    flow_quality       constant rate factor of av1 and h264, lower is better; JPEG quality of jpeg; None: the default
+    flow_quality       h264: constant rate factor, lower is better; jpeg: JPEG quality; None: the default
     rgb_codec          h264 or av1, 8-bit 4:2:0
     rgb_quality        constant rate factor; None: the default
     keyframe_interval  most frames from one keyframe to the next, which a window may have to decode in vain
@@ -152,6 +158,16 @@ class CodecSettings:
         """Bound, levels and zero code that the flow codec stands for."""
         flow_format = _FLOW_FORMATS[self.flow_codec]
         return FlowScale(bound=self.bound, levels=flow_format.levels, zero_code=flow_format.zero_code)
+
+    @property
+    def resolved_flow_quality(self) -> int:
+        """The flow quality in force: the one given or the codec's default."""
+        return _FLOW_FORMATS[self.flow_codec].quality if self.flow_quality is None else self.flow_quality
+
+    @property
+    def resolved_rgb_quality(self) -> int:
+        """The constant rate factor of RGB in force: the one given or the codec's default."""
+        return _RGB_QUALITY[self.rgb_codec] if self.rgb_quality is None else self.rgb_quality
 
     @property
     def flow_extension(self) -> str:
@@ -236,10 +252,7 @@ def split_components(image: Levels) -> Levels:
 
 
 class FlowEncoder:
-    """Encodes the flow of one video frame by frame and counts what was written.
-
-    Sizes are even, 2x2 to 4K; 2 px wide or high, SVT-AV1 gives up and H.264 holds the same codes in `av1` as well.
-    """
+    """Encodes the flow of one video frame by frame and counts what was written. Sizes are even, 2x2 to 4K."""
 
     def __init__(self, settings: CodecSettings, *, height: int, width: int, fps: float = 25.0) -> None:
         _check_even(height, width)
@@ -289,15 +302,22 @@ class FlowEncoder:
 
 
 class RGBEncoder:
-    """Encodes the RGB frames of one video, 4:2:0 with BT.601 colours, frame by frame. Sizes are even, 2x2 to 4K."""
+    """Encodes the RGB frames of one video, 4:2:0 with BT.601 colours, frame by frame.
+
+    Sizes are even, 2x2 to 4K; 2 px wide or high, SVT-AV1 gives up and `av1` stores H.264.
+    """
 
     def __init__(self, settings: CodecSettings, *, height: int, width: int, fps: float = 25.0) -> None:
         _check_even(height, width)
-        crf = _RGB_QUALITY[settings.rgb_codec] if settings.rgb_quality is None else settings.rgb_quality
         video_format = _RGB_FORMATS["h264" if min(height, width) < SVT_AV1_MIN_SIDE else settings.rgb_codec]
         self._shape = (height, width, 3)
         self._writer = VideoWriter(
-            video_format, height=height, width=width, fps=fps, crf=crf, keyframe_interval=settings.keyframe_interval
+            video_format,
+            height=height,
+            width=width,
+            fps=fps,
+            crf=settings.resolved_rgb_quality,
+            keyframe_interval=settings.keyframe_interval,
         )
 
     def write(self, frame: npt.NDArray[np.uint8]) -> None:
@@ -350,14 +370,16 @@ def _check_even(height: int, width: int) -> None:
 
 
 def _open_flow_writer(settings: CodecSettings, *, height: int, width: int, fps: float) -> VideoWriter | _JPEGPairWriter:
-    flow_format = _FLOW_FORMATS[settings.flow_codec]
-    quality = flow_format.quality if settings.flow_quality is None else settings.flow_quality
-    if flow_format.video is None:
-        return _JPEGPairWriter(quality)
-    too_small = settings.flow_codec == "av1" and min(2 * height, width) < SVT_AV1_MIN_SIDE
-    video_format = _X264_10_BIT if too_small else flow_format.video
+    video_format = _FLOW_FORMATS[settings.flow_codec].video
+    if video_format is None:
+        return _JPEGPairWriter(settings.resolved_flow_quality)
     return VideoWriter(
-        video_format, height=2 * height, width=width, fps=fps, crf=quality, keyframe_interval=settings.keyframe_interval
+        video_format,
+        height=2 * height,
+        width=width,
+        fps=fps,
+        crf=settings.resolved_flow_quality,
+        keyframe_interval=settings.keyframe_interval,
     )
 
 
