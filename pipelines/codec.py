@@ -206,7 +206,7 @@ def _check_equal(found: Convention, expected: Convention) -> None:
     if differing:
         stored, wanted = ({name: side.get(name) for name in differing} for side in (found, expected))
         raise ConventionError(
-            f"stored flow has {stored}, this reader expects {wanted}: set the reader to that, or extract again"
+            f"stored flow has {stored}, this reader expects {wanted}: let it expect what is stored, or extract again"
         )
 
 
