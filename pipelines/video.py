@@ -234,6 +234,11 @@ def judge_timing(pts: list[int | None], *, container: str, time_base: Fraction, 
     return "time" if gaps.min() > 0 and gaps.max() <= longest else "order"
 
 
+def count_slots(span: Span | None, fps: Fraction) -> int | None:
+    """Frames in a span at this rate, at least one; None where only the file's end limits them."""
+    return None if span is None or span.end is None else max(1, round_half_up(Fraction(span.end - span.start) * fps))
+
+
 def rises(path: str | os.PathLike[str], survey: Survey) -> bool:
     """Whether the decoder puts out a video's first frames in the order of their presentation times."""
     with open_video(path) as (container, stream):
@@ -271,12 +276,7 @@ def decode(
             survey = replace(survey, timing="order", seekable=False)
         with open_video(path) as (container, stream):
             source, scaler, count = _Source(container, stream, span, survey), _Scaler(settings.short_side), 0
-            slots = (
-                None
-                if span is None or span.end is None
-                else max(1, round_half_up(Fraction(span.end - span.start) * fps))
-            )
-            for frame, repeats in resample(source.timed_frames(on_progress), fps=fps, slots=slots):
+            for frame, repeats in resample(source.timed_frames(on_progress), fps=fps, slots=count_slots(span, fps)):
                 count += repeats
                 if count > settings.max_frames:
                     raise too_long(settings, f"over {settings.max_frames} frames")

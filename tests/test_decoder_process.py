@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_video import write_video
 
 from pipelines.decoder_process import ROOT, DecodedFrames, Decoder, process_decoder
 from pipelines.video import DecodeSettings, VideoError, decode
-from tests.test_video import write_video
 
 SMALL = DecodeSettings(short_side=32, timeout_s=20)
 
