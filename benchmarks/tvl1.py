@@ -16,6 +16,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class Clip(NamedTuple):
     frames: np.ndarray
 
 
-class Sequence2(NamedTuple):
+class KnownPair(NamedTuple):
     """Two grey frames (2, H, W) uint8 and the flow (H, W, 2) between them; NaN where unknown."""
 
     name: str
@@ -72,7 +73,7 @@ def methods() -> dict[str, Method]:
 
 
 def pairwise_method(solve: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Method:
-    return lambda frames: np.stack([solve(a, b) for a, b in zip(frames, frames[1:], strict=False)])
+    return lambda frames: np.stack([solve(a, b) for a, b in pairwise(frames)])
 
 
 def skimage_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -118,7 +119,7 @@ def read_grey(path: Path, num_frames: int) -> np.ndarray:
     return np.stack(frames[start : start + num_frames])
 
 
-def known_flows(clips: Sequence[Clip]) -> list[Sequence2]:
+def known_flows(clips: Sequence[Clip]) -> list[KnownPair]:
     """Middlebury pairs, and frames of the clips warped by fields that are known."""
     pairs = [read_middlebury(path) for path in sorted((SHARED / "flow").glob("*/"))] if SHARED.is_dir() else []
     rng = np.random.default_rng(7)
@@ -128,16 +129,16 @@ def known_flows(clips: Sequence[Clip]) -> list[Sequence2]:
     return pairs
 
 
-def read_middlebury(folder: Path) -> Sequence2:
+def read_middlebury(folder: Path) -> KnownPair:
     raw = (folder / "flow10.flo").read_bytes()
     width, height = np.frombuffer(raw, "<i4", 2, 4)
     truth = np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2).copy()
     truth[np.abs(truth).max(-1) > 1e9] = np.nan
     frames = [cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE) for name in ("frame10.png", "frame11.png")]
-    return Sequence2(folder.name, np.stack(frames), truth)
+    return KnownPair(folder.name, np.stack(frames), truth)
 
 
-def synthesise(name: str, frame: np.ndarray, kind: str, rng: np.random.Generator) -> Sequence2:
+def synthesise(name: str, frame: np.ndarray, kind: str, rng: np.random.Generator) -> KnownPair:
     """The pair (frame at x + u, frame) with noise of sigma 2, whose flow is exactly u wherever x + u is inside."""
     height, width = frame.shape
     y, x = np.mgrid[:height, :width].astype(np.float64)
@@ -152,7 +153,7 @@ def synthesise(name: str, frame: np.ndarray, kind: str, rng: np.random.Generator
     truth = np.stack([u, v], -1)
     inside = (x + u >= 0) & (x + u <= width - 1) & (y + v >= 0) & (y + v <= height - 1)
     noisy = [image + rng.normal(0, 2, frame.shape) for image in (bicubic(frame, x + u, y + v), frame)]
-    return Sequence2(
+    return KnownPair(
         name,
         np.clip(np.round(noisy), 0, 255).astype(np.uint8),
         np.where(inside[..., None], truth, np.nan),
@@ -166,9 +167,7 @@ def bicubic(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     weights_x, weights_y = cubic(x - x0), cubic(y - y0)
     padded = np.pad(image.astype(np.float64), ((1, 2), (1, 2)), mode="edge")
-    return sum(
-        weights_y[j] * weights_x[i] * padded[y0 + j, x0 + i] for j in range(4) for i in range(4)
-    )
+    return sum(weights_y[j] * weights_x[i] * padded[y0 + j, x0 + i] for j in range(4) for i in range(4))
 
 
 def cubic(t: np.ndarray) -> list[np.ndarray]:
@@ -204,7 +203,7 @@ def timed(method: Method, frames: np.ndarray) -> tuple[float, np.ndarray]:
 
 
 class Row(NamedTuple):
-    """What was measured on one clip, per method: ms and energy per pair; `moving` is the share of pixels over 0.5 px."""
+    """Measured on one clip, per method: ms and energy per pair; `moving` is the share of pixels over 0.5 px."""
 
     clip: Clip
     moving: float
@@ -216,7 +215,7 @@ def measure_clip(clip: Clip, names: dict[str, Method]) -> Row:
     milliseconds, energies, moving = {}, {}, 0.0
     for name, method in names.items():
         milliseconds[name], flows = timed(method, clip.frames)
-        pairs = zip(clip.frames, clip.frames[1:], strict=False)
+        pairs = pairwise(clip.frames)
         energies[name] = float(np.mean([energy(np.stack(p), f) for p, f in zip(pairs, flows, strict=True)]))
         if name == REFERENCE:
             moving = float(np.mean(np.hypot(flows[..., 0], flows[..., 1]) > 0.5))
@@ -276,7 +275,7 @@ def energy_ratio(rows: Sequence[Row], name: str) -> float:
     return sum(r.energies[name] for r in rows) / sum(r.energies[REFERENCE] for r in rows)
 
 
-def measure_errors(pairs: Sequence[Sequence2], names: dict[str, Method]) -> dict[str, list[float]]:
+def measure_errors(pairs: Sequence[KnownPair], names: dict[str, Method]) -> dict[str, list[float]]:
     return {
         name: [endpoint_error(method(pair.frames)[0], pair.truth) for pair in pairs] for name, method in names.items()
     }
@@ -315,9 +314,7 @@ def main() -> None:
     pairs = known_flows(clips)
     errors = measure_errors(pairs, names)
     print("Mean end-point error, px\n")
-    print_table(
-        ["sequence", *names], [[p.name, *(f"{errors[n][k]:.3f}" for n in names)] for k, p in enumerate(pairs)]
-    )
+    print_table(["sequence", *names], [[p.name, *(f"{errors[n][k]:.3f}" for n in names)] for k, p in enumerate(pairs)])
     print(f"Totals over {len(rows)} clips, {tvl1.kernel_target('cpu')}\n")
     print_totals(rows, errors, list(names))
     print_two_processes(clips)

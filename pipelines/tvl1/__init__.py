@@ -6,8 +6,10 @@ framework; a backend is loaded when it is first used.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from pipelines.tvl1.params import PRESETS, TVL1Params, preset_params
 __all__ = ["BACKENDS", "PRESETS", "TVL1Params", "flow", "iter_flow", "kernel_target", "prewarm", "resolve_backend"]
 
 BACKENDS = ("auto", "cpu", "torch", "opencv")
+_MODULES = {"cpu": "cpu", "torch": "torch_backend", "opencv": "opencv"}
 
 
 def flow(
@@ -40,26 +43,24 @@ def iter_flow(
     preset: str = "faithful",
     params: TVL1Params | None = None,
     backend: str = "auto",
+    batch_size: int = 16,
 ) -> Iterator[np.ndarray]:
     """Flow (H, W, 2) float32 of each (H, W) uint8 grey frame to the next, as the frames come.
 
-    Holds two frames (torch: one batch of them), however long the video. The arguments are checked at once, the frames
-    when they are reached: ValueError for one that is not uint8, not 2-D, empty, or unlike the first in shape.
+    Holds two frames, however long the video; the torch backend holds and solves batch_size pairs at once, with the
+    same result for any size. The arguments are checked at once, the frames when they are reached: ValueError for one
+    that is not uint8, not 2-D, empty, or unlike the first in shape.
     """
     settings = params or preset_params(preset)
     backend = resolve_backend(backend)
-    checked = _checked(frames)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    module = _load(backend)
     if backend == "opencv":
-        from pipelines.tvl1 import opencv
-
-        return opencv.iter_flow(checked, opencv.settings_of(params) if params else opencv.PRESET_SETTINGS[preset])
+        settings = module.settings_of(params) if params else module.PRESET_SETTINGS[preset]
     if backend == "torch":
-        from pipelines.tvl1 import torch_backend
-
-        return torch_backend.iter_flow(checked, settings)
-    from pipelines.tvl1 import cpu
-
-    return cpu.iter_flow(checked, settings)
+        return module.iter_flow(_checked(frames), settings, batch_size)
+    return module.iter_flow(_checked(frames), settings)
 
 
 def resolve_backend(backend: str) -> str:
@@ -78,24 +79,18 @@ def kernel_target(backend: str = "auto") -> str:
 
     Float results are the same bit for bit within one target, and differ in the last digits between targets.
     """
-    backend = resolve_backend(backend)
-    if backend == "opencv":
-        from pipelines.tvl1 import opencv
-
-        return opencv.describe_target()
-    if backend == "torch":
-        from pipelines.tvl1 import torch_backend
-
-        return torch_backend.describe_target()
-    from pipelines.tvl1 import cpu
-
-    return cpu.describe_target()
+    return _load(resolve_backend(backend)).describe_target()
 
 
 def prewarm(backend: str = "auto") -> None:
     """Compile, or load from this node's cache, what `flow` will run; every worker of the node then starts at once."""
     still = np.zeros((2, 32, 32), np.uint8)
     flow(still, backend=backend)
+
+
+def _load(backend: str) -> ModuleType:
+    """The module of a backend, which has iter_flow(frames, settings) and describe_target()."""
+    return importlib.import_module(f"pipelines.tvl1.{_MODULES[backend]}")
 
 
 def _checked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import llvmlite.binding
 import numba
 import numpy as np
+from llvmlite import binding as llvm  # type: ignore[import-untyped]
 
 from pipelines.tvl1.kernel_cache import load_kernels, source_hash
 from pipelines.tvl1.params import TVL1Params
@@ -59,7 +59,7 @@ def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.n
     solver = None
     for frame in frames:
         if solver is None:
-            solver = Solver(*frame.shape, params)
+            solver = Solver(frame.shape[0], frame.shape[1], params)
             solver.load(frame)
             continue
         solver.load(frame)
@@ -68,8 +68,8 @@ def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.n
 
 def describe_target() -> str:
     """numba, processor family, vector width and kernel source: what the last digits of the flow depend on."""
-    family = numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
-    features = llvmlite.binding.get_host_cpu_features()
+    family = numba.config.CPU_NAME or llvm.get_host_cpu_name()
+    features = llvm.get_host_cpu_features()
     width = next((name for name in ("avx512f", "avx2", "neon") if features.get(name)), "generic")
     return f"cpu numba-{numba.__version__} {family} {width} kernel-{source_hash()}"
 

@@ -1,8 +1,8 @@
 """The compiled TV-L1 solver of one pyramid scale, in plain numba.
 
 Layout. One flat float32 array, the `field`, holds everything that an iteration touches. The frame is cut in vertical
-strips of STRIP columns. Inside a strip, each image row is PLANES consecutive runs of PITCH floats: the flow u and v, the
-linearised data term, the change, and the duals of u and v. So pixel (y, x) of plane P lies at
+strips of STRIP columns. Inside a strip, each image row is PLANES consecutive runs of PITCH floats: the flow u and v,
+the linearised data term, the change, and the duals of u and v. So pixel (y, x) of plane P lies at
 
     strip_base(x // STRIP) + y * ROW + P + x % STRIP
 
@@ -19,10 +19,10 @@ Z and S in the comments are the papers named in params.py.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -42,6 +42,14 @@ ROW_U, ONE, STRIP_U = U(ROW), U(1), U(STRIP)
 ZERO_F, ONE_F, HALF_F = F(0), F(1), F(0.5)
 CUBIC = F(-0.75)
 FLAT = F(1e-6)  # squared gradient below which a pixel says nothing about its motion
+
+
+Size = tuple[int, int]  # height, width
+Runs = tuple[np.ndarray, np.ndarray]  # per band of 16 rows: (first column, pixels) of each run, and the number of runs
+Taps = tuple[np.ndarray, np.ndarray, np.ndarray]  # of one strip's row: 8 weights, top left tap, 4 blended columns each
+Position = tuple[int, float, int, int, float, float]
+Index = np.uint64 | int
+Real = np.float32 | float
 
 
 class Schedule(NamedTuple):
@@ -65,19 +73,21 @@ def field_size(height: int, width: int) -> int:
 
 
 @njit(forceinline=True, **OPTIONS)
-def strip_base(strip, height):
+def strip_base(strip: int, height: int) -> np.uint64:
     """Index of pixel (0, 0) of a strip in plane 0."""
     return U(strip * ((height + 1) * ROW + LANES) + LANES + ROW)
 
 
 @njit(forceinline=True, **OPTIONS)
-def index_of(y, x, height):
+def index_of(y: int, x: int, height: int) -> np.uint64:
     """Index of pixel (y, x) in plane 0."""
     return strip_base(x // STRIP, height) + U(y * ROW + x % STRIP)
 
 
 @njit(forceinline=True, **OPTIONS)
-def iterate_row(field, o, n, coupling, data_step, dual_step, measure):
+def iterate_row(
+    field: np.ndarray, o: Index, n: Index, coupling: Real, data_step: Real, dual_step: Real, measure: bool
+) -> None:
     """Primal step of n pixels of row y (from index o), then dual step of the same columns of row y - 1.
 
     Primal (Z eq. 9 and 11): u <- u + t * grad + theta * div p, with t = clamp(-rho(u) / |grad|^2, +-lambda * theta).
@@ -111,7 +121,7 @@ def iterate_row(field, o, n, coupling, data_step, dual_step, measure):
 
 
 @njit(forceinline=True, **OPTIONS)
-def iterate_last_dual_row(field, o, n, dual_step):
+def iterate_last_dual_row(field: np.ndarray, o: Index, n: Index, dual_step: Real) -> None:
     """Dual step of n pixels of the last row, where the y-gradient is 0."""
     for x in range(n):
         i = o + x
@@ -122,7 +132,7 @@ def iterate_last_dual_row(field, o, n, dual_step):
 
 
 @njit(forceinline=True, **OPTIONS)
-def exchange_halo(field, o, n, x, size):
+def exchange_halo(field: np.ndarray, o: Index, n: int, x: int, size: Size) -> None:
     """Refresh what depends on the n pixels from column x (index o) just computed, at the borders of strips.
 
     The previous strip gets this row's first u and v, the next one the last p_x of the row above; at the frame's right
@@ -142,14 +152,14 @@ def exchange_halo(field, o, n, x, size):
 
 
 @njit(forceinline=True, **OPTIONS)
-def pass_dual_on(field, last, stride):
+def pass_dual_on(field: np.ndarray, last: Index, stride: Index) -> None:
     """Copy p_x of a strip's last column (index `last`) to column -1 of the next strip."""
     right = last + stride - STRIP_U
     field[right + DUAL_UX], field[right + DUAL_VX] = field[last + DUAL_UX], field[last + DUAL_VX]
 
 
 @njit(**OPTIONS)
-def clear_above(field, size):
+def clear_above(field: np.ndarray, size: Size) -> None:
     """Set the duals above row 0 to 0: div p takes nothing from outside of the frame."""
     height, width = size
     for strip in range((width + STRIP - 1) // STRIP):
@@ -160,7 +170,7 @@ def clear_above(field, size):
 
 
 @njit(**OPTIONS)
-def iterate(field, size, runs, schedule, measure):
+def iterate(field: np.ndarray, size: Size, runs: Runs, schedule: Schedule, measure: bool) -> None:
     """One primal-dual iteration over the runs of active tiles; the others keep u and p and act as a fixed border."""
     height, width = size
     columns, counts = runs
@@ -183,7 +193,7 @@ def iterate(field, size, runs, schedule, measure):
 
 
 @njit(**OPTIONS)
-def find_runs(active, runs):
+def find_runs(active: np.ndarray, runs: Runs) -> int:
     """Per band of tiles, the runs (first column, pixels) of active tiles, cut at strips; returns the active tiles."""
     columns, counts = runs
     total = 0
@@ -204,12 +214,12 @@ def find_runs(active, runs):
 
 
 @njit(forceinline=True, **OPTIONS)
-def sum_of(pair):
+def sum_of(pair: np.ndarray) -> int:
     return pair[0] + pair[1]
 
 
 @njit(**OPTIONS)
-def measure_change(field, size, active, change):
+def measure_change(field: np.ndarray, size: Size, active: np.ndarray, change: np.ndarray) -> None:
     """Mean squared change (H/16, W/16) of u and v in the last iteration, for the active tiles only."""
     height, width = size
     for band in range(active.shape[0]):
@@ -228,7 +238,7 @@ def measure_change(field, size, active, change):
 
 
 @njit(**OPTIONS)
-def keep_moving(tiles, change, threshold):
+def keep_moving(tiles: np.ndarray, change: np.ndarray, threshold: Real) -> None:
     """Clear every tile of `tiles` whose change, and that of its eight neighbours, is below the threshold."""
     bands, width = change.shape
     for band in range(bands):
@@ -242,12 +252,12 @@ def keep_moving(tiles, change, threshold):
 
 
 @njit(**OPTIONS)
-def row_buffer(width):
+def row_buffer(width: int) -> np.ndarray:
     return np.empty(width + 2 + LANES, np.float32)
 
 
 @njit(**OPTIONS)
-def read_row(field, y, size, plane, row):
+def read_row(field: np.ndarray, y: int, size: Size, plane: Index, row: np.ndarray) -> None:
     """Row y of a plane as row[1:W+1], its ends repeated in row[0] and row[W+1]."""
     height, width = size
     for x0 in range(0, width, STRIP):
@@ -259,7 +269,7 @@ def read_row(field, y, size, plane, row):
 
 
 @njit(forceinline=True, **OPTIONS)
-def median_of_nine(field, o, n, rows):
+def median_of_nine(field: np.ndarray, o: Index, n: Index, rows: tuple[np.ndarray, ...]) -> None:
     """Median of the 3x3 pixels around n pixels, from three rows with a pixel more on both sides, into the field.
 
     Sort each column; the median of nine is the median of (largest low, median middle, smallest high).
@@ -274,18 +284,18 @@ def median_of_nine(field, o, n, rows):
 
 
 @njit(forceinline=True, **OPTIONS)
-def sort3(a, b, c):
+def sort3(a: Real, b: Real, c: Real) -> tuple[Real, Real, Real]:
     low, high = min(a, b), max(a, b)
     return min(low, c), max(low, min(high, c)), max(high, c)
 
 
 @njit(forceinline=True, **OPTIONS)
-def median3(a, b, c):
+def median3(a: Real, b: Real, c: Real) -> Real:
     return max(min(a, b), min(max(a, b), c))
 
 
 @njit(**OPTIONS)
-def filter_median(field, size, plane, runs):
+def filter_median(field: np.ndarray, size: Size, plane: Index, runs: Runs) -> None:
     """3x3 median of one flow plane over the runs, in place, edges repeated."""
     height, width = size
     columns, counts = runs
@@ -305,7 +315,7 @@ def filter_median(field, size, plane, runs):
 
 
 @njit(**OPTIONS)
-def fill_halo(field, size):
+def fill_halo(field: np.ndarray, size: Size) -> None:
     """Set all halo columns from the strips beside them, and the columns right of the frame from its last one."""
     height, width = size
     stride = U((height + 1) * ROW + LANES)
@@ -322,7 +332,7 @@ def fill_halo(field, size):
 
 
 @njit(forceinline=True, **OPTIONS)
-def cubic_weights(f):
+def cubic_weights(f: Real) -> tuple[Real, Real, Real, Real]:
     """Weights of the pixels at -1, 0, 1, 2 for an offset f in [0, 1]: the cubic kernel with a = -0.75, as OpenCV's."""
     g = ONE_F - f
     w0 = CUBIC * f * g * g
@@ -332,7 +342,7 @@ def cubic_weights(f):
 
 
 @njit(forceinline=True, **OPTIONS)
-def locate_taps(field, o, position, taps):
+def locate_taps(field: np.ndarray, o: Index, position: Position, taps: Taps) -> None:
     """For a strip's n pixels from index o: where their flow leads, as eight weights and the top left tap of each.
 
     position: x and y of the first pixel, n, the padded image's pitch, and the last column and row, to which clamped.
@@ -351,14 +361,14 @@ def locate_taps(field, o, position, taps):
 
 
 @intrinsic
-def blend_taps(typing_context, image, corner, pitch, weights, k, columns):
+def blend_taps(_: Any, image: Any, corner: Any, pitch: Any, weights: Any, k: Any, columns: Any) -> Any:
     """columns[4k + j] = sum over i of weights[k + (4 + i) * STRIP] * image[corner + i * pitch + j], for j = 0..3.
 
     The only hand-emitted vector code: numba runs no superword vectoriser, so the plain form of these four sums is
     scalar, and the whole gather then takes 2.9 instead of 1.3 ns a pixel.
     """
 
-    def emit(context, builder, signature, arguments):
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, arguments: tuple[ir.Value, ...]) -> ir.Value:
         data = [
             context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array) else value
             for kind, value in zip(signature.args, arguments, strict=True)
@@ -381,7 +391,7 @@ def blend_taps(typing_context, image, corner, pitch, weights, k, columns):
 
 
 @njit(forceinline=True, **OPTIONS)
-def gather_cubic(image, pitch, taps, out):
+def gather_cubic(image: np.ndarray, pitch: Index, taps: Taps, out: np.ndarray) -> None:
     """Bicubic value of the padded image at each located pixel: taps blended over y, then the four columns over x."""
     weights, corners, columns = taps
     for k in range(U(out.size)):
@@ -394,7 +404,7 @@ def gather_cubic(image, pitch, taps, out):
 
 
 @njit(**OPTIONS)
-def warp(field, size, runs, image, warped):
+def warp(field: np.ndarray, size: Size, runs: Runs, image: np.ndarray, warped: np.ndarray) -> None:
     """The padded second image at x + flow, into warped (H, W), where the runs and the pixels around them need it."""
     height, width = size
     pitch = image.size // (height + 3)
@@ -410,7 +420,7 @@ def warp(field, size, runs, image, warped):
 
 
 @njit(**OPTIONS)
-def needed_columns(runs, y, size):
+def needed_columns(runs: Runs, y: int, size: Size) -> tuple[int, int]:
     """Columns [first, last) of row y that a central difference inside the runs reads."""
     height, width = size
     columns, counts = runs
@@ -423,7 +433,7 @@ def needed_columns(runs, y, size):
 
 
 @njit(**OPTIONS)
-def linearise(field, size, runs, image, warped):
+def linearise(field: np.ndarray, size: Size, runs: Runs, image: np.ndarray, warped: np.ndarray) -> None:
     """Data term of the runs around the current flow (S eq. 8): rho(u') = I1(x+u) - I0 + grad . (u' - u).
 
     grad is the central difference of the warped image; INVERSE is 1 / |grad|^2, or 0 where the image is flat.
@@ -446,7 +456,7 @@ def linearise(field, size, runs, image, warped):
 
 
 @njit(forceinline=True, **OPTIONS)
-def linearise_run(field, o, rows):
+def linearise_run(field: np.ndarray, o: Index, rows: tuple[np.ndarray, ...]) -> None:
     image, above, row, below = rows
     for k in range(U(image.size)):
         i = o + k
@@ -459,7 +469,13 @@ def linearise_run(field, o, rows):
 
 
 @njit(**OPTIONS)
-def solve_scale(field, size, images, scratch, schedule):
+def solve_scale(
+    field: np.ndarray,
+    size: Size,
+    images: tuple[np.ndarray, np.ndarray],
+    scratch: tuple[np.ndarray, ...],
+    schedule: Schedule,
+) -> None:
     """S algorithm 1 at one scale: warp, linearise, iterate, filter, with rest and drop-out of still tiles."""
     warped, alive, active, change, columns, counts = scratch
     runs = columns, counts
@@ -491,18 +507,18 @@ def solve_scale(field, size, images, scratch, schedule):
 
 
 @njit(**OPTIONS)
-def resample_weights(size_in, size_out):
+def resample_weights(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
     """For each output sample of a linear resize with aligned borders: the left input sample and its right weight."""
     left, weight = np.empty(size_out, np.int32), np.empty(size_out, np.float32)
     for x in range(size_out):
         position = min(max((x + 0.5) * size_in / size_out - 0.5, 0.0), size_in - 1.0)
-        left[x] = min(np.int32(position), max(size_in - 2, 0))
+        left[x] = np.int32(min(position, max(size_in - 2, 0)))
         weight[x] = position - left[x]
     return left, weight
 
 
 @njit(**OPTIONS)
-def pad_image(image, out):
+def pad_image(image: np.ndarray, out: np.ndarray) -> None:
     """A (H, W) frame as float32 with a pixel repeated above and left, two below and right: (H+3) * (W+3), flat."""
     height, width = image.shape
     pitch = width + 3
@@ -515,10 +531,10 @@ def pad_image(image, out):
 
 
 @njit(**OPTIONS)
-def downscale(image, size, out, out_size):
+def downscale(image: np.ndarray, size: Size, out: np.ndarray, out_size: Size) -> None:
     """The next coarser scale of a padded image, by linear interpolation."""
     height, width = size
-    pitch, out_pitch = width + 3, out_size[1] + 3
+    pitch = width + 3
     tops, weights_y = resample_weights(height, out_size[0])
     lefts, weights_x = resample_weights(width, out_size[1])
     blended = np.empty(width + 1, np.float32)
@@ -532,20 +548,20 @@ def downscale(image, size, out, out_size):
 
 
 @njit(forceinline=True, **OPTIONS)
-def blend_rows(upper, lower, weight, out):
+def blend_rows(upper: np.ndarray, lower: np.ndarray, weight: Real, out: np.ndarray) -> None:
     for x in range(U(out.size)):
         out[x] = upper[x] + weight * (lower[x] - upper[x])
 
 
 @njit(forceinline=True, **OPTIONS)
-def blend_columns(row, lefts, weights, out):
+def blend_columns(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     for x in range(U(out.size)):
         left = U(lefts[x])
         out[x] = row[left] + weights[x] * (row[left + ONE] - row[left])
 
 
 @njit(**OPTIONS)
-def upsample(coarse, coarse_size, field, size):
+def upsample(coarse: np.ndarray, coarse_size: Size, field: np.ndarray, size: Size) -> None:
     """Start a scale from the coarser one: u and v resized and scaled, the duals resized and 0 at their far border."""
     height, width = size
     planes = (FLOW_U, FLOW_V, DUAL_UX, DUAL_UY, DUAL_VX, DUAL_VY)
@@ -556,7 +572,9 @@ def upsample(coarse, coarse_size, field, size):
 
 
 @njit(**OPTIONS)
-def upsample_plane(coarse, coarse_size, field, size, plane, factor):
+def upsample_plane(
+    coarse: np.ndarray, coarse_size: Size, field: np.ndarray, size: Size, plane: Index, factor: Real
+) -> None:
     """One plane, resized and multiplied; a coarse row is resized once, on the way down."""
     height, width = size
     tops, weights_y = resample_weights(coarse_size[0], height)
@@ -577,14 +595,14 @@ def upsample_plane(coarse, coarse_size, field, size, plane, factor):
 
 
 @njit(forceinline=True, **OPTIONS)
-def place_rows(field, o, rows, weight, factor):
+def place_rows(field: np.ndarray, o: Index, rows: tuple[np.ndarray, ...], weight: Real, factor: Real) -> None:
     upper, lower = rows
     for x in range(U(upper.size)):
         field[o + x] = factor * (upper[x] + weight * (lower[x] - upper[x]))
 
 
 @njit(**OPTIONS)
-def clear_dual_border(field, size):
+def clear_dual_border(field: np.ndarray, size: Size) -> None:
     """p_x is 0 in the last column, p_y in the last row: no flux through the frame's border (S eq. 17)."""
     height, width = size
     for y in range(height):
@@ -596,7 +614,7 @@ def clear_dual_border(field, size):
 
 
 @njit(**OPTIONS)
-def read_flow(field, size, out):
+def read_flow(field: np.ndarray, size: Size, out: np.ndarray) -> None:
     """u and v of the field as (H, W, 2)."""
     height, width = size
     for y in range(height):

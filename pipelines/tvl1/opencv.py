@@ -35,7 +35,7 @@ def settings_of(params: TVL1Params) -> dict[str, float]:
 
 def iter_flow(frames: Iterator[np.ndarray], settings: dict[str, float]) -> Iterator[np.ndarray]:
     """Flow (H, W, 2) float32 of each frame (H, W) uint8 to the next, by OpenCV's DualTVL1OpticalFlow."""
-    solver = cv2.optflow.DualTVL1OpticalFlow_create()
+    solver = cv2.optflow.DualTVL1OpticalFlow_create()  # type: ignore[attr-defined]
     for name, value in settings.items():
         getattr(solver, f"set{name}")(value)
     for first, second in pairwise(frames):
