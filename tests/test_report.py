@@ -29,6 +29,7 @@ from pipelines.shards import ShardSettings
 
 CODEC = CodecSettings(flow_codec="h264")
 CONVENTION = {
+    "schema_version": shards.SCHEMA_VERSION,
     "flow": CODEC.flow_convention(),
     "rgb": {"codec": "h264"},
     "members": {"rgb": "rgb.mp4", "flow": "flow.mp4"},
@@ -61,7 +62,7 @@ def make_lost(name: str, status: str, **facts: object) -> dict:
     return row | facts
 
 
-def write_dataset(folder: Path, videos: list[dict], *, format: str = "parquet") -> dict[str, Any]:
+def write_dataset(folder: Path | str, videos: list[dict], *, format: str = "parquet") -> dict[str, Any]:
     """Shards, tables and the dict that goes into dataset.json, one shard a split."""
     output, settings = str(folder), ShardSettings(format=format)
     for split in dict.fromkeys(video["split"] for video in videos):
@@ -206,6 +207,13 @@ def test_webdataset_shards_make_the_same_previews(mixed: list[dict], mixed_page:
     page = make_page(tmp_path, mixed, format="webdataset")
     clips = re.compile('data:video/mp4;base64,[^"]*')
     assert clips.findall(page) == clips.findall(mixed_page)
+
+
+def test_a_data_set_on_s3_gets_the_same_page(mixed: list[dict], tmp_path: Path, s3: str) -> None:
+    uri = report.write_extraction_report(s3, write_dataset(s3, mixed))
+    assert uri == f"{s3}/report.html"
+    local = make_page(tmp_path, mixed)
+    assert storage.read_text(uri).replace(s3, str(tmp_path)) == local
 
 
 def test_names_and_messages_never_become_html(tmp_path: Path) -> None:
