@@ -88,6 +88,8 @@ X264_FLOW_PARAMS = {
     "weightp": "0",
     "subme": "4",
 }
+# With B-frames x264's macroblock tree decides by what lies in memory: the same frames gave several files.
+_X264_RGB = {**_X264, "x264-params": "bframes=0"}
 _X264_FLOW = {**_X264, "x264-params": ":".join(f"{name}={value}" for name, value in X264_FLOW_PARAMS.items())}
 # 1023 of 1024 codes, 255 of 256: an odd number of levels has a middle one, and that is zero.
 _FLOW_FORMATS = {
@@ -108,7 +110,7 @@ _FLOW_FORMATS = {
     ),
 }
 _RGB_FORMATS = {
-    "h264": VideoFormat(encoder="libx264", pixel_format="yuv420p", color_range=VIDEO_RANGE, options=_X264),
+    "h264": VideoFormat(encoder="libx264", pixel_format="yuv420p", color_range=VIDEO_RANGE, options=_X264_RGB),
     "av1": VideoFormat(encoder="libsvtav1", pixel_format="yuv420p", color_range=VIDEO_RANGE, options=_SVT_AV1),
 }
 _RGB_QUALITY = {"h264": 20, "av1": 26}
@@ -276,8 +278,8 @@ class FlowEncoder:
         self._writer.write_grey(image)
 
     def _count(self, image: Levels) -> None:
-        u, v = np.split(dequantise(image, self.scale), 2)
-        self._magnitude_sum += float(np.sqrt(u * u + v * v).sum(dtype=np.float64))
+        u, v = np.split(image.astype(np.float32) - np.float32(self.scale.zero_code), 2)
+        self._magnitude_sum += self.scale.step * cv2.sumElems(cv2.magnitude(u, v))[0]
         lowest, highest = self.scale.lowest, self.scale.lowest + self.scale.levels - 1
         self._num_clipped += int(np.count_nonzero(image <= lowest) + np.count_nonzero(image >= highest))
 
