@@ -104,24 +104,23 @@ class ConvUnit(nn.Module):
 def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tensor, Extent]:
     """x, padded where PyTorch's symmetric padding cannot express SAME, and the symmetric padding that is left to do."""
     pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
-    explicit = [pad if pad[0] != pad[1] else (0, 0) for pad in pads]
-    if _has_wrong_weight_gradient(x, kernel):
-        explicit[0] = pads[0]
+    axes = zip(x.shape[2:], kernel, stride, pads, strict=True)
+    explicit = [p if p[0] != p[1] or (n <= k and _has_wrong_gradient(x, s)) else (0, 0) for n, k, s, p in axes]
     if any(after for _, after in explicit):
         x = nn.functional.pad(x, _pad_argument(explicit))
     t, h, w = (0 if pad == done else pad[0] for pad, done in zip(pads, explicit, strict=True))
     return x, (t, h, w)
 
 
-def _has_wrong_weight_gradient(x: Tensor, kernel: Extent) -> bool:
-    """Whether oneDNN's bf16 weight gradient of this convolution would be uninitialised memory.
+def _has_wrong_gradient(x: Tensor, stride: int) -> bool:
+    """Whether oneDNN's weight gradient cannot be trusted along a padded axis that is not longer than the kernel.
 
-    Seen in torch 2.13 on CPU with a temporal kernel of 3 padded by 1 over exactly two time steps (Mixed_5b and 5c of a
-    16-frame clip): values up to inf, without an error. With the padding done beforehand the gradient is right.
+    In torch 2.13 on a CPU it is then wrong, without an error, in bf16 (two time steps under a kernel of 3, as in
+    Mixed_5 of a 16-frame clip) and in fp32 with a stride (seven steps under a kernel of 7): uninitialised memory, up to
+    inf, and sometimes the heap is overwritten. With the padding done beforehand the same convolution is right.
     """
-    if x.device.type != "cpu" or kernel[0] != 3 or x.shape[2] != 2:
-        return False
-    return x.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
+    bf16 = x.dtype == torch.bfloat16 or (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
+    return x.device.type == "cpu" and (bf16 or stride > 1)
 
 
 def _pad_argument(pads: list[tuple[int, int]]) -> list[int]:
