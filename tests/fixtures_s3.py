@@ -1,0 +1,78 @@
+"""A real S3 server over HTTP on this machine, for tests of whatever reads and writes s3://."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import fsspec
+import pytest
+import s3fs
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+Answer = Iterable[bytes]
+
+
+class FaultyApp:
+    """The S3 server; while `faults` holds status lines, such as `503 SlowDown`, requests are answered with those."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.app = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Answer:
+        if not self.faults:
+            return self.app(environ, start_response)
+        status = self.faults.pop(0)
+        start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
+        if environ["REQUEST_METHOD"] == "HEAD":
+            return []
+        code = status.split()[1]
+        return [f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, FaultyApp]]:
+    """The address of the server, and the server."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    app = FaultyApp()
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    s3fs.S3FileSystem.clear_instance_cache()  # instances remember the server that they were made for
+    yield f"http://127.0.0.1:{server.server_port}", app
+    server.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def s3(s3_server: tuple[str, FaultyApp], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket, as s3://NAME; the environment, child processes' too, leads to its server."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server[0])
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    bucket = f"test-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}"
+    s3_server[1].faults.clear()
+
+
+@pytest.fixture
+def reset_s3(s3: str) -> Iterator[Callable[[], None]]:
+    """To be called where a test changes the environment of `s3`."""
+    yield s3fs.S3FileSystem.clear_instance_cache
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3_faults(s3: str, s3_server: tuple[str, FaultyApp]) -> list[str]:
+    """Status lines that the server of `s3` answers its next requests with."""
+    return s3_server[1].faults

@@ -1,0 +1,274 @@
+"""Every function of storage on disk and on S3, where they have to behave alike."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipelines import storage
+from pipelines.storage import join
+
+NAMES = ["a b", "ünï", "日本", "#1", "50%", "50%25", "q?x=1&y", "a+b", "[x]*", "~", "a::b", "it's", 'say "x"', "@=,;$"]
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place on disk and one on S3."""
+    return f"{request.getfixturevalue('s3')}/root" if request.param == "s3" else str(tmp_path / "root")
+
+
+def paths(uri: str) -> list[str]:
+    return [file.path for file in storage.list_files(uri)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_is_written_read_and_listed_as_it_is(root: str, name: str) -> None:
+    uri = join(root, name, f"{name}.bin")
+    storage.put(uri, name.encode())
+    assert storage.read_text(uri) == name
+    assert storage.exists(uri)
+    assert storage.is_dir(join(root, name))
+    assert [(file.path, file.size) for file in storage.list_files(root)] == [(f"{name}/{name}.bin", len(name.encode()))]
+    with storage.local_copy(uri) as local:
+        assert Path(local).read_bytes() == name.encode()
+    storage.delete(uri)
+    assert not storage.exists(uri)
+
+
+def test_put_replaces_and_leaves_nothing_else(root: str) -> None:
+    for data in (b"old", b"newer", b""):
+        storage.put(join(root, "deep", "er", "file"), data)
+        assert storage.read_bytes(join(root, "deep", "er", "file")) == data
+    assert paths(root) == ["deep/er/file"]
+    if not storage.is_remote(root):
+        assert os.listdir(join(root, "deep", "er")) == ["file"]  # noqa: PTH208
+
+
+def test_a_name_of_255_bytes_is_put(root: str) -> None:
+    storage.put(join(root, "x" * 255), b"long")
+    assert paths(root) == ["x" * 255]
+
+
+def test_listing_is_recursive_sorted_and_without_hidden_files(root: str) -> None:
+    for name in ("b/2", "b.x", "a", ".hidden", ".git/x", "b/.part-1", "c/d/e/f"):
+        storage.put(join(root, name), b"x")
+    assert paths(root) == ["a", "b.x", "b/2", "c/d/e/f"]
+    assert paths(root + "/") == paths(root)
+    assert paths(join(root, "b")) == ["2"]
+
+
+def test_what_is_absent(root: str) -> None:
+    uri = join(root, "absent")
+    assert not storage.exists(uri)
+    assert not storage.is_dir(uri)
+    assert paths(uri) == []
+    storage.delete(uri)
+    for read in (storage.read_bytes, storage.open_read):
+        with pytest.raises(FileNotFoundError, match="absent"):
+            read(uri)
+
+
+def test_a_folder_is_no_file_and_a_file_no_folder(root: str) -> None:
+    storage.put(join(root, "folder", "file"), b"x")
+    assert storage.exists(join(root, "folder"))
+    assert not storage.is_dir(join(root, "folder", "file"))
+    assert not storage.exists(join(root, "fold"))
+
+
+def test_read_many_keeps_the_order(root: str) -> None:
+    uris = [join(root, str(i)) for i in range(40)]
+    for i, uri in enumerate(uris):
+        storage.put(uri, str(i).encode())
+    assert list(storage.read_many(uris[::-1])) == [str(i).encode() for i in range(40)][::-1]
+    with pytest.raises(FileNotFoundError):
+        list(storage.read_many([uris[0], join(root, "absent")]))
+
+
+def test_of_eight_writers_one_creates(root: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def race(number: int) -> bool:
+        barrier.wait()
+        return storage.create(join(root, "lock"), f"writer {number}".encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(race, range(8)))
+    assert won.count(True) == 1
+    assert storage.read_text(join(root, "lock")) == f"writer {won.index(True)}"
+    assert paths(root) == ["lock"]
+
+
+def test_of_eight_writers_one_exchanges(s3: str) -> None:
+    uri = join(s3, "lock")
+    storage.put(uri, b"old")
+    barrier = threading.Barrier(8)
+
+    def race(number: int) -> bool:
+        barrier.wait()
+        return storage.exchange(uri, b"old", f"writer {number}".encode())
+
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(race, range(8)))
+    assert won.count(True) == 1
+    assert storage.read_text(uri) == f"writer {won.index(True)}"
+
+
+def test_open_read_seeks(root: str) -> None:
+    storage.put(join(root, "f"), bytes(range(256)) * 100)
+    with storage.open_read(join(root, "f")) as file:
+        file.seek(-3, os.SEEK_END)
+        assert file.read() == b"\xfd\xfe\xff"
+        file.seek(256)
+        assert file.read(2) == b"\x00\x01"
+
+
+def test_local_copy_is_the_file_on_disk_and_a_passing_one_from_s3(root: str) -> None:
+    uri = join(root, "a b.mp4")
+    storage.put(uri, b"video")
+    with storage.local_copy(uri) as local:
+        assert Path(local).name == "a b.mp4"
+    assert Path(local).exists() == (not storage.is_remote(root))
+
+
+def test_a_byte_order_mark_is_no_text(root: str) -> None:
+    storage.put(join(root, "f.csv"), "\ufeffpath,label".encode())
+    assert storage.read_text(join(root, "f.csv")) == "path,label"
+
+
+def test_a_failing_put_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.put(str(tmp_path / "file"), b"old")
+
+    def disk_full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.put(str(tmp_path / "file"), b"new")
+    with pytest.raises(OSError, match="No space left"):
+        storage.create(str(tmp_path / "other"), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_failing_put_on_s3_leaves_the_old_bytes(s3: str, s3_faults: list[str]) -> None:
+    storage.put(f"{s3}/file", b"old")
+    s3_faults.append("403 AccessDenied")
+    with pytest.raises(PermissionError, match=f"{s3}/file"):
+        storage.put(f"{s3}/file", b"new")
+    assert storage.read_bytes(f"{s3}/file") == b"old"
+
+
+@pytest.mark.parametrize("fault", ["503 SlowDown", "500 InternalError"])
+def test_a_busy_server_is_asked_again(s3: str, s3_faults: list[str], fault: str) -> None:
+    s3_faults += [fault, fault]
+    storage.put(f"{s3}/file", b"x")
+    s3_faults += [fault, fault]
+    assert storage.read_bytes(f"{s3}/file") == b"x"
+    assert s3_faults == []
+
+
+def test_a_large_file_goes_up_in_parts(s3: str) -> None:
+    data = os.urandom(1 << 20) * 101  # s3fs sends two parts from 100 MiB on
+    storage.put(f"{s3}/large", data)
+    assert storage.read_bytes(f"{s3}/large") == data
+    with storage.local_copy(f"{s3}/large") as local:
+        assert Path(local).read_bytes() == data
+
+
+ACTIONS: dict[str, Callable[[str], object]] = {
+    "put": lambda uri: storage.put(uri, b""),
+    "create": lambda uri: storage.create(uri, b""),
+    "read": storage.read_bytes,
+    "list": lambda uri: list(storage.list_files(uri)),
+}
+
+
+@pytest.mark.parametrize("action", ["put", "create", "read"])
+def test_a_missing_bucket_is_named(s3: str, action: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/x: The specified bucket does not exist"):
+        ACTIONS[action]("s3://no-such-bucket/x")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_refused_credentials_are_a_permission_error(s3: str, s3_faults: list[str], action: str) -> None:
+    s3_faults += ["403 InvalidAccessKeyId"] * 20
+    with pytest.raises(PermissionError, match=f"{s3}/x"):
+        ACTIONS[action](f"{s3}/x")
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_absent_credentials_are_an_error_of_the_uri(
+    s3: str, reset_s3: Callable[[], None], monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    reset_s3()
+    with pytest.raises(OSError, match=rf"{s3}/x: Unable to locate credentials"):
+        ACTIONS[action](f"{s3}/x")
+
+
+def test_no_server_is_an_error_of_the_uri(
+    s3: str, reset_s3: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    reset_s3()
+    with pytest.raises(OSError, match=rf"{s3}/x: Could not connect to the endpoint"):
+        storage.put(f"{s3}/x", b"")
+
+
+def test_a_console_s_empty_folder_is_no_file(s3: str) -> None:
+    storage.put(f"{s3}/videos/", b"")
+    storage.put(f"{s3}/videos/1.mp4", b"x")
+    assert paths(s3) == ["videos/1.mp4"]
+    assert paths(f"{s3}/videos") == ["1.mp4"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.mp4").write_bytes(b"x")
+    root = tmp_path / "root"
+    (root / "class").mkdir(parents=True)
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "2.mp4").symlink_to(tmp_path / "elsewhere" / "1.mp4")
+    (root / "class" / "circle").symlink_to(root)
+    (root / "nowhere.mp4").symlink_to(tmp_path / "absent")
+    assert paths(str(root)) == ["2.mp4", "linked/1.mp4"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_must_not_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    with pytest.raises(PermissionError, match="closed"):
+        paths(str(tmp_path))
+
+
+@pytest.mark.parametrize("uri", ["gs://b/x", "S3://b/x", "https://h/x", "s3a://b/x"])
+def test_other_schemes_are_refused(uri: str) -> None:
+    for action in (*ACTIONS.values(), storage.absolute, storage.exists, storage.is_dir, storage.open_read):
+        with pytest.raises(ValueError, match=r"allowed are local paths and s3://bucket/key"):
+            action(uri)
+
+
+def test_absolute_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.absolute("a/b/") == f"{tmp_path}/a/b"
+    assert storage.absolute("~/a") == f"{tmp_path}/home/a"
+    assert storage.absolute(f"file://{tmp_path}/a") == f"{tmp_path}/a"
+    assert storage.absolute("s3://b/x/") == "s3://b/x"
+
+
+def test_file_uris_are_local_paths(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/f"
+    storage.put(uri, b"x")
+    assert storage.read_bytes(str(tmp_path / "f")) == b"x"
+    with storage.local_copy(uri) as local:
+        assert local == str(tmp_path / "f")
