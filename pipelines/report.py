@@ -180,7 +180,7 @@ def _values(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
 def _plot_all(usable: pa.Table, runs: Sequence[Run], still_px: float) -> dict[str, markupsafe.Markup]:
     """The plots there are numbers for; they hold no text of the data, so they alone go into the page unescaped."""
     plots: dict[str, str] = {}
-    timelines = [run.timeline for run in runs if run.frames]
+    timelines = [run.timeline for run in runs if run.frames and run.timeline[-1][0] > 0]
     if timelines:
         plots["throughput"] = report_plots.plot_throughput(timelines)
     if len(usable):
@@ -188,9 +188,9 @@ def _plot_all(usable: pa.Table, runs: Sequence[Run], still_px: float) -> dict[st
         plots["clipped"] = report_plots.plot_clipped(_values(usable, "flow_clipped"))
         frames = _values(usable, "num_frames")
         flow_frames = np.maximum(frames - 1, 1)
-        rgb_kib = _values(usable, "rgb_bytes") / frames / 1024
-        flow_kib = _values(usable, "flow_bytes") / flow_frames / 1024
-        plots["bytes"] = report_plots.plot_bytes({"RGB": rgb_kib, "flow": flow_kib})
+        rgb_kb = _values(usable, "rgb_bytes") / frames / 1000
+        flow_kb = _values(usable, "flow_bytes") / flow_frames / 1000
+        plots["bytes"] = report_plots.plot_bytes({"RGB": rgb_kb, "flow": flow_kb})
     errors = {label: _values(usable, f"flow_error_{name}") for name, label in _ERROR_LABELS.items()}
     if len(errors["mean"]):
         plots["error"] = report_plots.plot_error(errors)
@@ -206,7 +206,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": lambda number: f"{number:,}",
+        "thousands": lambda number: f"{number:,}",
         "size": _format_bytes,
         "time": _format_seconds,
         "base64": lambda data: base64.b64encode(data).decode(),
@@ -219,10 +219,10 @@ def _environment() -> jinja2.Environment:
 
 
 def _format_bytes(size: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
             break
-        size /= 1024
+        size /= 1000
     return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
 
 
@@ -244,6 +244,6 @@ def _plain(text: object, most: int = 400) -> str:
 def _flatten(value: object, name: str = "") -> dict[str, object]:
     """Nested settings as one level of dotted names."""
     if not isinstance(value, Mapping):
-        return {name: value}
+        return {name: "not set" if value is None else value}
     parts = [_flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
     return {key: part for found in parts for key, part in found.items()}

@@ -88,8 +88,8 @@ def plot_motion(flow_mean: Values, near_static_px: float) -> str:
 
 
 def plot_bytes(per_frame: Mapping[str, Values]) -> str:
-    """Histograms of KiB a frame, one outline for each kind of blob, on a log axis."""
-    figure, axes = _axes(NARROW, x="KiB a frame", y="videos")
+    """Histograms of kB a frame, one outline for each kind of blob, on a log axis."""
+    figure, axes = _axes(NARROW, x="kB a frame", y="videos")
     bins = _log_bins(np.concatenate(list(per_frame.values())), 1e-3)
     for (name, values), colour in zip(per_frame.items(), (_FIRST, _SECOND), strict=False):
         axes.hist(np.maximum(values, 1e-3), bins, color=colour, alpha=0.35, histtype="stepfilled")

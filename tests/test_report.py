@@ -246,6 +246,15 @@ def test_a_one_frame_video_is_counted_but_not_previewed(tmp_path: Path) -> None:
     assert "data:video" not in page
 
 
+def test_unlabelled_videos_are_one_class_without_a_name(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, [make_video("a", class_name=""), make_video("b", class_name="")]) | {
+        "classes": []
+    }
+    text = text_of(Path(report.write_extraction_report(str(tmp_path), dataset)).read_text())
+    assert "No class stands out." in text
+    assert "(unlabelled) 2 2.00" in text
+
+
 def test_a_broken_blob_costs_its_preview_only(tmp_path: Path) -> None:
     page = make_page(tmp_path, [make_video("good"), make_video("rotten") | {"flow": b"not a video"}])
     assert page.count("data:video/mp4") == 1
