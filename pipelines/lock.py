@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import socket
 import threading
@@ -23,16 +24,37 @@ from pipelines import storage
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
 
+logger = logging.getLogger(__name__)
+
 
 class OutputLockedError(ValueError):
     """Another run works on this output."""
 
 
+class OutputLock:
+    """What a run holds while it writes."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.lost = False
+
+    def check(self) -> None:
+        """OutputLockedError where another run took the output over, because this one was not heard of for too long."""
+        if self.lost:
+            raise OutputLockedError(
+                f"{self.output} was taken over by another run: this one could not renew its lock for "
+                f"{STALE_AFTER_S:.0f} s (a suspended machine or a broken network). Let the other finish"
+            )
+
+
 @contextlib.contextmanager
-def lock_output(output: str) -> Iterator[None]:
-    """Hold the output for one run; OutputLockedError, which names the holder, where another run does."""
-    with _hold_object(storage.join(output, "lock.json")) if storage.is_remote(output) else _hold_file(output):
-        yield
+def lock_output(output: str) -> Iterator[OutputLock]:
+    """Hold the output for one run; OutputLockedError, which names the holder, where another run does.
+
+    Raises OSError where the output cannot be written to.
+    """
+    with _hold_object(output) if storage.is_remote(output) else _hold_file(output) as lock:
+        yield lock
 
 
 def _describe() -> dict[str, object]:
@@ -45,7 +67,7 @@ def _refuse(output: str, holder: dict[str, object], remedy: str) -> OutputLocked
 
 
 @contextlib.contextmanager
-def _hold_file(output: str) -> Iterator[None]:
+def _hold_file(output: str) -> Iterator[OutputLock]:
     path = Path(output) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -56,7 +78,8 @@ def _hold_file(output: str) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(_describe()))
         file.flush()
-        yield
+        yield OutputLock(output)
+        file.truncate(0)  # what a finished run leaves does not depend on when it ran
 
 
 def _read_holder(file: IO[str]) -> dict[str, object]:
@@ -68,29 +91,56 @@ def _read_holder(file: IO[str]) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _hold_object(uri: str) -> Iterator[None]:
-    mine = _describe()
-    if not storage.create(uri, json.dumps(mine).encode()):
-        holder = json.loads(storage.read_bytes(uri))
-        silent = time.time() - float(holder["beat"])
-        if silent < STALE_AFTER_S:
-            remedy = (
-                f"If it was killed, its lock is void in {STALE_AFTER_S - silent:.0f} s: run this command again then."
-            )
-            raise _refuse(uri.removesuffix("/lock.json"), holder, remedy)
-        storage.put(uri, json.dumps(mine).encode())
-    stop = threading.Event()
-    heart = threading.Thread(target=_beat, args=(uri, mine, stop), daemon=True)
+def _hold_object(output: str) -> Iterator[OutputLock]:
+    uri = storage.join(output, "lock.json")
+    lock, stop = OutputLock(output), threading.Event()
+    record = _take_object(output, uri)
+    heart = threading.Thread(target=_beat, args=(uri, record, lock, stop), daemon=True)
     heart.start()
     try:
-        yield
+        yield lock
     finally:
         stop.set()
         heart.join()
-        storage.delete(uri)
+        with contextlib.suppress(OSError):  # what cannot be deleted now is void soon
+            if not lock.lost:
+                storage.delete(uri)
 
 
-def _beat(uri: str, mine: dict[str, object], stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):  # a lost beat is made up for by the next one
-            storage.put(uri, json.dumps({**mine, "beat": time.time()}).encode())
+def _take_object(output: str, uri: str) -> dict[str, object]:
+    mine = _describe()
+    while not storage.create(uri, _encode(mine)):
+        try:
+            found = storage.read_bytes(uri)
+        except FileNotFoundError:  # released this moment
+            continue
+        holder = json.loads(found)
+        if holder == mine:  # the answer to the creation was lost, and its repetition refused
+            break
+        silent = time.time() - holder["beat"]
+        if silent < STALE_AFTER_S:
+            wait = f"its lock is void in {STALE_AFTER_S - silent:.0f} s: run this command again then."
+            raise _refuse(output, holder, f"If it was killed, {wait}")
+        time.sleep(2 * HEARTBEAT_S)  # clocks differ: a holder that lives shows it by a beat
+        mine["beat"] = time.time()
+        if not storage.exchange(uri, found, _encode(mine)):
+            raise _refuse(output, holder, "Wait for it or stop it, or choose another --output.")
+        break
+    return mine
+
+
+def _encode(record: dict[str, object]) -> bytes:
+    return json.dumps(record).encode()
+
+
+def _beat(uri: str, record: dict[str, object], lock: OutputLock, stop: threading.Event) -> None:
+    while not lock.lost and not stop.wait(HEARTBEAT_S):
+        try:
+            found = storage.read_bytes(uri)
+            lock.lost = json.loads(found)["token"] != record["token"]
+            if not lock.lost:
+                storage.exchange(uri, found, _encode({**record, "beat": time.time()}))
+        except FileNotFoundError:
+            lock.lost = True
+        except OSError as error:
+            logger.warning("the lock could not be renewed; next try in %g s: %s", HEARTBEAT_S, error)

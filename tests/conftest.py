@@ -13,7 +13,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real clips, broken files, flow ground truth and annotations beside the checkout; skips where absent."""
+    """The folder of real clips, broken files, flow ground truth and annotations beside the checkout, or a skip."""
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data beside this checkout")
     return SHARED_DATA

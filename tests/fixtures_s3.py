@@ -18,7 +18,10 @@ Answer = Iterable[bytes]
 
 
 class FaultyApp:
-    """The S3 server; while `faults` holds status lines, such as `503 SlowDown`, requests are answered with those."""
+    """The S3 server; while `faults` holds status lines, such as `503 SlowDown`, requests are answered with those.
+
+    After `done 503 SlowDown` the request is carried out and only its answer lost.
+    """
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -28,6 +31,9 @@ class FaultyApp:
         if not self.faults:
             return self.app(environ, start_response)
         status = self.faults.pop(0)
+        if status.startswith("done "):
+            list(self.app(environ, lambda *_: None))
+            status = status.removeprefix("done ")
         start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
         if environ["REQUEST_METHOD"] == "HEAD":
             return []

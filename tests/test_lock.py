@@ -1,0 +1,170 @@
+"""Two runs on one output: processes on disk, heartbeats on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pipelines import lock, storage
+from pipelines.lock import OutputLockedError, lock_output
+
+ROOT = Path(__file__).resolve().parents[1]
+HOLDER = """
+import subprocess, sys, time
+from pipelines.lock import lock_output
+with lock_output(sys.argv[1]):
+    subprocess.Popen(["sleep", "60"])  # Ray's processes outlive a killed driver for a while as well
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def another_run(output: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the output, and has a child of its own."""
+    command = [sys.executable, "-c", HOLDER, output]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    until = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_second_process_is_refused_and_told_who_holds(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    with another_run(output) as process, pytest.raises(OutputLockedError) as refusal, lock_output(output):
+        pass
+    assert f"{output} is being written by another run (process {process.pid} on " in str(refusal.value)
+    assert "choose another --output" in str(refusal.value)
+
+
+def test_a_lock_on_disk_dies_with_its_process(tmp_path: Path) -> None:
+    with another_run(str(tmp_path)) as process:
+        process.kill()
+        process.wait()
+        with lock_output(str(tmp_path)) as held:
+            held.check()
+
+
+def test_a_lock_on_disk_is_free_after_use_and_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), lock_output(str(tmp_path)):
+        raise RuntimeError
+    with lock_output(str(tmp_path)), pytest.raises(OutputLockedError), lock_output(str(tmp_path)):
+        pass
+    with lock_output(str(tmp_path)):
+        pass
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(".lock", b"")]
+
+
+def test_an_output_that_cannot_be_one_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="file"), lock_output(str(tmp_path / "file")):
+        pass
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heart that beats 20 times a second."""
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+
+
+def read_lock(output: str) -> dict[str, object]:
+    return dict(json.loads(storage.read_bytes(f"{output}/lock.json")))
+
+
+def leave_lock(output: str, *, age_s: float) -> None:
+    """A lock as a killed run leaves it."""
+    record = {"host": "elsewhere", "pid": 4711, "token": "theirs", "beat": time.time() - age_s}
+    storage.put(f"{output}/lock.json", json.dumps(record).encode())
+
+
+def test_a_second_run_on_s3_is_refused_and_told_what_to_do(s3: str) -> None:
+    leave_lock(s3, age_s=20)
+    with pytest.raises(OutputLockedError) as refusal, lock_output(s3):
+        pass
+    assert f"{s3} is being written by another run (process 4711 on elsewhere)" in str(refusal.value)
+    assert "If it was killed, its lock is void in 40 s: run this command again then" in str(refusal.value)
+    assert read_lock(s3)["token"] == "theirs"
+
+
+def test_a_lock_on_s3_is_held_renewed_and_released(s3: str, fast: None) -> None:
+    with lock_output(s3) as held:
+        first = read_lock(s3)
+        with pytest.raises(OutputLockedError), lock_output(s3):
+            pass
+        wait_until(lambda: read_lock(s3)["beat"] != first["beat"])
+        assert read_lock(s3)["token"] == first["token"]
+        held.check()
+    assert not storage.exists(f"{s3}/lock.json")
+
+
+def test_a_silent_lock_is_taken_over(s3: str, fast: None) -> None:
+    leave_lock(s3, age_s=61)
+    with lock_output(s3):
+        assert read_lock(s3)["pid"] == os.getpid()
+    assert not storage.exists(f"{s3}/lock.json")
+
+
+def test_a_heart_that_beats_on_a_slow_clock_is_alive(s3: str, fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_lock(s3, age_s=3600)
+    monkeypatch.setattr(time, "sleep", lambda seconds: leave_lock(s3, age_s=3599))
+    with pytest.raises(OutputLockedError, match="elsewhere"), lock_output(s3):
+        pass
+    assert read_lock(s3)["token"] == "theirs"
+
+
+def test_a_lost_lock_is_noticed_and_left_to_the_other(s3: str, fast: None) -> None:
+    with lock_output(s3) as held:
+        leave_lock(s3, age_s=0)
+        wait_until(lambda: held.lost)
+        with pytest.raises(OutputLockedError, match="taken over by another run"):
+            held.check()
+    assert read_lock(s3)["token"] == "theirs"
+
+
+def test_a_deleted_lock_is_lost(s3: str, fast: None) -> None:
+    with lock_output(s3) as held:
+        storage.delete(f"{s3}/lock.json")
+        wait_until(lambda: held.lost)
+
+
+def test_a_beat_that_fails_is_made_up_for(
+    s3: str, s3_faults: list[str], fast: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with lock_output(s3) as held:
+        s3_faults.append("403 RequestTimeTooSkewed")
+        wait_until(lambda: "could not be renewed" in caplog.text)
+        beat = read_lock(s3)["beat"]
+        wait_until(lambda: read_lock(s3)["beat"] != beat)
+        held.check()
+
+
+def test_a_creation_whose_answer_was_lost_counts(s3: str, s3_faults: list[str]) -> None:
+    s3_faults.append("done 500 InternalError")
+    with lock_output(s3):
+        assert s3_faults == []
+        assert read_lock(s3)["pid"] == os.getpid()
+
+
+def test_a_missing_bucket_is_one_clear_error(s3: str) -> None:
+    with pytest.raises(FileNotFoundError, match="s3://no-such-bucket/out"), lock_output("s3://no-such-bucket/out"):
+        pass
