@@ -68,7 +68,9 @@ class Plan:
         """Name of each shard → its first row in `table` and its number of rows."""
         runs = pc.run_end_encode(self.table["shard"].combine_chunks())
         ends = [0, *runs.run_ends.to_pylist()]
-        return {name: (ends[i], ends[i + 1] - ends[i]) for i, name in enumerate(runs.values.to_pylist())}
+        spans = {name: (ends[i], ends[i + 1] - ends[i]) for i, name in enumerate(runs.values.to_pylist())}
+        assert len(spans) == len(runs.values), "a catalog is ordered by split"
+        return spans
 
     def rows(self, shard: str) -> pa.Table:
         """The planned rows of one shard."""
@@ -134,26 +136,33 @@ def _hash_catalog(table: pa.Table) -> str:
 
 
 def settle(plan: Plan) -> None:
-    """Write plan.json, or check that the one that is there is the same; PlanError names every setting that differs."""
+    """Write plan.json, or check that the one that is there is the same; PlanError names every setting that differs.
+
+    The caller holds the output's lock.
+    """
     uri = storage.join(plan.output, "plan.json")
-    if storage.create(uri, shards.to_json(plan.record)):
+    try:
+        there = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        storage.put(uri, shards.to_json(plan.record))
         return
-    found = _flatten(json.loads(storage.read_bytes(uri)))
-    wanted = _flatten(json.loads(shards.to_json(plan.record)))
+    found, wanted = (_describe(record) for record in (there, json.loads(shards.to_json(plan.record))))
     changed = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
     if changed:
-        lines = "\n".join(f"  {name}: {found.get(name)!r} there, {wanted.get(name)!r} now" for name in changed)
+        sides = ((name, found.get(name, "nothing"), wanted.get(name, "nothing")) for name in changed)
+        lines = "\n".join(f"  {name}: {before} there, {now} now" for name, before, now in sides)
         raise PlanError(
             f"{plan.output} was begun with other settings:\n{lines}\n"
             "Run with the settings it was begun with, or choose another --output"
         )
 
 
-def _flatten(value: object, name: str = "") -> dict[str, object]:
-    if isinstance(value, dict):
-        items = [_flatten(part, f"{name}.{key}" if name else key) for key, part in value.items()]
-        return {key: part for item in items for key, part in item.items()}
-    return {name: value}
+def _describe(value: object, name: str = "") -> dict[str, str]:
+    """Every leaf of nested dicts as text under its dotted name; a leaf that is None differs from one that is absent."""
+    if not isinstance(value, dict):
+        return {name: repr(value)}
+    parts = [_describe(part, f"{name}.{key}" if name else key) for key, part in value.items()]
+    return {key: text for part in parts for key, text in part.items()}
 
 
 def find_committed(plan: Plan) -> dict[str, frozenset[str]]:

@@ -1,0 +1,185 @@
+"""Which video goes into which shard, what is left to do, and what happens when a command changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines import catalog, shards
+from pipelines.catalog import Catalog
+from pipelines.codec import CodecSettings
+from pipelines.plan import ExtractionSettings, Plan, PlanError, find_committed, iter_blocks, make_plan, settle
+from pipelines.shards import ShardSettings
+from pipelines.video import DecodeSettings
+
+SETTINGS = ExtractionSettings(codec=CodecSettings(flow_codec="av1"), shards=ShardSettings(videos_per_shard=3))
+
+
+def catalog_of(sizes: dict[str, int], missing: Sequence[str] = ()) -> Catalog:
+    """`sizes` videos of each split, called train0, train1, …; those in `missing` have no file."""
+    ids = [(split, f"{split}{i}") for split, size in sizes.items() for i in range(size)]
+    columns = {
+        "id": [name for _, name in ids],
+        "path": [None if name in missing else f"/videos/wave/{name}.mp4" for _, name in ids],
+        "label": [0] * len(ids),
+        "class_name": ["wave"] * len(ids),
+        "split": [split for split, _ in ids],
+        "start": [None] * len(ids),
+        "end": [None] * len(ids),
+    }
+    return Catalog(pa.table(columns, schema=catalog.SCHEMA), ("wave",), "a test")
+
+
+def plan_of(found: Catalog, output: Path, settings: ExtractionSettings = SETTINGS, kernel: str = "cpu") -> Plan:
+    return make_plan(found, settings, videos="/videos", output=str(output), kernel=kernel)
+
+
+def commit(plan: Plan, shard: str, status: dict[str, str]) -> None:
+    """A commit record of a shard whose videos fared as `status` says."""
+    videos = [{"id": name, "split": shard.split("-")[0], "status": state} for name, state in status.items()]
+    settings = plan.settings.shards
+    shards.commit_shard(plan.output, shard, [], videos, settings=settings, convention={}, fingerprint=plan.fingerprint)
+
+
+def blocks_of(plan: Plan, *, retry: bool = False) -> list[dict[str, str]]:
+    """Id → status for each block; padding left out."""
+    blocks = [block.to_pylist() for block in iter_blocks(plan, find_committed(plan), retry=retry)]
+    return [{row["id"]: row["status"] for row in block if row["status"] != "pad"} for block in blocks]
+
+
+def test_a_shard_holds_one_split_in_catalog_order(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 7, "test": 2}), tmp_path)
+    assert plan.spans == {"train-00000": (0, 3), "train-00001": (3, 3), "train-00002": (6, 1), "test-00000": (7, 2)}
+    assert plan.rows("train-00001")["id"].to_pylist() == ["train3", "train4", "train5"]
+    assert plan.table["index"].to_pylist() == list(range(9))
+
+
+def test_sources_are_relative_to_the_videos_folder(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 2}, missing=["train1"]), tmp_path)
+    assert plan.table.select(["source", "status"]).to_pylist() == [
+        {"source": "wave/train0.mp4", "status": "new"},
+        {"source": None, "status": "missing"},
+    ]
+
+
+def test_a_catalog_that_mixes_splits_is_not_planned(tmp_path: Path) -> None:
+    found = catalog_of({"train": 2, "test": 1})
+    mixed = dataclasses.replace(found, table=found.table.take([0, 2, 1]))
+    with pytest.raises(AssertionError, match="ordered by split"):
+        _ = plan_of(mixed, tmp_path).spans
+
+
+def test_blocks_are_padded_to_the_same_size(tmp_path: Path) -> None:
+    blocks = list(iter_blocks(plan_of(catalog_of({"train": 4, "test": 1}), tmp_path), {}, retry=False))
+    assert [len(block) for block in blocks] == [3, 3, 3]
+    assert [block["status"].to_pylist().count("pad") for block in blocks] == [0, 2, 2]
+    assert [set(block["shard"].to_pylist()) for block in blocks] == [{"train-00000"}, {"train-00001"}, {"test-00000"}]
+    assert all(block["id"].num_chunks == 1 for block in blocks)
+
+
+def test_committed_shards_are_skipped(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 5}), tmp_path)
+    assert blocks_of(plan) == [dict.fromkeys(["train0", "train1", "train2"], "new"), {"train3": "new", "train4": "new"}]
+    commit(plan, "train-00000", {"train0": "ok", "train1": "quarantined", "train2": "missing"})
+    assert blocks_of(plan) == [{"train3": "new", "train4": "new"}]
+
+
+def test_a_record_of_another_plan_is_no_commit(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 3}), tmp_path)
+    commit(dataclasses.replace(plan, fingerprint="another"), "train-00000", {"train0": "ok"})
+    assert find_committed(plan) == {}
+    assert len(blocks_of(plan)) == 1
+
+
+def test_retry_keeps_what_is_held_and_does_the_rest_again(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 9}), tmp_path)
+    commit(plan, "train-00000", dict.fromkeys(["train0", "train1", "train2"], "ok"))
+    commit(plan, "train-00001", {"train3": "ok", "train4": "quarantined", "train5": "ok"})
+    assert blocks_of(plan, retry=True) == [
+        {"train3": "kept", "train4": "new", "train5": "kept"},
+        dict.fromkeys(["train6", "train7", "train8"], "new"),
+    ]
+
+
+def test_retry_takes_missing_videos_that_came_but_not_those_still_missing(tmp_path: Path) -> None:
+    before = plan_of(catalog_of({"train": 6}, missing=["train1", "train4"]), tmp_path)
+    commit(before, "train-00000", {"train0": "ok", "train1": "missing", "train2": "ok"})
+    commit(before, "train-00001", {"train3": "ok", "train4": "missing", "train5": "ok"})
+    now = plan_of(catalog_of({"train": 6}, missing=["train1"]), tmp_path)
+    assert blocks_of(now, retry=True) == [{"train3": "kept", "train4": "new", "train5": "kept"}]
+
+
+def test_retry_keeps_a_video_whose_file_has_gone_since(tmp_path: Path) -> None:
+    before = plan_of(catalog_of({"train": 2}), tmp_path)
+    commit(before, "train-00000", {"train0": "ok", "train1": "quarantined"})
+    now = plan_of(catalog_of({"train": 2}, missing=["train0"]), tmp_path)
+    assert blocks_of(now, retry=True) == [{"train0": "kept", "train1": "new"}]
+
+
+def test_the_same_command_settles_again(tmp_path: Path) -> None:
+    settle(plan_of(catalog_of({"train": 4}), tmp_path))
+    written = (tmp_path / "plan.json").read_bytes()
+    settle(plan_of(catalog_of({"train": 4}, missing=["train2"]), tmp_path))
+    assert (tmp_path / "plan.json").read_bytes() == written
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "codec": ({"codec": CodecSettings(flow_codec="jpeg")}, "settings.codec.flow_codec: 'av1' there, 'jpeg' now"),
+    "bound": ({"codec": CodecSettings(flow_codec="av1", bound=16)}, "settings.codec.bound: 20.0 there, 16 now"),
+    "fps": ({"decode": DecodeSettings(fps=12.5)}, "settings.decode.fps: 25.0 there, 12.5 now"),
+    "preset": ({"flow_preset": "fast"}, "settings.flow_preset: 'faithful' there, 'fast' now"),
+    "shards": ({"shards": ShardSettings(videos_per_shard=4)}, "settings.shards.videos_per_shard: 3 there, 4 now"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_setting_is_named_and_no_other(tmp_path: Path, change: str) -> None:
+    found = catalog_of({"train": 4})
+    settle(plan_of(found, tmp_path))
+    changed, line = CHANGES[change]
+    with pytest.raises(PlanError) as refusal:
+        settle(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, **changed)))
+    assert str(refusal.value).splitlines()[1:-1] == [f"  {line}"]
+    assert "choose another --output" in str(refusal.value)
+
+
+def test_all_changed_settings_are_named(tmp_path: Path) -> None:
+    found = catalog_of({"train": 4})
+    settle(plan_of(found, tmp_path))
+    settings = dataclasses.replace(SETTINGS, flow_preset="fast", decode=DecodeSettings(short_side=128))
+    with pytest.raises(
+        PlanError, match=r"settings\.decode\.short_side.*\n.*settings\.flow_preset.*\n.*settings\.kernel"
+    ):
+        settle(plan_of(found, tmp_path, settings, kernel="another"))
+
+
+def test_a_changed_catalog_is_named(tmp_path: Path) -> None:
+    settle(plan_of(catalog_of({"train": 4}), tmp_path))
+    with pytest.raises(PlanError, match=r"catalog\.sha256: .*\n  catalog\.videos: 4 there, 5 now"):
+        settle(plan_of(catalog_of({"train": 5}), tmp_path))
+
+
+def test_a_setting_that_only_one_side_knows_is_a_change_even_where_it_is_none(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 4}), tmp_path)
+    settle(plan)
+    record = json.loads((tmp_path / "plan.json").read_bytes())
+    del record["settings"]["codec"]["flow_quality"]
+    (tmp_path / "plan.json").write_bytes(shards.to_json(record))
+    with pytest.raises(PlanError, match=r"settings\.codec\.flow_quality: nothing there, None now"):
+        settle(plan)
+
+
+def test_fingerprints_tell_settings_and_catalogs_apart_but_not_places(tmp_path: Path) -> None:
+    found = catalog_of({"train": 4})
+    same = [plan_of(found, tmp_path), plan_of(found, tmp_path / "elsewhere")]
+    same.append(plan_of(catalog_of({"train": 4}, missing=["train1"]), tmp_path))
+    other = [plan_of(found, tmp_path, kernel="gpu"), plan_of(catalog_of({"train": 3}), tmp_path)]
+    other.append(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, error_sample_every=1)))
+    assert len({plan.fingerprint for plan in same}) == 1
+    assert len({plan.fingerprint for plan in same + other}) == 4
