@@ -279,8 +279,8 @@ class FlowEncoder:
 
     def _count(self, image: Levels) -> None:
         u, v = np.split(image.astype(np.float32) - np.float32(self.scale.zero_code), 2)
-        # Not cv2.sumElems: its last digits depend on where in memory the array lies.
-        self._magnitude_sum += self.scale.step * float(cv2.magnitude(u, v).sum(dtype=np.float64))
+        # Not cv2.magnitude and cv2.sumElems: their last digits depend on where in memory the arrays lie.
+        self._magnitude_sum += self.scale.step * float(np.sqrt(u * u + v * v).sum(dtype=np.float64))
         lowest, highest = self.scale.lowest, self.scale.lowest + self.scale.levels - 1
         self._num_clipped += int(np.count_nonzero(image <= lowest) + np.count_nonzero(image >= highest))
 
