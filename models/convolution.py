@@ -35,8 +35,7 @@ class Convolution(nn.Module):
         shape = (out_channels, in_channels, *kernel)
         self.weight = nn.Parameter(torch.empty(shape, memory_format=torch.channels_last_3d))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        std = 1 / math.sqrt(in_channels * math.prod(kernel))
-        nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        _draw_truncated_normal(self.weight, std=1 / math.sqrt(in_channels * math.prod(kernel)))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel == self.stride == (1, 1, 1):
@@ -50,6 +49,16 @@ class Convolution(nn.Module):
         return (
             f"{in_channels}, {out_channels}, kernel={self.kernel}, stride={self.stride}, bias={self.bias is not None}"
         )
+
+
+@torch.no_grad()
+def _draw_truncated_normal(weight: Tensor, std: float) -> None:
+    """Fills the weight from a normal cut at two standard deviations, by the inverse of its distribution function.
+
+    The same as torch.nn.init.trunc_normal_, which takes over a second for I3D's 12 million weights.
+    """
+    cut = math.erf(2 / math.sqrt(2))
+    weight.uniform_(-cut, cut).erfinv_().mul_(std * math.sqrt(2))
 
 
 class MaxPool(nn.Module):

@@ -53,8 +53,9 @@ def read_tensors(prefix: str | Path) -> dict[str, Tensor]:
     data_path = Path(f"{prefix}.data-00000-of-00001")
     if not data_path.is_file():
         raise ValueError(f"{data_path} is missing; it belongs beside {prefix}.index.")
+    entries = {name: _parse_entry(value) for name, value in _table(index) if name}
     data = np.memmap(data_path, mode="r")
-    return {name: _tensor(name, _parse_entry(value), data) for name, value in _table(index) if name}
+    return {name: _tensor(name, entry, data) for name, entry in entries.items()}
 
 
 def _table(index: bytes) -> Iterator[tuple[str, bytes]]:
@@ -100,6 +101,8 @@ def _varint(buffer: bytes, at: int) -> tuple[int, int]:
     """A little-endian base-128 integer, and the position after it."""
     value = shift = 0
     while True:
+        if at >= len(buffer):
+            raise ValueError("This TensorFlow checkpoint index is cut off within a number.")
         byte = buffer[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
