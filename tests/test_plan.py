@@ -18,7 +18,7 @@ from pipelines.plan import ExtractionSettings, Plan, PlanError, find_committed, 
 from pipelines.shards import ShardSettings
 from pipelines.video import DecodeSettings
 
-SETTINGS = ExtractionSettings(codec=CodecSettings(flow_codec="av1"), shards=ShardSettings(videos_per_shard=3))
+SETTINGS = ExtractionSettings(codec=CodecSettings(flow_codec="h264"), shards=ShardSettings(videos_per_shard=3))
 
 
 def catalog_of(sizes: dict[str, int], missing: Sequence[str] = ()) -> Catalog:
@@ -130,8 +130,8 @@ def test_the_same_command_settles_again(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "codec": ({"codec": CodecSettings(flow_codec="jpeg")}, "settings.codec.flow_codec: 'av1' there, 'jpeg' now"),
-    "bound": ({"codec": CodecSettings(flow_codec="av1", bound=16)}, "settings.codec.bound: 20.0 there, 16 now"),
+    "codec": ({"codec": CodecSettings(flow_codec="jpeg")}, "settings.codec.flow_codec: 'h264' there, 'jpeg' now"),
+    "bound": ({"codec": CodecSettings(flow_codec="h264", bound=16)}, "settings.codec.bound: 20.0 there, 16 now"),
     "fps": ({"decode": DecodeSettings(fps=12.5)}, "settings.decode.fps: 25.0 there, 12.5 now"),
     "preset": ({"flow_preset": "fast"}, "settings.flow_preset: 'faithful' there, 'fast' now"),
     "shards": ({"shards": ShardSettings(videos_per_shard=4)}, "settings.shards.videos_per_shard: 3 there, 4 now"),
