@@ -14,7 +14,7 @@ def connect(*, num_cpus: int | None = None) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray here, on loopback only.
 
     Returns a phrase about where that is. `num_cpus` sizes a Ray that is started here; on a cluster the graph limits
-    itself.
+    itself. Called again, it keeps the Ray it has.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     submitted = bool(os.environ.get("RAY_ADDRESS"))
@@ -23,7 +23,9 @@ def connect(*, num_cpus: int | None = None) -> str:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too this is what keeps sockets on 127.0.0.1
     import ray
 
-    if submitted:
+    if ray.is_initialized():
+        pass
+    elif submitted:
         ray.init(logging_level=logging.WARNING)
     else:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)

@@ -10,6 +10,7 @@ Interrupted, it goes on where it stopped when the same command is run again.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import Counter
 from contextlib import nullcontext
@@ -21,13 +22,20 @@ import tyro
 
 from jobs.cluster import connect
 from jobs.extraction_log import RunLog, format_estimate, format_summary
+from pipelines import storage
+from pipelines.catalog import Catalog, CatalogError, read_catalog
+from pipelines.codec import CodecSettings, FlowCodec, RGBCodec
+from pipelines.lock import OutputLockedError, lock_output
+from pipelines.motion_videos import write_motion_videos
+from pipelines.plan import ExtractionSettings, Plan, PlanError, make_plan
+from pipelines.shards import ShardFormat, ShardSettings
+from pipelines.video import DecodeSettings
 
 if TYPE_CHECKING:
-    from pipelines.catalog import Catalog
     from pipelines.extraction import Placement
-    from pipelines.plan import ExtractionSettings, Plan
 
 DEBUG_FOLDER = "out/debug"
+DEFAULTS = ExtractionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,36 +55,36 @@ class ExtractFlow:
     limit: int | None = None
     """Take at most so many videos, evenly spread over the catalog. None: all."""
 
-    fps: float = 25.0
+    fps: float = DEFAULTS.decode.fps
     """Frames a second that videos are sampled at."""
-    short_side: int = 256
+    short_side: int = DEFAULTS.decode.short_side
     """Pixels of the shorter side of the frames, even."""
-    max_frames: int = 15_000
+    max_frames: int = DEFAULTS.decode.max_frames
     """Frames; a longer video or span goes to quarantine (15,000 are 10 minutes at 25 frames a second)."""
-    decode_timeout: float = 60.0
+    decode_timeout: float = DEFAULTS.decode.timeout_s
     """Seconds without a sign of life after which a decoder counts as hung."""
 
     flow_backend: Literal["auto", "cpu", "cuda", "opencv"] = "auto"
     """What computes flow. auto: cuda where the cluster has GPUs now, else cpu; cuda also waits for GPUs to come."""
-    flow_preset: Literal["faithful", "quality", "fast"] = "faithful"
+    flow_preset: Literal["faithful", "quality", "fast"] = DEFAULTS.flow_preset
     """TV-L1 settings: like OpenCV's, better, or faster."""
 
-    codec: Literal["av1", "h264", "lossless", "jpeg"] = "av1"
+    codec: FlowCodec = DEFAULTS.codec.flow_codec
     """How flow is stored. av1, h264: 10-bit video; lossless: 8-bit video; jpeg: pairs as of denseflow."""
-    bound: float = 20.0
+    bound: float = DEFAULTS.codec.bound
     """Pixels; flow is clipped to plus or minus this."""
     flow_quality: int | None = None
     """Constant rate factor of av1 and h264 (lower is better), JPEG quality of jpeg. None: the measured default."""
-    rgb_codec: Literal["h264", "av1"] = "h264"
+    rgb_codec: RGBCodec = DEFAULTS.codec.rgb_codec
     """How RGB frames are stored."""
     rgb_quality: int | None = None
     """Constant rate factor of the RGB video (lower is better). None: the measured default."""
-    keyframe_interval: int = 32
+    keyframe_interval: int = DEFAULTS.codec.keyframe_interval
     """Frames from keyframe to keyframe: what reading a window may have to decode in vain."""
 
-    format: Literal["parquet", "webdataset"] = "parquet"
+    format: ShardFormat = DEFAULTS.shards.format
     """Parquet files, or WebDataset tars."""
-    videos_per_shard: int = 32
+    videos_per_shard: int = DEFAULTS.shards.videos_per_shard
     """Videos in a shard, which is also what is lost when a machine dies in the middle of one."""
 
     num_cpus: int | None = None
@@ -98,14 +106,25 @@ class ExtractFlow:
     def __post_init__(self) -> None:
         if self.videos is not None and self.output is None:
             raise ValueError("--videos is given but --output is not: say where the shards go")
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise ValueError(f"--num-cpus is {self.num_cpus}: give at least 1, or leave it out for all")
+        if not self.gpus_per_actor > 0:
+            raise ValueError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share of a GPU above 0, such as 0.5")
+        if self.dry_run and self.retry_quarantined:
+            raise ValueError("--dry-run and --retry-quarantined exclude each other: the estimate is of a whole run")
+        make_settings(self)
+
+
+class FlagError(ValueError):
+    """A flag asks for what the cluster does not have."""
 
 
 def main() -> None:
     """Parse, extract, report."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C
     try:
-        config = prepare(tyro.cli(ExtractFlow, description=__doc__))
-        status = run(config)
-    except ValueError as error:  # what the user can mend; anything else shows where it broke
+        status = run(prepare(tyro.cli(ExtractFlow, description=__doc__)))
+    except (FlagError, CatalogError, PlanError, OutputLockedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", flush=True)
@@ -117,8 +136,6 @@ def prepare(config: ExtractFlow) -> ExtractFlow:
     """The configuration with the debug run's videos and output filled in; writes those videos."""
     if config.videos is not None:
         return config
-    from pipelines.motion_videos import write_motion_videos
-
     folder = Path(DEBUG_FOLDER)
     write_motion_videos(folder / "videos", videos_per_class=3, seed=0, num_frames=25)
     output = config.output or str(folder / "shards")
@@ -129,11 +146,6 @@ def prepare(config: ExtractFlow) -> ExtractFlow:
 
 def make_settings(config: ExtractFlow) -> ExtractionSettings:
     """The flags that decide about the bytes of the output."""
-    from pipelines.codec import CodecSettings
-    from pipelines.plan import ExtractionSettings
-    from pipelines.shards import ShardSettings
-    from pipelines.video import DecodeSettings
-
     return ExtractionSettings(
         decode=DecodeSettings(
             fps=config.fps,
@@ -156,11 +168,6 @@ def make_settings(config: ExtractFlow) -> ExtractionSettings:
 
 def run(config: ExtractFlow) -> int:
     """Read the catalog, make the shards that are not there yet, write the tables; the exit status."""
-    from pipelines import storage
-    from pipelines.catalog import read_catalog
-    from pipelines.lock import lock_output
-    from pipelines.plan import make_plan
-
     settings = make_settings(config)
     assert config.videos, "filled in by prepare"
     assert config.output, "filled in by prepare"
@@ -199,9 +206,9 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
         wanted = "cuda" if gpus else "cpu"
     if wanted != "cuda":
         return wanted, Placement(num_cpus=config.num_cpus)
-    actors = int(gpus / config.gpus_per_actor) if config.gpus_per_actor > 0 else 0
+    actors = int(gpus / config.gpus_per_actor)
     if actors < 1:
-        raise ValueError(
+        raise FlagError(
             f"--flow-backend cuda with {gpus:g} GPUs and --gpus-per-actor {config.gpus_per_actor:g} leaves no flow "
             "actor: take cpu, or say by --num-gpus how many GPUs the cluster will scale up to"
         )

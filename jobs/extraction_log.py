@@ -84,10 +84,10 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(count: float) -> str:
     """`1.5 GB`, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:,.3g} TB"
+    return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
 def format_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -39,7 +39,7 @@ from pipelines.video import VideoError
 
 logger = logging.getLogger(__name__)
 
-ERROR_SAMPLE_FRAMES = 32  # flow frames of a sampled video whose error is measured: one keyframe interval
+ERROR_SAMPLE_FRAMES = 32  # flow frames of a sampled video whose error is measured
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
 FINISHED_COLUMNS = tuple(dict.fromkeys([*PLAN_SCHEMA.names, *VIDEO_SCHEMA.names, *ROW_SCHEMA.names, "kernel"]))

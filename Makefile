@@ -1,0 +1,36 @@
+# The developer's loop. `make demo` and `make test` are all that a fresh machine needs: Python 3.10+, pip, make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-slow lint format bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## self-made videos and a real one → shards → report
+	$(BIN)/python jobs/demo.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(READY) lint  ## what CI runs: linter, types, all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## without the tests marked slow
+	$(BIN)/python -m pytest -m 'not slow'
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	for file in benchmarks/*.py; do $(BIN)/python $$file; done

@@ -1,0 +1,197 @@
+"""The command as people run it: a process of its own, on videos it finds or makes, interrupted and started again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import shards
+from pipelines.motion_videos import write_broken_videos, write_motion_videos
+
+ROOT = Path(__file__).resolve().parents[1]
+JOB = str(ROOT / "jobs" / "extract_flow.py")
+FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--codec", "h264")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    write_motion_videos(folder, videos_per_class=2, seed=2, num_frames=40, size=(64, 48))
+    write_broken_videos(folder / "train" / "broken")
+    return folder
+
+
+def start(*flags: str | Path, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, JOB, *map(str, flags)]
+    return subprocess.Popen(
+        command, cwd=cwd, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def run(*flags: str | Path, cwd: Path, status: int = 0, **environment: str) -> str:
+    """Run the job to its end and return what it said."""
+    process = start(*flags, cwd=cwd, **environment)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def hashes(output: Path) -> dict[str, str]:
+    """sha256 of all that a data set holds, but for the lock, the logs of runs and the page that shows those."""
+    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    lasting = [p for p in files if "runs" not in p.parts and p.name not in (".lock", "report.html")]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in lasting}
+
+
+def wait_for_commits(output: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until so many shards are committed, while the job runs."""
+    deadline = time.monotonic() + 200
+    while len(list((output / "commits").glob("*.json"))) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run("--videos", videos, "--output", folder / "out", *FLAGS, cwd=folder)
+    return folder / "out"
+
+
+def test_help_explains_every_flag(tmp_path: Path) -> None:
+    text = run("--help", cwd=tmp_path)
+    for flag in ("--videos", "--output", "--flow-backend", "--format", "--videos-per-shard", "--fps", "--short-side",
+                 "--codec", "--limit", "--split", "--num-cpus", "--retry-quarantined", "--dry-run"):  # fmt: skip
+        assert flag in text
+
+
+@pytest.mark.parametrize(
+    ("status", "flags", "words"),
+    [
+        (1, ("--videos", "nowhere", "--output", "out"), ("no videos folder", "nowhere")),
+        (1, ("--split", "val"), ("val", "train", "test")),
+        (2, ("--videos", "nowhere"), ("--output is not",)),
+        (2, ("--short-side", "255"), ("short_side is 255", "even")),
+        (2, ("--num-cpus", "0"), ("--num-cpus is 0",)),
+        (2, ("--codec", "mpeg2"), ("--codec", "mpeg2", "av1", "h264", "lossless", "jpeg")),
+    ],
+)
+def test_a_wrong_flag_is_one_clear_error(
+    tmp_path: Path, status: int, flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    text = " ".join(run(*flags, cwd=tmp_path, status=status).replace("│", " ").split())
+    assert "Traceback" not in text
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.slow
+def test_without_arguments_it_extracts_videos_of_its_own(tmp_path: Path) -> None:
+    text = run(cwd=tmp_path)
+    described = shards.read_dataset(str(tmp_path / "out" / "debug" / "shards"))
+    assert sum(entry["rows"] for entry in described["shards"]) == 18
+    assert "report.html" in text
+    assert (tmp_path / "out" / "debug" / "shards" / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_second_run_finds_nothing_to_do_and_leaves_the_same_bytes(undisturbed: Path, videos: Path) -> None:
+    before = hashes(undisturbed)
+    text = run("--videos", videos, "--output", undisturbed, *FLAGS, cwd=undisturbed.parent)
+    assert "0 shards" in text
+    assert hashes(undisturbed) == before
+
+
+@pytest.mark.slow
+def test_other_settings_on_the_same_output_are_refused_by_name(undisturbed: Path, videos: Path) -> None:
+    flags = ("--videos", videos, "--output", undisturbed, *FLAGS, "--fps", "12.5")
+    text = run(*flags, cwd=undisturbed.parent, status=1)
+    assert "settings.decode.fps: 25.0 there, 12.5 now" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_run_goes_on_to_the_bytes_of_an_undisturbed_one(
+    undisturbed: Path, videos: Path, tmp_path: Path, how: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    process = start("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
+    wait_for_commits(out, 2, process)
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert not (out / "dataset.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (out / "commits").glob("*.json")}
+    run("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
+    assert hashes(out) == hashes(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+@pytest.mark.slow
+def test_a_second_run_on_the_same_output_refuses(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = start("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
+    wait_for_commits(out, 1, first)
+    text = run("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path, status=1)
+    assert str(first.pid) in text
+    assert "another run" in text
+    assert first.wait(timeout=240) == 0
+
+
+@pytest.mark.slow
+def test_webdataset_holds_the_same_videos(undisturbed: Path, videos: Path, tmp_path: Path) -> None:
+    run("--videos", videos, "--output", "out", *FLAGS, "--format", "webdataset", cwd=tmp_path)
+    described = shards.read_dataset(str(tmp_path / "out"))
+    tar_rows = [row for entry in described["shards"] for row in shards.read_rows(str(tmp_path / "out" / entry["file"]))]
+    parquet = shards.read_dataset(str(undisturbed))["shards"]
+    parquet_rows = [row for entry in parquet for row in shards.read_rows(str(undisturbed / entry["file"]))]
+    assert tar_rows == parquet_rows
+
+
+@pytest.mark.slow
+def test_dry_run_estimates_and_writes_nothing(videos: Path, tmp_path: Path) -> None:
+    text = run("--videos", videos, "--output", "out", *FLAGS, "--dry-run", cwd=tmp_path)
+    assert "CPU hours" in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_from_s3_to_s3_gives_the_bytes_of_the_disk(undisturbed: Path, videos: Path, tmp_path: Path, s3: str) -> None:
+    from pipelines import storage
+
+    for path in videos.rglob("*.mp4"):
+        storage.put(f"{s3}/videos/{path.relative_to(videos)}", path.read_bytes())
+    run("--videos", f"{s3}/videos", "--output", f"{s3}/out", *FLAGS, cwd=tmp_path)
+    found = {file.path: storage.read_bytes(f"{s3}/out/{file.path}") for file in storage.list_files(f"{s3}/out")}
+    on_disk = hashes(undisturbed)
+    assert {name: hashlib.sha256(found[name]).hexdigest() for name in on_disk} == on_disk
+    assert "lock.json" not in found
+
+
+@pytest.mark.slow
+def test_ut_interaction_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "ut_interaction"
+    run("--videos", folder, "--annotations", folder / "annotations.csv", "--output", "out", "--short-side", "64",
+        "--codec", "h264", "--videos-per-shard", "8", cwd=tmp_path)  # fmt: skip
+    splits = json.loads((tmp_path / "out" / "dataset.json").read_text())["splits"]
+    assert {name: (counts["expected"], counts["ok"]) for name, counts in splits.items()} == {
+        "train": (60, 60),
+        "test": (60, 60),
+    }
+
+
+@pytest.mark.slow
+def test_hostile_files_end_in_a_shard_or_in_quarantine(shared_data: Path, tmp_path: Path) -> None:
+    run("--videos", shared_data / "decoder", "--output", "out", "--short-side", "64", "--codec", "h264", cwd=tmp_path)
+    splits = json.loads((tmp_path / "out" / "dataset.json").read_text())["splits"]
+    total = {name: sum(counts[name] for counts in splits.values()) for name in ("expected", "ok", "quarantined")}
+    assert total["expected"] == total["ok"] + total["quarantined"] == 51
+    assert total["quarantined"] > 5
