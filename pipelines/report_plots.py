@@ -67,9 +67,9 @@ def plot_throughput(runs: Sequence[Sequence[Sequence[float]]]) -> str:
 
 
 def _rates(timeline: Values, windows: int) -> tuple[Values, Values]:
-    seconds, frames = np.concatenate([np.zeros((1, 1)), timeline[:, :1]]), np.append(0, timeline[:, 2])
-    edges = np.linspace(0, timeline[-1, 0], min(windows, len(timeline)) + 1)
-    return edges, np.diff(np.interp(edges, seconds[:, 0], frames)) / np.maximum(np.diff(edges), 1e-9)
+    seconds, frames = np.append(0, timeline[:, 0]), np.append(0, timeline[:, 2])
+    edges = np.linspace(0, seconds[-1], min(windows, len(timeline)) + 1)
+    return edges, np.diff(np.interp(edges, seconds, frames)) / np.diff(edges)
 
 
 def plot_motion(flow_mean: Values, near_static_px: float) -> str:
@@ -90,10 +90,11 @@ def plot_motion(flow_mean: Values, near_static_px: float) -> str:
 def plot_bytes(per_frame: Mapping[str, Values]) -> str:
     """Histograms of kB a frame, one outline for each kind of blob, on a log axis."""
     figure, axes = _axes(NARROW, x="kB a frame", y="videos")
+    per_frame = {name: values[values > 0] for name, values in per_frame.items()}  # a lone frame has no flow
     bins = _log_bins(np.concatenate(list(per_frame.values())), 1e-3)
     for (name, values), colour in zip(per_frame.items(), (_FIRST, _SECOND), strict=False):
-        axes.hist(np.maximum(values, 1e-3), bins, color=colour, alpha=0.35, histtype="stepfilled")
-        axes.hist(np.maximum(values, 1e-3), bins, color=colour, histtype="step", linewidth=1.4, label=name)
+        axes.hist(values, bins, color=colour, alpha=0.35, histtype="stepfilled")
+        axes.hist(values, bins, color=colour, histtype="step", linewidth=1.4, label=name)
     _log_axis(axes)
     figure.legend(loc="outside upper right", ncols=2, frameon=False, borderaxespad=0, labelcolor=_INK)
     return _to_svg(figure, "Histograms of the bytes per frame")
@@ -117,7 +118,7 @@ def plot_error(errors: Mapping[str, Values]) -> str:
     figure, axes = _axes(NARROW, x="error of stored flow, px", y="")
     line = {"color": _FIRST, "linewidth": 1.2}
     axes.boxplot(
-        [np.maximum(values, 1e-4) for values in errors.values()],
+        [np.maximum(values, 1e-3) for values in errors.values()],
         orientation="horizontal",
         whis=(0, 100),
         widths=0.5,

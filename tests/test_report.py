@@ -235,6 +235,7 @@ def test_names_and_messages_never_become_html(tmp_path: Path) -> None:
 def test_empty_and_wholly_lost_data_sets_make_a_page(tmp_path: Path) -> None:
     text = text_of(make_page(tmp_path, [make_lost("a", "missing"), make_lost("b", "quarantined")]))
     assert "0 of 2 videos are ready. 1 in quarantine, 1 missing." in text
+    assert "1 of 1 class needs a look" in text
     assert "nothing usable" in text
     assert "No run left a record." in text
 
