@@ -222,6 +222,15 @@ def measure_clip(clip: Clip, names: dict[str, Method]) -> Row:
     return Row(clip, moving, milliseconds, energies)
 
 
+GROUPS = {
+    "× default": ("fast", "slow", "static"),
+    "moving": ("fast", "slow"),
+    "fast": ("fast",),
+    "slow": ("slow",),
+    "static": ("static",),
+}
+
+
 def kind_of(row: Row) -> str:
     return "static" if row.moving < 0.05 else "slow" if row.moving < 0.3 else "fast"
 
@@ -235,12 +244,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_clips(rows: Sequence[Row], names: Sequence[str]) -> None:
-    print("CPU ms per pair; in brackets energy relative to OpenCV default\n")
+    print(f"CPU ms per pair, one thread; in brackets energy relative to {REFERENCE}\n")
     cells = []
     for row in rows:
         size = "{1}×{0}".format(*row.clip.frames.shape[1:])
-        base = row.energies[REFERENCE]
-        values = [f"{row.milliseconds[n]:.1f} ({row.energies[n] / base:.3f})" if base else "-" for n in names]
+        values = [f"{row.milliseconds[name]:.1f} ({relative_energy([row], name)})" for name in names]
         cells.append([row.clip.name, size, f"{kind_of(row)} {row.moving:.0%}", *values])
     print_table(["clip", "size", "moving", *names], cells)
 
@@ -249,20 +257,18 @@ def print_totals(rows: Sequence[Row], errors: dict[str, list[float]], names: Seq
     """One line per method: the README's table."""
     cells = []
     for name in names:
-        groups = [rows, *([r for r in rows if kind_of(r) == kind] for kind in ("fast", "slow", "static"))]
-        ratios = [speed_ratio(group, name, REFERENCE) for group in groups]
+        ratios = [speed_ratio([r for r in rows if kind_of(r) in kinds], name, REFERENCE) for kinds in GROUPS.values()]
         cells.append(
             [
                 name,
                 f"{np.mean([r.milliseconds[name] for r in rows]):.1f}",
                 *ratios,
                 speed_ratio(rows, name, DEEP_REFERENCE),
-                f"{energy_ratio(rows, name):.3f}",
+                relative_energy(rows, name),
                 f"{np.mean(errors[name]):.3f}",
             ]
         )
-    header = ["method", "ms", "× default", "fast", "slow", "static", "× nscales=10", "energy", "EPE"]
-    print_table(header, cells)
+    print_table(["method", "ms", *GROUPS, f"× {DEEP_REFERENCE}", "energy", "EPE"], cells)
 
 
 def speed_ratio(rows: Sequence[Row], name: str, reference: str) -> str:
@@ -271,8 +277,9 @@ def speed_ratio(rows: Sequence[Row], name: str, reference: str) -> str:
     return f"{sum(r.milliseconds[reference] for r in rows) / sum(r.milliseconds[name] for r in rows):.1f}"
 
 
-def energy_ratio(rows: Sequence[Row], name: str) -> float:
-    return sum(r.energies[name] for r in rows) / sum(r.energies[REFERENCE] for r in rows)
+def relative_energy(rows: Sequence[Row], name: str) -> str:
+    reference = sum(r.energies[REFERENCE] for r in rows)
+    return f"{sum(r.energies[name] for r in rows) / reference:.3f}" if reference else "-"
 
 
 def measure_errors(pairs: Sequence[KnownPair], names: dict[str, Method]) -> dict[str, list[float]]:

@@ -39,8 +39,8 @@ class TVL1Params:
     num_scales: int = 10
     scale_step: float = 0.8
     min_size: int = 16
-    num_warps: int = 3
-    num_iterations: int = 20
+    num_warps: int = 4
+    num_iterations: int = 25
     median: int = 3
     first_check: int = 10
     check_every: int = 5
@@ -67,8 +67,8 @@ def _require(holds: bool, name: str, value: float, allowed: str) -> None:
 PRESETS: Mapping[str, TVL1Params] = MappingProxyType(
     {
         "faithful": TVL1Params(),
-        "quality": TVL1Params(num_warps=5, num_iterations=30),
-        "fast": TVL1Params(num_warps=2, num_iterations=15, theta=0.25, first_check=8, check_every=4),
+        "quality": TVL1Params(num_iterations=30, theta=0.25, freeze_below=0.007, drop_below=0.017),
+        "fast": TVL1Params(num_warps=3, num_iterations=15, theta=0.25, first_check=8, check_every=4),
     }
 )
 
