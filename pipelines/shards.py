@@ -66,6 +66,10 @@ ROW_SCHEMA = pa.schema(
 )
 BLOBS = ("rgb", "flow")
 FACTS = tuple(name for name in ROW_SCHEMA.names if name not in BLOBS)
+# What stands for null in the JSON of a WebDataset sample: Hugging Face datasets takes the type of a field from the
+# first samples, and after nulls only it would refuse the first number.
+OPTIONAL_FACTS = ("start", "end", "flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
+ABSENT = -1.0
 
 # One row per catalog video, in videos.parquet and in the commit records.
 VIDEO_SCHEMA = pa.schema(
@@ -144,11 +148,18 @@ def _tar_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for row in rows:
-            facts = {**{name: row[name] for name in FACTS}, "convention": dict(convention)}
-            _add_member(tar, f"{row['id']}.json", to_json(facts))
+            facts = {name: row[name] for name in FACTS}
+            facts.update({name: ABSENT for name in OPTIONAL_FACTS if row[name] is None})
+            key = _sample_key(row["id"])
+            _add_member(tar, f"{key}.json", to_json({**facts, "convention": dict(convention)}))
             for blob in BLOBS:
-                _add_member(tar, f"{row['id']}.{members[blob]}", _as_bytes(row[blob]))
+                _add_member(tar, f"{key}.{members[blob]}", _as_bytes(row[blob]))
     return sink.getvalue()
+
+
+def _sample_key(video: str) -> str:
+    # Hugging Face datasets passes over files whose name begins with two underscores; some of YouTube's ids do.
+    return f"%5F{video[1:]}" if video.startswith("__") else video
 
 
 def _add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -193,16 +204,21 @@ def commit_shard(
     convention: Mapping[str, Any],
     fingerprint: str,
 ) -> Commit:
-    """Put the shard, then its commit record, each atomically; `rows` are the usable videos, `videos` all planned."""
-    file, data = None, b""
+    """Put the shard, then its commit record, each atomically; `rows` are the usable videos, `videos` all planned.
+
+    A record of before is gone while the shard is replaced, so that no record ever vouches for other bytes.
+    """
+    file, data = f"shards/{name}.{settings.extension}", b""
+    storage.delete(commit_uri(output, name))
     if rows:
-        file = f"shards/{name}.{settings.extension}"
         data = encode_shard(rows, settings, convention)
         storage.put(storage.join(output, file), data)
+    else:  # whoever reads the folder without its records must not meet a shard that an interrupted run left
+        storage.delete(storage.join(output, file))
     commit = Commit(
         shard=name,
         split=str(videos[0]["split"]),
-        file=file,
+        file=file if rows else None,
         num_rows=len(rows),
         num_bytes=len(data),
         sha256=hashlib.sha256(data).hexdigest() if rows else None,
@@ -257,19 +273,24 @@ def read_dataset(output: str) -> dict[str, object]:
             f"{output} holds no finished data set (no dataset.json). "
             "If an extraction was interrupted, run its command again: it resumes."
         ) from error
-    if dataset["schema_version"] != SCHEMA_VERSION:
+    _check_version(dataset, output)
+    return dict(dataset)
+
+
+def _check_version(described: Mapping[str, Any], where: str) -> None:
+    version = described.get("schema_version")
+    if version != SCHEMA_VERSION:
         raise ValueError(
-            f"{output} has schema version {dataset['schema_version']}, this reader knows {SCHEMA_VERSION}: "
+            f"{where} has schema version {version}, this reader knows {SCHEMA_VERSION}: "
             "use the release that wrote it, or extract again"
         )
-    return dict(dataset)
 
 
 def read_rows(uri: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of one shard file (.parquet or .tar), in order, with the blobs as bytes.
 
     Each row carries `convention`, the dict that says how its flow and RGB are to be read: hand it to the codec, which
-    refuses one it does not know.
+    refuses one it does not know. Raises ValueError where the file is no shard, or of another schema version.
     """
     if uri.endswith(".tar"):
         yield from _read_tar(uri, columns)
@@ -280,7 +301,8 @@ def read_rows(uri: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
 def _read_parquet(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
     with storage.open_read(uri) as file:
         parquet = pq.ParquetFile(file)
-        convention = json.loads(parquet.schema_arrow.metadata[b"convention"])
+        convention = json.loads((parquet.schema_arrow.metadata or {}).get(b"convention", b"{}"))
+        _check_version(convention, uri)
         for group in range(parquet.num_row_groups):
             for row in parquet.read_row_group(group, columns=list(columns) if columns else None).to_pylist():
                 yield {**row, "convention": convention}
@@ -291,8 +313,10 @@ def _read_tar(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
     with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         members = iter(tar)
         for member in members:
-            facts = json.loads(_member_bytes(tar, member))
+            facts = json.loads(_member_bytes(tar, member)) if member.name.endswith(".json") else {}
+            _check_version(facts.get("convention", {}), uri)
             row = {name: facts[name] for name in FACTS if name in wanted}
+            row.update({name: None for name in OPTIONAL_FACTS if row.get(name) == ABSENT})
             for blob in BLOBS:
                 member = next(members)
                 if blob in wanted:

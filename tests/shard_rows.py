@@ -1,0 +1,41 @@
+"""Rows of shards with tiny real videos, for tests of whatever writes or reads shards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipelines.codec import CodecSettings, FlowEncoder, RGBEncoder
+from pipelines.extraction import make_convention
+from pipelines.plan import ExtractionSettings
+from pipelines.shards import FACTS, Row
+
+HEIGHT, WIDTH, NUM_FRAMES = 16, 24, 4
+FLOW = (5.0, -2.5)  # px, (u, v) of every pixel
+
+
+def convention_of(settings: CodecSettings) -> dict[str, Any]:
+    """What an extraction with these codecs writes into its shards."""
+    return make_convention(ExtractionSettings(codec=settings), "cpu-test")
+
+
+def make_row(settings: CodecSettings, index: int = 0, *, num_frames: int = NUM_FRAMES, **facts: Any) -> Row:
+    """A row whose RGB has one grey value a frame, 16 · index + 4 · frame, and whose flow is FLOW everywhere."""
+    rgb = RGBEncoder(settings, height=HEIGHT, width=WIDTH)
+    flow = FlowEncoder(settings, height=HEIGHT, width=WIDTH)
+    for frame in range(num_frames):
+        rgb.write(np.full((HEIGHT, WIDTH, 3), 16 * index + 4 * frame, np.uint8))
+        if frame:
+            flow.write(np.broadcast_to(np.array(FLOW, np.float32), (HEIGHT, WIDTH, 2)))
+    row: Row = dict.fromkeys(FACTS)
+    row |= {"id": f"video{index}", "label": 0, "class_name": "wave", "split": "train", "source": f"wave/{index}.mp4"}
+    row |= {"source_sha256": f"{index:064x}", "fps": 25.0, "num_frames": num_frames, "height": HEIGHT, "width": WIDTH}
+    row |= {"timing": "time", "partial": False, "flow_mean": flow.mean_magnitude, "flow_clipped": 0.0}
+    return {**row, "rgb": rgb.close(), "flow": flow.close(), **facts}
+
+
+def describe(row: Row, status: str = "ok", **more: Any) -> Row:
+    """What a commit record says of a row."""
+    facts = {name: row[name] for name in FACTS}
+    return {**facts, "status": status, "rgb_bytes": len(row["rgb"]), "flow_bytes": len(row["flow"]), **more}
