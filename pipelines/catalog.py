@@ -6,6 +6,7 @@ worthless (twice the same id, unknown labels, an empty split, no video at all) i
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import posixpath
 from collections import Counter
@@ -47,7 +48,8 @@ logger = logging.getLogger(__name__)
 class Catalog:
     """The videos of a run.
 
-    `table` has one row per video, ordered by split (train, val, test, then others by name) and id: `id`, `path`
+    `table` has one row per video, ordered by split (train, val, test, then others by name) and then
+    shuffled in a fixed way, so that each part of a split holds all classes: `id`, `path`
     (absolute URI, null if the file is missing), `label` (-1 if unlabelled, with an empty `class_name`), `class_name`,
     `split`, `start` and `end` (seconds of the span to cut out, null for the whole file). `label` is a position in
     `classes`; `source` says in words which kind of annotation was recognised.
@@ -156,7 +158,12 @@ def _order(rows: Sequence[Annotation], split: str | None) -> list[Annotation]:
         raise CatalogError(f"split {split!r} has no rows. Choose one of {', '.join(sorted(splits)) or 'none: no rows'}")
     rank = {"train": 0, "val": 1, "test": 2}
     kept = (row for row in rows if split in (None, row.split))
-    return sorted(kept, key=lambda row: (rank.get(row.split, 3), row.split, row.id))
+    return sorted(kept, key=lambda row: (rank.get(row.split, 3), row.split, _scatter(row.id), row.id))
+
+
+def _scatter(name: str) -> bytes:
+    # A fixed shuffle: in alphabetical order the ids of a folder per class would fill each shard with one class.
+    return hashlib.blake2b(name.encode(), digest_size=8).digest()
 
 
 def _warn_untrained(rows: Sequence[Annotation]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,12 +18,15 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import shards, storage
+from pipelines import shards, storage, tvl1
 from pipelines.catalog import Catalog
 from pipelines.codec import CodecSettings
 from pipelines.shards import ShardSettings
 from pipelines.video import DecodeSettings
 
+# Settings that decide which videos are given up and not what the others become: a retry may raise them.
+LIMITS = ("max_frames", "timeout_s", "memory_limit_mb")
+ENCODERS = ("av", "numpy", "opencv-contrib-python-headless", "pyarrow")  # libraries that the bytes come from
 PLAN_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -97,7 +101,8 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
     }
     record = {
         "schema_version": shards.SCHEMA_VERSION,
-        "settings": {**asdict(settings), "kernel": kernel},
+        "settings": {**_name_settings(settings), "kernel": kernel},
+        "derived": _derive(settings),
         "catalog": {"videos": len(table), "classes": list(catalog.classes), "sha256": _hash_catalog(table)},
     }
     return Plan(
@@ -109,6 +114,23 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
         record=record,
         fingerprint=shards.digest(record),
     )
+
+
+def _name_settings(settings: ExtractionSettings) -> dict[str, Any]:
+    named = asdict(settings)
+    for limit in LIMITS:
+        del named["decode"][limit]
+    return named
+
+
+def _derive(settings: ExtractionSettings) -> dict[str, Any]:
+    """What the names and Nones among the settings stand for in this version, and the libraries that make the bytes."""
+    return {
+        "flow_quality": settings.codec.resolved_flow_quality,
+        "rgb_quality": settings.codec.resolved_rgb_quality,
+        "tvl1": asdict(tvl1.PRESETS[settings.flow_preset]),
+        "libraries": {name: importlib.metadata.version(name) for name in ENCODERS},
+    }
 
 
 def _shard_names(splits: Iterable[str], videos_per_shard: int) -> list[str]:
@@ -149,7 +171,9 @@ def settle(plan: Plan) -> None:
     found, wanted = (_describe(record) for record in (there, json.loads(shards.to_json(plan.record))))
     changed = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
     if changed:
-        sides = ((name, found.get(name, "nothing"), wanted.get(name, "nothing")) for name in changed)
+        # What is derived from a setting that changed would only hide it.
+        named = [name for name in changed if not name.startswith("derived.")] or changed
+        sides = ((name, found.get(name, "nothing"), wanted.get(name, "nothing")) for name in named)
         lines = "\n".join(f"  {name}: {before} there, {now} now" for name, before, now in sides)
         raise PlanError(
             f"{plan.output} was begun with other settings:\n{lines}\n"

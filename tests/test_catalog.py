@@ -33,7 +33,10 @@ def _write(path: Path, *lines: str) -> str:
 
 
 def _columns(catalog: Catalog, *names: str) -> list[tuple[object, ...]]:
-    return [tuple(row[name] for name in names) for row in catalog.table.to_pylist()]
+    """Columns of the rows, each split sorted by id: within a split the catalog is shuffled."""
+    splits = list(dict.fromkeys(catalog.table["split"].to_pylist()))
+    rows = sorted(catalog.table.to_pylist(), key=lambda row: (splits.index(row["split"]), row["id"]))
+    return [tuple(row[name] for name in names) for row in rows]
 
 
 def test_a_folder_per_class(tmp_path: Path) -> None:
@@ -46,7 +49,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
         ("wave~a", 1, "wave", "all"),
         ("wave~b", 1, "wave", "all"),
     ]
-    assert catalog.table["path"][1].as_py() == str(tmp_path / "wave/a.AVI")
+    assert _columns(catalog, "path")[1] == (str(tmp_path / "wave/a.AVI"),)
 
 
 def test_split_folders_above_class_folders(tmp_path: Path) -> None:
@@ -300,6 +303,13 @@ def test_the_limit_spreads_over_the_videos_that_are_there(tmp_path: Path) -> Non
     assert len(read_catalog(videos, annotations, limit=100).table) == 6
     with pytest.raises(CatalogError, match="limit 0: at least 1"):
         read_catalog(videos, annotations, limit=0)
+
+
+def test_each_part_of_a_split_holds_all_classes(tmp_path: Path) -> None:
+    rows = [f"{name}/{number}.mp4,{name}" for name in "abcd" for number in range(32)]
+    catalog = read_catalog(_touch(tmp_path, "a/0.mp4"), _write(tmp_path / "list.csv", "path,label", *rows))
+    names = catalog.table["class_name"].to_pylist()
+    assert all(set(names[start : start + 32]) == set("abcd") for start in range(0, 128, 32))
 
 
 def test_rows_do_not_depend_on_the_order_of_the_annotation_files(tmp_path: Path) -> None:

@@ -159,6 +159,22 @@ def test_all_changed_settings_are_named(tmp_path: Path) -> None:
         settle(plan_of(found, tmp_path, settings, kernel="another"))
 
 
+def test_another_version_of_what_a_preset_stands_for_is_named(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 4}), tmp_path)
+    settle(plan)
+    record = json.loads((tmp_path / "plan.json").read_bytes())
+    record["derived"]["tvl1"]["theta"] = 0.5
+    (tmp_path / "plan.json").write_bytes(shards.to_json(record))
+    with pytest.raises(PlanError, match=r"derived\.tvl1\.theta: 0.5 there, 0.3 now"):
+        settle(plan)
+
+
+def test_a_limit_may_be_raised_on_the_same_output(tmp_path: Path) -> None:
+    found = catalog_of({"train": 4})
+    settle(plan_of(found, tmp_path))
+    settle(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, decode=DecodeSettings(timeout_s=300, max_frames=9))))
+
+
 def test_a_changed_catalog_is_named(tmp_path: Path) -> None:
     settle(plan_of(catalog_of({"train": 4}), tmp_path))
     with pytest.raises(PlanError, match=r"catalog\.sha256: .*\n  catalog\.videos: 4 there, 5 now"):
