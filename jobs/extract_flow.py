@@ -25,7 +25,7 @@ from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
 from pipelines.catalog import Catalog, CatalogError, read_catalog
 from pipelines.codec import CodecSettings, FlowCodec, RGBCodec
-from pipelines.lock import OutputLockedError, lock_output
+from pipelines.lock import OutputLock, OutputLockedError, lock_output
 from pipelines.motion_videos import write_motion_videos
 from pipelines.plan import ExtractionSettings, Plan, PlanError, make_plan
 from pipelines.shards import ShardFormat, ShardSettings
@@ -175,14 +175,14 @@ def run(config: ExtractFlow) -> int:
     annotations = list(config.annotations) or None
     catalog = read_catalog(config.videos, annotations, split=config.split, limit=config.limit, fold=config.fold)
     print(f"videos      {config.videos}: {describe_catalog(catalog)}")
-    with nullcontext() if config.dry_run else lock_output(output):
+    with nullcontext() if config.dry_run else lock_output(output) as lock:
         print(f"ray         {connect(num_cpus=config.num_cpus)}")
         backend, placement = place(config)
         kernel = probe_kernel(backend, placement)
         plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=kernel)
         print(f"flow        {settings.flow_preset} on {kernel}; {placement.flow_actors or 'no'} GPU actors")
         print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
-        return dry_run(config, plan, backend) if config.dry_run else extract(config, plan, backend, placement)
+        return extract(config, plan, backend, placement, lock) if lock else dry_run(config, plan, backend)
 
 
 def describe_catalog(catalog: Catalog) -> str:
@@ -230,7 +230,7 @@ def _prewarm(backend: str) -> str:
     return tvl1.kernel_target(backend)
 
 
-def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement) -> int:
+def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement, lock: OutputLock) -> int:
     """Run the graph with progress lines, assemble the data set, print the final table."""
     from pipelines import dataset, extraction, report
 
@@ -240,6 +240,7 @@ def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement)
     )
     try:
         for left in remaining:
+            lock.check()
             log.update(left)
     finally:
         log.write(plan.output, placement)
