@@ -306,6 +306,10 @@ def print_two_processes(clips: Sequence[Clip]) -> None:
     print(f"one process {pairs / alone:.1f} pairs/s, two processes on two cores {2 * pairs / together:.1f} pairs/s\n")
 
 
+def is_wanted(name: str, words: Sequence[str]) -> bool:
+    return not words or name in (REFERENCE, DEEP_REFERENCE) or any(word in name for word in words)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=11, help="at most so many clips")
@@ -313,7 +317,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="only methods whose name holds one of these words")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    names = {n: m for n, m in methods().items() if n == REFERENCE or not args.only or any(w in n for w in args.only)}
+    names = {name: method for name, method in methods().items() if is_wanted(name, args.only)}
     tvl1.prewarm("cpu")
     clips = find_clips(args.clips, args.pairs + 1)
     rows = [measure_clip(clip, names) for clip in clips]

@@ -25,32 +25,32 @@ class Solver:
     def __init__(self, height: int, width: int, params: TVL1Params) -> None:
         self.sizes = pyramid_sizes(height, width, params)
         self.schedule = _schedule(params)
+        self.frame = np.empty((height, width), np.uint8)
         self.pyramids = [[np.empty((h + 3) * (w + 3), np.float32) for h, w in self.sizes] for _ in range(2)]
-        largest = kernels.field_size(height, width)
-        self.fields = [_aligned_zeros(largest), _aligned_zeros(largest)]
+        self.fields = [_aligned_zeros(kernels.field_size(*size)) for size in self.sizes[:2]]
         self.scratch = [_scratch(h, w) for h, w in self.sizes]
 
     def load(self, frame: np.ndarray) -> None:
         """Make `frame` (H, W) uint8 the second of the pair, and the second before it the first."""
         self.pyramids.reverse()
         levels = self.pyramids[1]
-        kernels.pad_image(frame, levels[0])
+        self.frame[:] = frame  # one memory layout for the compiled code, whatever the caller's
+        kernels.pad_image(self.frame, levels[0])
         for level in range(1, len(levels)):
             kernels.downscale(levels[level - 1], self.sizes[level - 1], levels[level], self.sizes[level])
 
     def solve(self) -> np.ndarray:
         """Flow (H, W, 2) float32 from the first loaded frame to the second, coarse to fine."""
-        field, coarse = self.fields
-        field[:] = 0
-        for level in reversed(range(len(self.sizes))):
-            size = self.sizes[level]
+        coarsest = len(self.sizes) - 1
+        self.fields[coarsest % 2][: kernels.field_size(*self.sizes[coarsest])] = 0
+        for level in range(coarsest, -1, -1):
+            size, field = self.sizes[level], self.fields[level % 2]
+            if level < coarsest:
+                kernels.upsample(self.fields[(level + 1) % 2], self.sizes[level + 1], field, size)
             images = self.pyramids[0][level], self.pyramids[1][level]
             kernels.solve_scale(field, size, images, self.scratch[level], self.schedule)
-            if level > 0:
-                field, coarse = coarse, field
-                kernels.upsample(coarse, size, field, self.sizes[level - 1])
         flow = np.empty((*self.sizes[0], 2), np.float32)
-        kernels.read_flow(field, self.sizes[0], flow)
+        kernels.read_flow(self.fields[0], self.sizes[0], flow)
         return flow
 
 

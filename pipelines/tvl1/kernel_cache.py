@@ -3,8 +3,8 @@
 numba keeps machine code beside the source file, or under the file's path. On a cluster that path is new for every job
 and may be read-only, so each job would compile anew. Here the kernels' source is copied to a folder named by its own
 hash and run from there: every worker and job of a node with the same source finds the same machine code, and another
-source never finds stale code. numba writes its files atomically, so workers may start at the same moment.
-NUMBA_CACHE_DIR, where set, still decides where numba puts them.
+source never finds stale code. Files are put in place atomically, by us and by numba, so workers may start at the same
+moment. NUMBA_CACHE_DIR, where set, still decides where numba puts its files.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-SOURCE = Path(__file__).with_name("kernels.py")
-MODULE = "pipelines.tvl1.kernels"
+PACKAGE = "pipelines.tvl1.kernels"
+SOURCES = sorted(Path(__file__).with_name("kernels").glob("*.py"))
 
 
 @cache
 def load_kernels() -> ModuleType:
-    """The module of the kernels; a first call on a node compiles at first use, later ones load machine code."""
-    source = SOURCE.read_bytes()
+    """The package of the kernels; the first call of each on a node compiles, later ones load machine code."""
     folder = _private_folder() / f"tvl1-{source_hash()}"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SOURCE.name
-    if not path.is_file() or path.read_bytes() != source:
-        _write_atomically(path, source)
-    return _run_module(path)
+    for source in SOURCES:
+        _copy_once(source, folder / source.name)
+    return _import_from(folder)
 
 
 @cache
 def source_hash() -> str:
     """Twelve hex digits that change with the kernels' source."""
-    return hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _private_folder() -> Path:
@@ -49,30 +50,38 @@ def _private_folder() -> Path:
         tempfile.TemporaryFile(dir=folder).close()
         return folder
     except (OSError, RuntimeError):
-        folder = Path(tempfile.gettempdir()) / f"two-stream-i3d-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        state = folder.lstat()
-        if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
-            raise PermissionError(
-                f"{folder} belongs to another user; remove it, or make {Path.home()} writable"
-            ) from None
-        return folder
+        return _temporary_folder()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def _temporary_folder() -> Path:
+    """A folder that no other user can have put code into."""
+    folder = Path(tempfile.gettempdir()) / f"two-stream-i3d-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    state = folder.lstat()
+    if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
+        raise PermissionError(f"{folder} belongs to another user; remove it, or make the home folder writable")
+    return folder
+
+
+def _copy_once(source: Path, path: Path) -> None:
+    content = source.read_bytes()
+    if path.is_file() and path.read_bytes() == content:
+        return
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(content)
     Path(file.name).replace(path)
 
 
-def _run_module(path: Path) -> ModuleType:
-    """Import `path` under the kernels' own name: numba's pickles name it."""
-    if MODULE in sys.modules:
-        return sys.modules[MODULE]
-    spec = importlib.util.spec_from_file_location(MODULE, path)
+def _import_from(folder: Path) -> ModuleType:
+    """Import the copy under the package's own name, which numba writes into its files."""
+    if PACKAGE in sys.modules:
+        return sys.modules[PACKAGE]
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[MODULE] = module
+    sys.modules[PACKAGE] = module
     spec.loader.exec_module(module)
     return module

@@ -67,7 +67,7 @@ def _require(holds: bool, name: str, value: float, allowed: str) -> None:
 PRESETS: Mapping[str, TVL1Params] = MappingProxyType(
     {
         "faithful": TVL1Params(),
-        "quality": TVL1Params(num_iterations=30, theta=0.25, freeze_below=0.007, drop_below=0.017),
+        "quality": TVL1Params(num_iterations=40),
         "fast": TVL1Params(num_warps=3, num_iterations=15, theta=0.25, first_check=8, check_every=4),
     }
 )

@@ -1,0 +1,51 @@
+"""TV-L1 at one pyramid scale: the algorithm on one screen, its steps in the modules beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from pipelines.tvl1.kernels.field import FLOW_U, FLOW_V, OPTIONS, Size, fill_halo
+from pipelines.tvl1.kernels.iteration import iterate
+from pipelines.tvl1.kernels.median import filter_median
+from pipelines.tvl1.kernels.schedule import Schedule
+from pipelines.tvl1.kernels.tiles import find_runs, keep_moving, measure_change
+from pipelines.tvl1.kernels.warping import linearise, warp
+
+
+@njit(**OPTIONS)
+def solve_scale(
+    field: np.ndarray,
+    size: Size,
+    images: tuple[np.ndarray, np.ndarray],
+    scratch: tuple[np.ndarray, ...],
+    schedule: Schedule,
+) -> None:
+    """S algorithm 1 at one scale: warp, linearise, iterate, filter, with rest and drop-out of still tiles."""
+    warped, alive, active, change, columns, counts = scratch
+    runs = columns, counts
+    alive[:] = True
+    for _ in range(schedule.num_warps):
+        active[:] = alive
+        if find_runs(active, runs) == 0:
+            break
+        fill_halo(field, size)
+        warp(field, size, runs, images[1], warped)
+        linearise(field, size, runs, images[0], warped)
+        for iteration in range(1, schedule.num_iterations + 1):
+            since = iteration - schedule.first_check
+            measure = since >= 0 and since % schedule.check_every == 0
+            iterate(field, size, runs, schedule, measure)
+            if not measure:
+                continue
+            measure_change(field, size, active, change)
+            if since == 0:
+                keep_moving(alive, change, schedule.drop_below)
+            keep_moving(active, change, schedule.freeze_below)
+            if find_runs(active, runs) == 0:
+                break
+        if schedule.median == 3:
+            active[:] = True
+            find_runs(active, runs)
+            filter_median(field, size, FLOW_U, runs)
+            filter_median(field, size, FLOW_V, runs)
