@@ -25,6 +25,8 @@ class Estimate:
 
 def estimate(plan: Plan, steps: Steps, *, num_samples: int) -> Estimate:
     """Extract `num_samples` videos, evenly spread over those that are there, in this process, and extrapolate."""
+    if num_samples < 1:
+        raise ValueError(f"--dry-run-samples is {num_samples}: it must be at least 1")
     present = plan.table.filter(plan.table["path"].is_valid())
     count = min(num_samples, len(present))
     rows = present.take([i * len(present) // count for i in range(count)]).to_pylist()

@@ -1,0 +1,144 @@
+"""The lines that people read while an extraction runs and when it is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.extraction_log import (
+    RunLog,
+    format_bytes,
+    format_estimate,
+    format_seconds,
+    format_summary,
+    format_table,
+)
+from pipelines.estimate import Estimate
+from pipelines.extraction import Placement, Remaining
+from pipelines.progress import Tally
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599.7, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (400_000, "111 h 06 min"),
+    ],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.7, "1 kB"),
+        (1234, "1.23 kB"),
+        (999_600, "1 MB"),
+        (2.5e9, "2.5 GB"),
+        (2e12, "2 TB"),
+        (1.2345e15, "1,234 TB"),
+    ],
+)
+def test_bytes(count: float, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+def test_a_table_lines_up() -> None:
+    assert format_table(("split", "ok"), [("train", 12345), ("test", 7)]).splitlines() == [
+        "split      ok",
+        "train  12,345",
+        "test        7",
+    ]
+
+
+DATASET: dict[str, Any] = {
+    "splits": {"train": {"expected": 4, "ok": 2, "missing": 1, "quarantined": 1, "frames": 100}},
+    "quarantine_reasons": {"truncated": 1},
+    "totals": {"frames": 100, "flow_frames": 98, "rgb_bytes": 50_000, "flow_bytes": 98_000},
+    "flow_error_px": {"videos": 1, "mean": 0.0312, "rms": 0.041, "p999": 0.3, "max": 1.25},
+}
+
+
+def test_the_summary_says_what_became_of_the_videos() -> None:
+    lines = format_summary(DATASET).splitlines()
+    assert "train         4   2        1            1     100" in lines
+    assert "truncated                 1" in lines
+    assert "RGB         50 kB, 500 B a frame" in lines
+    assert "flow        98 kB, 1 kB a frame" in lines
+    assert "flow error  0.031 px mean, 0.041 RMS, 0.30 p99.9, 1.25 max, measured on 1 videos" in lines
+
+
+def test_the_summary_of_nothing_but_failures() -> None:
+    splits = {"all": {"expected": 1, "ok": 0, "missing": 0, "quarantined": 1, "frames": 0}}
+    text = format_summary({**DATASET, "splits": splits, "totals": {}, "flow_error_px": None})
+    assert "truncated" in text
+    assert "frame," not in text
+
+
+def test_the_summary_of_videos_of_one_frame() -> None:
+    totals = {"frames": 1, "flow_frames": 0, "rgb_bytes": 700, "flow_bytes": 0}
+    assert "flow        0 B, 0 B a frame" in format_summary({**DATASET, "totals": totals, "flow_error_px": None})
+
+
+def test_a_progress_line_has_videos_rate_eta_and_quarantined(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(shards=5)
+    log.update(Remaining(shards=4, videos=1000))
+    log.add(Tally(seconds=10.0, videos=250, frames=2500, quarantined=3))
+    log.update(Remaining(shards=3, videos=700))
+    log.add(Tally(seconds=40.0, videos=1100, frames=8000, quarantined=3))
+    first, *progress = capsys.readouterr().out.splitlines()
+    assert first.endswith("4 shards with 1,000 videos; 1 shards are done")
+    assert [line.strip() for line in progress] == [
+        "10 s  250 of 1,000 videos, 250 frames/s, ETA 30 s, 3 quarantined, 4 shards left",
+        "40 s  1,100 of 1,000 videos, 200 frames/s, ETA 0 s, 3 quarantined, 3 shards left",
+    ]
+
+
+def test_before_the_first_video_the_eta_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(shards=1)
+    log.update(Remaining(shards=1, videos=2))
+    log.add(Tally(seconds=5.0, videos=0, frames=0, quarantined=0))
+    assert "0 of 2 videos, 0 frames/s, ETA unknown" in capsys.readouterr().out
+
+
+def test_a_run_leaves_a_record_and_an_idle_one_none(tmp_path: Path) -> None:
+    log = RunLog(shards=1)
+    log.update(Remaining(shards=0, videos=0))
+    log.write(str(tmp_path), Placement())
+    assert not (tmp_path / "runs").exists()
+    log.add(Tally(seconds=1.0, videos=1, frames=4, quarantined=0))
+    log.write(str(tmp_path), Placement(num_cpus=2))
+    (path,) = (tmp_path / "runs").iterdir()
+    record = json.loads(path.read_bytes())
+    assert record["timeline"] == [[1.0, 1, 4, 0]]
+    assert record["placement"] == {"num_cpus": 2, "flow_actors": 0, "gpus_per_actor": 1.0}
+    assert "ray" in record["versions"]
+
+
+def test_the_estimate_says_time_bytes_and_cost() -> None:
+    found = Estimate(
+        videos=1000,
+        sampled=4,
+        failed=1,
+        frames=250_000,
+        core_seconds=7200,
+        core_seconds_low=3600,
+        core_seconds_high=14_400,
+        num_bytes=1_500_000_000,
+    )
+    text = format_estimate(found, cpus=2, cpu_hour_price=0.04)
+    assert "4 of 1,000 videos, 1 of them failed" in text
+    assert "time        1 h 00 min on 2 CPUs (30 min 00 s to 2 h 00 min" in text
+    assert "bytes       1.5 GB" in text
+    assert "cost        $0.08 for 2.00 CPU hours at $0.04" in text
