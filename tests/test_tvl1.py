@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -225,6 +227,19 @@ def test_another_process_finds_the_compiled_kernels() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["0", "1"]
+
+
+@pytest.mark.slow
+def test_of_workers_that_start_together_one_compiles(tmp_path: Path) -> None:
+    code = (
+        "from pipelines import tvl1; tvl1.prewarm('cpu'); from pipelines.tvl1.cpu import kernels; "
+        "print(kernels.__file__, len(kernels.solve_scale.stats.cache_misses))"
+    )
+    home = {**os.environ, "HOME": "/dev/null", "TMPDIR": str(tmp_path)}
+    start = partial(subprocess.Popen, cwd=ROOT, env=home, stdout=subprocess.PIPE, text=True)
+    outputs = [worker.communicate()[0].split() for worker in [start([sys.executable, "-c", code]) for _ in range(3)]]
+    assert all(path.startswith(str(tmp_path)) for path, _ in outputs)
+    assert sum(int(misses) for _, misses in outputs) == 1
 
 
 def test_opencv_faithful_is_opencv_with_nothing_set() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 from llvmlite import binding as llvm  # type: ignore[import-untyped]
 
-from pipelines.tvl1.kernel_cache import load_kernels, source_hash
+from pipelines.tvl1.kernel_cache import load_kernels, one_worker_at_a_time, source_hash
 from pipelines.tvl1.params import TVL1Params
 from pipelines.tvl1.pyramid import pyramid_sizes
 
@@ -26,7 +27,7 @@ class Solver:
         self.sizes = pyramid_sizes(height, width, params)
         self.schedule = _schedule(params)
         self.frame = np.empty((height, width), np.uint8)
-        self.pyramids = [[np.empty((h + 3) * (w + 3), np.float32) for h, w in self.sizes] for _ in range(2)]
+        self.pyramids = [[np.zeros((h + 3) * (w + 3), np.float32) for h, w in self.sizes] for _ in range(2)]
         self.fields = [_aligned_zeros(kernels.field_size(*size)) for size in self.sizes[:2]]
         self.scratch = [_scratch(h, w) for h, w in self.sizes]
 
@@ -56,6 +57,7 @@ class Solver:
 
 def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.ndarray]:
     """Flow (H, W, 2) float32 of each frame (H, W) uint8 to the next, on the calling thread, without the GIL."""
+    compile_once()
     solver = None
     for frame in frames:
         if solver is None:
@@ -64,6 +66,15 @@ def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.n
             continue
         solver.load(frame)
         yield solver.solve()
+
+
+@cache
+def compile_once() -> None:
+    """Compile the kernels, or load them where a worker of this node has; about 10 s of CPU time or 0.2 s."""
+    with one_worker_at_a_time():
+        solver = Solver(32, 32, TVL1Params())
+        solver.load(np.zeros((32, 32), np.uint8))
+        solver.solve()
 
 
 def describe_target() -> str:

@@ -3,18 +3,21 @@
 numba keeps machine code beside the source file, or under the file's path. On a cluster that path is new for every job
 and may be read-only, so each job would compile anew. Here the kernels' source is copied to a folder named by its own
 hash and run from there: every worker and job of a node with the same source finds the same machine code, and another
-source never finds stale code. Files are put in place atomically, by us and by numba, so workers may start at the same
-moment. NUMBA_CACHE_DIR, where set, still decides where numba puts its files.
+source never finds stale code. Of workers that start at the same moment one compiles and the others wait for it.
+NUMBA_CACHE_DIR, where set, still decides where numba puts its files.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -26,8 +29,7 @@ SOURCES = sorted(Path(__file__).with_name("kernels").glob("*.py"))
 @cache
 def load_kernels() -> ModuleType:
     """The package of the kernels; the first call of each on a node compiles, later ones load machine code."""
-    folder = _private_folder() / f"tvl1-{source_hash()}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _kernel_folder()
     for source in SOURCES:
         _copy_once(source, folder / source.name)
     return _import_from(folder)
@@ -40,6 +42,22 @@ def source_hash() -> str:
     for source in SOURCES:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+@contextmanager
+def one_worker_at_a_time() -> Iterator[None]:
+    """Hold this node's lock while compiling; without one where the file system knows no locks."""
+    with (_kernel_folder() / "lock").open("a") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@cache
+def _kernel_folder() -> Path:
+    folder = _private_folder() / f"tvl1-{source_hash()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _private_folder() -> Path:

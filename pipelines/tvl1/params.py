@@ -19,7 +19,7 @@ class TVL1Params:
     lambda_: weight of the data term |I1(x+u) - I0| against the total variation of u and v (Z eq. 4, S eq. 3).
     theta: tightness of the coupling of u with its auxiliary v (Z eq. 8, S eq. 7).
     num_scales: at most so many pyramid scales (S section 3.3); fewer where min_size is reached.
-    scale_step: size of a scale relative to the finer one, in (0, 1) (S section 3.3, eta).
+    scale_step: size of a scale relative to the finer one, 0.3 to 0.95 (S section 3.3, eta).
     min_size: no scale has a side shorter than this, except the finest, in pixels (ours).
     num_warps: linearisations around the current flow per scale (S section 3.2, N_warps).
     num_iterations: primal-dual iterations per warp (S algorithm 1, N_maxiter), before any early stop.
@@ -27,8 +27,8 @@ class TVL1Params:
     first_check, check_every: after which iterations of a warp the change is measured, per tile of 16x16 pixels (ours).
     freeze_below: a tile rests until the next warp when the RMS change of one iteration, in it and in the eight tiles
         around it, is below this many pixels; 0 never (S section 3.3, epsilon, on tiles instead of the whole frame).
-    drop_below: a tile whose change at the first check, taken likewise, is below this many pixels takes no part in the
-        further warps of its scale; 0 never (ours).
+    drop_below: a tile whose change at the first check, taken likewise, is below this many pixels is
+        left out of the further warps of its scale; 0 never (ours).
 
     Raises ValueError for values outside of these ranges.
     """
