@@ -27,7 +27,11 @@ STALE_AFTER_S = 60.0
 logger = logging.getLogger(__name__)
 
 
-class OutputLockedError(ValueError):
+class OutputError(ValueError):
+    """This output cannot be written to."""
+
+
+class OutputLockedError(OutputError):
     """Another run works on this output."""
 
 
@@ -51,9 +55,15 @@ class OutputLock:
 def lock_output(output: str) -> Iterator[OutputLock]:
     """Hold the output for one run; OutputLockedError, which names the holder, where another run does.
 
-    Raises OSError where the output cannot be written to.
+    Raises OutputError where nobody could write there.
     """
-    with _hold_object(output) if storage.is_remote(output) else _hold_file(output) as lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context(_hold_object(output) if storage.is_remote(output) else _hold_file(output))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {output}: {error}. Check the path, and for S3 the bucket and the credentials"
+            ) from error
         yield lock
 
 
