@@ -121,7 +121,7 @@ class Steps:
         with _fetch(row["path"]) as path:
             video = _Video(path, row, self.settings)
             grey = np.stack(list(video))
-        return {**video.facts(), "status": "decoded", "grey": grey}
+            return {**video.facts(), "status": "decoded", "grey": grey}
 
     def _flow(self, row: Row) -> Row:
         sample: list[Flow] = []
@@ -141,7 +141,7 @@ class Steps:
         with _fetch(row["path"]) as path:
             video = _Video(path, row, self.settings)
             encoded = self._encode_levels(self._iter_levels(row, video, sample), sample)
-        return {**video.facts(), **encoded, "kernel": tvl1.kernel_target(self.backend)}
+            return {**video.facts(), **encoded, "kernel": tvl1.kernel_target(self.backend)}
 
     def _iter_levels(self, row: Row, grey: Iterable[GreyFrame], sample: list[Flow]) -> Iterator[codec.Levels]:
         """Quantised flow, frame by frame; puts the first float frames of a sampled video into `sample`."""
