@@ -20,6 +20,8 @@ from typing import IO
 import fsspec
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
+UNFINISHED = ".part-"  # how names of files begin that are being written
+
 
 @dataclass(frozen=True)
 class File:
@@ -161,7 +163,7 @@ def put(uri: str, data: bytes) -> None:
 def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     """A finished file beside the target, which is gone afterwards unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=UNFINISHED)
     written = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -172,6 +174,13 @@ def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
         yield written
     finally:
         written.unlink(missing_ok=True)
+
+
+def sweep(uri: str) -> None:
+    """Remove what killed writers left under a folder, where nobody may be writing now; S3 shows nothing of them."""
+    if not is_remote(uri):
+        for path in _local(uri).rglob(f"{UNFINISHED}*"):
+            path.unlink(missing_ok=True)
 
 
 def create(uri: str, data: bytes) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import pytest
 from pipelines import storage
 from pipelines.storage import join
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["a b", "ünï", "日本", "#1", "50%", "50%25", "q?x=1&y", "a+b", "[x]*", "~", "a::b", "it's", 'say "x"', "@=,;$"]
 
 
@@ -153,6 +156,17 @@ def test_a_failing_put_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.
         storage.create(str(tmp_path / "other"), b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
+    script = "import os, sys; from pipelines import storage; os.fsync = lambda file: os.kill(os.getpid(), 9);"
+    script += "storage.put(sys.argv[1], b'half')"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "shards" / "a")], cwd=ROOT, check=False)
+    storage.put(str(tmp_path / "shards" / "b"), b"whole")
+    assert len(list((tmp_path / "shards").iterdir())) == 2
+    assert paths(str(tmp_path)) == ["shards/b"]
+    storage.sweep(str(tmp_path))
+    assert [path.name for path in (tmp_path / "shards").iterdir()] == ["b"]
 
 
 def test_a_failing_put_on_s3_leaves_the_old_bytes(s3: str, s3_faults: list[str]) -> None:
