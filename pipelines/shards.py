@@ -35,6 +35,7 @@ ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
 T = TypeVar("T")
 
+ROWS_PER_GROUP = 8  # of a shard: bounds what is held beside it while it is written, and what reading one row costs
 COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
 
 # What is known of a video that became a row of a shard. The two blobs come last.
@@ -133,14 +134,15 @@ def encode_shard(rows: Sequence[Row], settings: ShardSettings, convention: Mappi
 
 def _parquet_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
     schema = ROW_SCHEMA.with_metadata({"convention": json.dumps(convention, sort_keys=True)})
-    columns = {name: [row[name] for row in rows] for name in schema.names}
-    sink = pa.BufferOutputStream()
+    sink = io.BytesIO()
     # Blobs are compressed already, and statistics of them would be copies of them.
     with pq.ParquetWriter(
         sink, schema, compression="none", use_dictionary=False, write_statistics=list(FACTS), store_schema=True
     ) as writer:
-        writer.write_table(pa.table(columns, schema=schema), row_group_size=8)
-    return bytes(sink.getvalue())
+        for some in _chunks(rows, ROWS_PER_GROUP):
+            columns = {name: [row[name] for row in some] for name in schema.names}
+            writer.write_table(pa.table(columns, schema=schema))
+    return sink.getvalue()
 
 
 def _tar_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
