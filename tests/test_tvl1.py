@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -196,6 +197,17 @@ def test_threads_give_the_same_bits() -> None:
         thread.join()
     assert len(found) == 4
     assert all(np.array_equal(flow, expected) for flow in found)
+
+
+def test_another_process_gives_the_same_bits() -> None:
+    code = (
+        "import hashlib, numpy as np; from pipelines import tvl1; "
+        "frames = np.random.default_rng(5).integers(0, 256, (3, 90, 300), dtype=np.uint8); "
+        "print(hashlib.sha256(tvl1.flow(frames, backend='cpu').tobytes()).hexdigest())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    frames = np.random.default_rng(5).integers(0, 256, (3, 90, 300), dtype=np.uint8)
+    assert out.stdout.strip() == hashlib.sha256(tvl1.flow(frames, backend="cpu").tobytes()).hexdigest()
 
 
 def test_a_long_video_costs_memory_for_two_frames() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
-from llvmlite import binding as llvm  # type: ignore[import-untyped]
+from numba.core.registry import cpu_target
 
 from pipelines.tvl1.kernel_cache import load_kernels, one_worker_at_a_time, source_hash
 from pipelines.tvl1.params import TVL1Params
@@ -79,9 +79,8 @@ def compile_once() -> None:
 
 def describe_target() -> str:
     """numba, processor family, vector width and kernel source: what the last digits of the flow depend on."""
-    family = numba.config.CPU_NAME or llvm.get_host_cpu_name()
-    features = llvm.get_host_cpu_features()
-    width = next((name for name in ("avx512f", "avx2", "neon") if features.get(name)), "generic")
+    _, family, features = cpu_target.target_context.codegen().magic_tuple()
+    width = next((name for name in ("avx512f", "avx2", "neon") if f"+{name}" in features), "baseline")
     return f"cpu numba-{numba.__version__} {family} {width} kernel-{source_hash()}"
 
 
