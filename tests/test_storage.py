@@ -158,6 +158,15 @@ def test_a_failing_put_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
+def test_who_reads_while_a_put_replaces_the_file_sees_the_old_bytes_whole(tmp_path: Path) -> None:
+    uri = str(tmp_path / "file")
+    storage.put(uri, b"old bytes")
+    with storage.open_read(uri) as reader:
+        storage.put(uri, b"new")
+        assert reader.read() == b"old bytes"
+    assert storage.read_bytes(uri) == b"new"
+
+
 def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
     script = "import os, sys; from pipelines import storage; os.fsync = lambda file: os.kill(os.getpid(), 9);"
     script += "storage.put(sys.argv[1], b'half')"
