@@ -27,6 +27,9 @@ def fold(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
 class FoldedUnit(nn.Module):
     """ReLU of one convolution whose weights hold the running statistics of the batch norm that followed."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, unit: ConvUnit, dtype: torch.dtype) -> None:
         super().__init__()
         bn = unit.bn
@@ -35,23 +38,22 @@ class FoldedUnit(nn.Module):
         scale = torch.rsqrt(bn.running_var + bn.eps) * (1 if bn.weight is None else bn.weight)
         weight = unit.conv.weight * scale.view(-1, 1, 1, 1, 1)
         self.kernel, self.stride, self.dtype = unit.conv.kernel, unit.conv.stride, dtype
-        self.packed = weight.is_cpu and torch.backends.mkldnn.is_available() and dtype != torch.float64
-        self.weight = _pack(weight.to(dtype), self.stride) if self.packed else weight.to(dtype)
-        self.bias = (bn.bias - bn.running_mean * scale).to(dtype)
+        self.register_buffer("weight", weight.to(dtype))
+        self.register_buffer("bias", (bn.bias - bn.running_mean * scale).to(dtype))
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         x, padding = pad_for_convolution(x.to(self.dtype), self.kernel, self.stride)
-        if not self.packed:
+        if not (x.is_cpu and torch.backends.mkldnn.is_available() and self.dtype != torch.float64):
             return nn.functional.conv3d(x, self.weight, self.bias, self.stride, padding).relu_()
         dilation, groups = (1, 1, 1), 1
+        if self.packed is None:  # oneDNN chooses its blocked layout by the input's shape
+            self.packed = torch.ops.aten.mkldnn_reorder_conv3d_weight(
+                self.weight.to_mkldnn(), padding, self.stride, dilation, groups, x.shape
+            )
         return torch.ops.mkldnn._convolution_pointwise(
-            x, self.weight, self.bias, padding, self.stride, dilation, groups, "relu", [], ""
+            x, self.packed, self.bias, padding, self.stride, dilation, groups, "relu", [], ""
         )
-
-
-def _pack(weight: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """The weight in the blocked layout that oneDNN prefers; a copy that only its own operators can read."""
-    return torch.ops.aten.mkldnn_reorder_conv3d_weight(weight.to_mkldnn(), (0, 0, 0), stride)
 
 
 def _fold_children(module: nn.Module, dtype: torch.dtype) -> nn.Module:

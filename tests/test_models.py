@@ -124,3 +124,12 @@ def test_models_import_nothing_but_torch_numpy_and_safetensors():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert {name.split(".")[0] for name in names} <= allowed, path
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["c3d", "i3d"])
+def test_models_are_captured_as_one_graph(name):
+    model = models.build(name, num_classes=3, width=0.0625, **SMALL[name]).eval()
+    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.contract.train, model.contract.size).items()}
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(clips), model(clips))
