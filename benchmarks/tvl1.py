@@ -177,7 +177,7 @@ def cubic(t: np.ndarray) -> list[np.ndarray]:
 
 
 def energy(frames: np.ndarray, flow: np.ndarray) -> float:
-    """TV-L1 energy per pixel of one pair (Zach et al. eq. 4)."""
+    """TV-L1 energy per pixel of one pair (Zach et al. 2007)."""
     y, x = np.mgrid[: frames.shape[1], : frames.shape[2]].astype(np.float64)
     u, v = flow[..., 0].astype(np.float64), flow[..., 1].astype(np.float64)
     data = np.abs(bicubic(frames[1], x + u, y + v) - frames[0])

@@ -1,7 +1,13 @@
 """The settings of TV-L1 flow and the three presets, each with its source.
 
-Papers: Z = Zach, Pock & Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow" (DAGM 2007);
-S = Sánchez, Meinhardt-Llopis & Facciolo, "TV-L1 Optical Flow Estimation" (IPOL 2013), which OpenCV follows.
+Zach, Pock & Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow" (DAGM 2007) give the equations, and
+Sánchez, Meinhardt-Llopis & Facciolo, "TV-L1 Optical Flow Estimation" (IPOL 2013) the scheme that OpenCV follows. The
+settings refer to these four, with rho(u) = I1(x + u0) + grad I1 . (u - u0) - I0 and p, one per component, the dual of u:
+
+    energy   sum |grad u| + |grad v| + lambda |I1(x + (u, v)) - I0|
+    relaxed  sum |grad u| + |grad v| + |(u, v) - (u', v')|^2 / (2 theta) + lambda |rho(u', v')|
+    primal   u <- u + clamp(-rho(u) / |grad I1|^2, +-lambda theta) grad I1 + theta div p
+    dual     p <- (p + tau / theta grad u) / (1 + tau / theta |grad u|)
 """
 
 from __future__ import annotations
@@ -15,20 +21,21 @@ from types import MappingProxyType
 class TVL1Params:
     """Settings of one TV-L1 solver; images are in grey levels 0-255, flow and its thresholds in pixels of their scale.
 
-    tau: step of the dual update (Z eq. 12, S eq. 14); at most 1/4, above which it diverges.
-    lambda_: weight of the data term |I1(x+u) - I0| against the total variation of u and v (Z eq. 4, S eq. 3).
-    theta: tightness of the coupling of u with its auxiliary v (Z eq. 8, S eq. 7).
-    num_scales: at most so many pyramid scales (S section 3.3); fewer where min_size is reached.
-    scale_step: size of a scale relative to the finer one, 0.3 to 0.95 (S section 3.3, eta).
+    tau: step of the dual equation (Zach et al.); at most 1/4, above which it diverges.
+    lambda_: weight of the data term in the energy (Zach et al.).
+    theta: tightness of the coupling in the relaxed energy (Zach et al.).
+    num_scales: at most so many pyramid scales (Sánchez et al., N_scales); fewer where min_size is reached.
+    scale_step: size of a scale relative to the finer one, 0.3 to 0.95 (Sánchez et al., eta).
     min_size: no scale has a side shorter than this, except the finest, in pixels (ours).
-    num_warps: linearisations around the current flow per scale (S section 3.2, N_warps).
-    num_iterations: primal-dual iterations per warp (S algorithm 1, N_maxiter), before any early stop.
-    median: side of the median filter on u and v after each warp, 1 (none) or 3 (Wedel et al. 2009, section 3.2).
+    num_warps: linearisations rho around the current flow, per scale (Sánchez et al., N_warps).
+    num_iterations: primal and dual steps per warp, before any early stop (Sánchez et al., N_maxiter).
+    median: side of the median filter on u and v after each warp, 1 (none) or 3 (Wedel et al., "An Improved Algorithm
+        for TV-L1 Optical Flow", 2009).
     first_check, check_every: after which iterations of a warp the change is measured, per tile of 16x16 pixels (ours).
     freeze_below: a tile rests until the next warp when the RMS change of one iteration, in it and in the eight tiles
-        around it, is below this many pixels; 0 never (S section 3.3, epsilon, on tiles instead of the whole frame).
-    drop_below: a tile whose change at the first check, taken likewise, is below this many pixels is
-        left out of the further warps of its scale; 0 never (ours).
+        around it, is below this many pixels; 0 never (the epsilon of Sánchez et al., on tiles instead of the frame).
+    drop_below: a tile whose change at the first check, taken likewise, is below this many pixels is left out of the
+        further warps of its scale; 0 never (ours).
 
     Raises ValueError for values outside of these ranges.
     """

@@ -104,7 +104,7 @@ def iterate(state: torch.Tensor, data: torch.Tensor, params: TVL1Params) -> torc
 def iterate_once(
     state: torch.Tensor, data: torch.Tensor, coupling: float, data_step: float, dual_step: float
 ) -> torch.Tensor:
-    """One iteration in plain torch: primal (Zach et al. eq. 9 and 11), then dual (eq. 12)."""
+    """One iteration in plain torch: primal step, then dual step (the equations of params.py)."""
     flow, dual_x, dual_y = state[:, :2], state[:, 2::2], state[:, 3::2]
     grad, rho, inverse = data[:, :2], data[:, 2:3], data[:, 3:]
     t = (-(rho + (grad * flow).sum(1, keepdim=True)) * inverse).clamp(-data_step, data_step)

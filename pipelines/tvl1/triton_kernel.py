@@ -36,7 +36,7 @@ def iterate_fused(
 
 @triton.jit
 def iterate_pixels(source, target, data, height, width, coupling, data_step, dual_step, BLOCK: tl.constexpr):  # noqa: N803
-    """BLOCK pixels of one pair: primal step (Zach et al. eq. 9 and 11) thrice, dual step (eq. 12) once."""
+    """BLOCK pixels of one pair: primal step thrice, dual step once (the equations of params.py)."""
     pixels = height * width
     pair = tl.program_id(1).to(tl.int64)
     source, target, data = source + pair * 6 * pixels, target + pair * 6 * pixels, data + pair * 4 * pixels

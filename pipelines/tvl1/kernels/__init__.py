@@ -1,6 +1,6 @@
 """The compiled TV-L1 solver in plain numba, run from a per-user copy (kernel_cache.py).
 
-Z and S in the comments are the papers named in pipelines/tvl1/params.py.
+The equations are those of pipelines/tvl1/params.py.
 """
 
 from pipelines.tvl1.kernels.field import LANES, TILE, field_size, read_flow

@@ -101,7 +101,7 @@ def place_rows(field: np.ndarray, o: Index, rows: tuple[np.ndarray, ...], weight
 
 @njit(**OPTIONS)
 def clear_dual_border(field: np.ndarray, size: Size) -> None:
-    """p_x is 0 in the last column, p_y in the last row: no flux through the frame's border (S eq. 17)."""
+    """p_x is 0 in the last column, p_y in the last row: no flux through the frame's border."""
     height, width = size
     for y in range(height):
         o = index_of(y, width - 1, height)

@@ -21,7 +21,11 @@ def solve_scale(
     scratch: tuple[np.ndarray, ...],
     schedule: Schedule,
 ) -> None:
-    """S algorithm 1 at one scale: warp, linearise, iterate, filter, with rest and drop-out of still tiles."""
+    """Refine the flow in the field between two padded images: warp, linearise, iterate and filter, again and again.
+
+    scratch: warped image (H, W); per tile whether it takes part in this scale, whether it moves in this warp, and its
+    last change; and the runs of moving tiles. A tile at rest keeps its flow and borders its neighbours.
+    """
     warped, alive, active, change, columns, counts = scratch
     runs = columns, counts
     alive[:] = True

@@ -145,7 +145,7 @@ def gather_cubic(image: np.ndarray, pitch: Index, taps: Taps, out: np.ndarray) -
 
 @njit(**OPTIONS)
 def linearise(field: np.ndarray, size: Size, runs: Runs, image: np.ndarray, warped: np.ndarray) -> None:
-    """Data term of the runs around the current flow (S eq. 8): rho(u') = I1(x+u) - I0 + grad . (u' - u).
+    """Data term of the runs around the current flow: rho(u') = I1(x+u) - I0 + grad . (u' - u).
 
     grad is the central difference of the warped image; INVERSE is 1 / |grad|^2, or 0 where the image is flat.
     """
