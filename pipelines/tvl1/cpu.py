@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba.core.registry import cpu_target
 
-from pipelines.tvl1.kernel_cache import load_kernels, one_worker_at_a_time, source_hash
+from pipelines.tvl1.kernel_cache import compile_on_this_node, load_kernels, source_hash
 from pipelines.tvl1.params import TVL1Params
 from pipelines.tvl1.pyramid import pyramid_sizes
 
@@ -70,11 +70,20 @@ def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params) -> Iterator[np.n
 
 @cache
 def compile_once() -> None:
-    """Compile the kernels, or load them where a worker of this node has; about 10 s of CPU time or 0.2 s."""
-    with one_worker_at_a_time():
-        solver = Solver(32, 32, TVL1Params())
-        solver.load(np.zeros((32, 32), np.uint8))
-        solver.solve()
+    """Load the kernels' machine code; where this node has none yet, a child process compiles it first, in about 12 s.
+
+    Never this process: what numba has just compiled and what it loads from its files differ in the order of float
+    operations, and the flow must not depend on which worker came first.
+    """
+    compile_on_this_node(describe_target(), f"from {__name__} import solve_still; solve_still()")
+    solve_still()
+
+
+def solve_still() -> None:
+    """Call every kernel once."""
+    solver = Solver(32, 32, TVL1Params())
+    solver.load(np.zeros((32, 32), np.uint8))
+    solver.solve()
 
 
 def describe_target() -> str:

@@ -3,7 +3,8 @@
 numba keeps machine code beside the source file, or under the file's path. On a cluster that path is new for every job
 and may be read-only, so each job would compile anew. Here the kernels' source is copied to a folder named by its own
 hash and run from there: every worker and job of a node with the same source finds the same machine code, and another
-source never finds stale code. Of workers that start at the same moment one compiles and the others wait for it.
+source never finds stale code. Of workers that start at the same moment one has it compiled and the others
+wait.
 NUMBA_CACHE_DIR, where set, still decides where numba puts its files.
 """
 
@@ -14,13 +15,15 @@ import hashlib
 import importlib.util
 import os
 import stat
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+
+import numba
 
 PACKAGE = "pipelines.tvl1.kernels"
 SOURCES = sorted(Path(__file__).with_name("kernels").glob("*.py"))
@@ -44,13 +47,19 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-@contextmanager
-def one_worker_at_a_time() -> Iterator[None]:
-    """Hold this node's lock while compiling; without one where the file system knows no locks."""
-    with (_kernel_folder() / "lock").open("a") as file:
+def compile_on_this_node(target: str, code: str) -> None:
+    """Run `code`, which compiles for `target`, in a child process, unless a worker of this node has done so before.
+
+    Workers that come meanwhile wait, except where the file system knows no locks: there each runs it.
+    """
+    version = f"{target} python-{sys.version_info[0]}.{sys.version_info[1]} {numba.config.CACHE_DIR}"
+    done = _kernel_folder() / f"compiled-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+    with (_kernel_folder() / "lock").open("a") as lock:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"], check=True)
+            done.touch()
 
 
 @cache

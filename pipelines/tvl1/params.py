@@ -2,7 +2,7 @@
 
 Zach, Pock & Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow" (DAGM 2007) give the equations, and
 Sánchez, Meinhardt-Llopis & Facciolo, "TV-L1 Optical Flow Estimation" (IPOL 2013) the scheme that OpenCV follows. The
-settings refer to these four, with rho(u) = I1(x + u0) + grad I1 . (u - u0) - I0 and p, one per component, the dual of u:
+settings refer to these four, with rho(u) = I1(x + u0) + grad I1 . (u - u0) - I0, and p the dual of a component:
 
     energy   sum |grad u| + |grad v| + lambda |I1(x + (u, v)) - I0|
     relaxed  sum |grad u| + |grad v| + |(u, v) - (u', v')|^2 / (2 theta) + lambda |rho(u', v')|
