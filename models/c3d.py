@@ -43,8 +43,6 @@ class C3DConfig(ModelConfig):
         super().__post_init__()
         if self.stream not in CHANNELS:
             raise ValueError(f"stream is {self.stream!r}; C3D has one stream, 'rgb' or 'flow'.")
-        if self.frames < 1:
-            raise ValueError(f"frames is {self.frames}; give the length of a clip, at least 1.")
 
 
 class C3D(VideoModel):

@@ -8,7 +8,7 @@ A model takes a mapping from stream name to clip, or the clip alone where it has
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -37,8 +37,10 @@ class ModelConfig:
     bn_momentum: float = 0.001
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes}; give the number of classes, at least 1.")
+        for counted in (f.name for f in fields(self) if f.type == "int"):
+            value = getattr(self, counted)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{counted} is {value!r}; give a whole number, at least 1.")
         if self.width <= 0:
             raise ValueError(f"width is {self.width}; give a positive factor, 1.0 for the paper's channels.")
         if self.size < 32:
@@ -115,7 +117,7 @@ def consecutive_frames(stream: str, num_frames: int, *, num_clips: int = 1, fram
 
 
 def stream_of(clips: Clips, stream: str) -> Tensor:
-    """One stream's clip (B, C, T, H, W), checked for its channels; a ValueError says what is missing."""
+    """One stream's clip (B, C, T, H, W), checked for channels and dtype; a ValueError says what is wrong."""
     if not isinstance(clips, Tensor):
         if stream not in clips:
             raise ValueError(f"The clips hold the streams {sorted(clips)}; this model needs {stream!r}.")
@@ -123,4 +125,6 @@ def stream_of(clips: Clips, stream: str) -> Tensor:
     if clips.ndim != 5 or clips.shape[1] != CHANNELS[stream]:
         shape = tuple(clips.shape)
         raise ValueError(f"A {stream} clip is (B, {CHANNELS[stream]}, T, H, W); got the shape {shape}.")
+    if not clips.is_floating_point():
+        raise ValueError(f"A {stream} clip holds floats in [-1, 1]; got {clips.dtype}: scale it first.")
     return clips

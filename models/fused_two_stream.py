@@ -57,6 +57,7 @@ class FusedTwoStream(VideoModel):
         return InputContract(size=self.config.size, train=train, test=test)
 
     def forward(self, clips: Clips) -> Tensor:
-        grids = torch.cat([trunk(snapshots_of(clips, stream)) for stream, trunk in self.streams.items()], dim=1)
+        snapshots = snapshots_of(clips, self.streams)
+        grids = torch.cat([trunk(snapshots[stream]) for stream, trunk in self.streams.items()], dim=1)
         pooled = self.pool(self.fusion(grids)).to(self.logits.weight.dtype).mean(dim=(2, 3, 4), keepdim=True)
         return self.logits(self.dropout(pooled)).flatten(1)

@@ -10,6 +10,7 @@ where clips["rgb"] and clips["flow"] are the sample's .npy files as float tensor
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,7 +57,12 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         return {re.sub(r"^(RGB|Flow)/inception_i3d/", "", name): tensor for name, tensor in tensors.items()}
     if not Path(path).is_file():
         raise ValueError(f"{path} is neither a file of PyTorch weights nor a TensorFlow checkpoint (PREFIX.index).")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no file of plain PyTorch weights; what needs pickled code run is not read."
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{path} holds no state dict, a mapping from names to tensors.")
     return dict(state)

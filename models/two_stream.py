@@ -6,7 +6,7 @@ A clip of several snapshots averages the logits over them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,8 +81,8 @@ class TwoStream(VideoModel):
         return InputContract(size=self.config.size, train=train, test=test)
 
     def forward(self, clips: Clips) -> Tensor:
-        logits = [net(snapshots_of(clips, stream)) for stream, net in self.streams.items()]
-        return torch.stack(logits).sum(dim=0)
+        snapshots = snapshots_of(clips, self.streams)
+        return torch.stack([net(snapshots[stream]) for stream, net in self.streams.items()]).sum(dim=0)
 
 
 SNAPSHOT_CHANNELS = {"rgb": CHANNELS["rgb"], "flow": CHANNELS["flow"] * FLOW_FRAMES}
@@ -97,12 +97,25 @@ def snapshot_sampling(streams: Sequence[Stream], snapshots: int, *, num_clips: i
     return ClipSampling(span=snapshots * FLOW_FRAMES, streams=chosen, num_clips=num_clips)
 
 
-def snapshots_of(clips: Clips, stream: str) -> Tensor:
-    """One stream's snapshots (B, 3, N, H, W), or (B, 20, N, H, W) for flow: u and v of each ten frames in turn."""
-    clip = stream_of(clips, stream)
-    if stream == "rgb":
-        return clip
-    if clip.shape[2] % FLOW_FRAMES:
-        raise ValueError(f"A flow clip of {clip.shape[2]} frames does not divide into stacks of {FLOW_FRAMES}.")
-    stacks = clip.unflatten(2, (-1, FLOW_FRAMES))  # (B, 2, N, 10, H, W)
+def snapshots_of(clips: Clips, streams: Iterable[str]) -> dict[str, Tensor]:
+    """Each stream's snapshots: (B, 3, N, H, W), and for flow (B, 20, N, H, W): u and v of each ten frames in turn.
+
+    Raises ValueError where flow does not divide into stacks of ten, or the streams have different numbers of them.
+    """
+    snapshots = {stream: stream_of(clips, stream) for stream in streams}
+    if "flow" in snapshots:
+        snapshots["flow"] = stack_flow(snapshots["flow"])
+    counts = {stream: snapshot.shape[2] for stream, snapshot in snapshots.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"The streams have different numbers of snapshots, {counts}; each RGB frame needs ten of flow."
+        )
+    return snapshots
+
+
+def stack_flow(flow: Tensor) -> Tensor:
+    """Flow frames (B, 2, 10 N, H, W) as (B, 20, N, H, W): the channels of a stack are u, v, u, v, … in time order."""
+    if flow.shape[2] % FLOW_FRAMES:
+        raise ValueError(f"A flow clip of {flow.shape[2]} frames does not divide into stacks of {FLOW_FRAMES}.")
+    stacks = flow.unflatten(2, (-1, FLOW_FRAMES))  # (B, 2, N, 10, H, W)
     return stacks.permute(0, 3, 1, 2, 4, 5).flatten(1, 2)

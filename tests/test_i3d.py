@@ -124,3 +124,9 @@ def test_a_wrong_stream_is_named():
         model({"rgb": torch.zeros(1, 3, 16, 64, 64)})
     with pytest.raises(ValueError, match="'rgb' or 'flow'"):
         build("i3d", num_classes=3, stream="audio")
+
+
+def test_unscaled_bytes_are_refused():
+    model = build("i3d", num_classes=3, width=0.125)
+    with pytest.raises(ValueError, match=r"floats in \[-1, 1\]; got torch.uint8"):
+        model(torch.zeros(1, 3, 16, 64, 64, dtype=torch.uint8))

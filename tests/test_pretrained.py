@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -181,6 +180,6 @@ class Trap:
 def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"Conv3d_1a_7x7.conv3d.weight": Trap()}, tmp_path / "rgb_imagenet.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(ValueError, match="pickled code"):
         load_released(tmp_path / "rgb_imagenet.pt")
     assert not Path("sprung").exists()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import build
-from models.two_stream import snapshots_of
+from models.two_stream import stack_flow
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def _one_thread() -> None:
 
 def test_flow_is_stacked_frame_by_frame_u_before_v():
     flow = torch.randn(2, 2, 30, 4, 5)
-    stacks = snapshots_of({"flow": flow}, "flow")
+    stacks = stack_flow(flow)
     assert stacks.shape == (2, 20, 3, 4, 5)
     assert torch.equal(stacks[:, 0, 1], flow[:, 0, 10])
     assert torch.equal(stacks[:, 1, 1], flow[:, 1, 10])
@@ -26,7 +26,14 @@ def test_flow_is_stacked_frame_by_frame_u_before_v():
 
 def test_flow_that_fills_no_stack_is_refused():
     with pytest.raises(ValueError, match="11 frames does not divide into stacks of 10"):
-        snapshots_of({"flow": torch.zeros(1, 2, 11, 4, 4)}, "flow")
+        stack_flow(torch.zeros(1, 2, 11, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["two_stream", "fused_two_stream"])
+def test_streams_of_different_lengths_are_refused(name):
+    model = build(name, num_classes=3, width=0.125)
+    with pytest.raises(ValueError, match="'rgb': 2, 'flow': 1"):
+        model({"rgb": torch.zeros(1, 3, 2, 32, 32), "flow": torch.zeros(1, 2, 10, 32, 32)})
 
 
 @torch.no_grad()
