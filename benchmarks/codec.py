@@ -86,9 +86,9 @@ def candidates() -> list[Candidate]:
     return [
         Candidate("JPEG 95 pairs, 8 bit", REFERENCE),
         Candidate("lossless, 8 bit", settings("lossless")),
-        *(Candidate(f"h264, crf {crf}", settings("h264", crf)) for crf in (9, 10, 12, 14)),
+        *(Candidate(f"h264, crf {crf}", settings("h264", crf)) for crf in (13, 14, 16, 18)),
         *(
-            Candidate(f"h264, crf 11 without {name}", settings("h264"), without(name), 11)
+            Candidate(f"h264, crf 15 without {name}", settings("h264"), without(name), 15)
             for name in codec.X264_FLOW_PARAMS
         ),
         *(Candidate(f"SVT-AV1 preset 8, crf {crf}", settings("h264"), av1["8"], crf) for crf in (4, 6, 8, 10)),

@@ -77,10 +77,14 @@ class _FlowFormat:
 
 
 _SVT_AV1 = {"preset": "8", "svtav1-params": "lp=1"}
-_X264 = {"preset": "veryfast"}
+# Macroblock tree, x264's default, decides by what lies in memory: the same frames gave several files.
+_X264_RGB = {"preset": "veryfast", "x264-params": "mbtree=0"}
 # What the eye likes is not what flow needs (benchmarks/codec.py takes each option back in turn): adaptive quantisation
-# spends its bits on still background, deblocking smears small moving things, B-frames and extra keyframes cost time.
+# and quantisers that follow the motion spend their bits in the wrong places, deblocking smears small moving things,
+# B-frames and extra keyframes cost time.
 X264_FLOW_PARAMS = {
+    "mbtree": "0",
+    "qcomp": "1",
     "aq-mode": "0",
     "no-deblock": "1",
     "bframes": "0",
@@ -88,15 +92,16 @@ X264_FLOW_PARAMS = {
     "weightp": "0",
     "subme": "4",
 }
-# With B-frames x264's macroblock tree decides by what lies in memory: the same frames gave several files.
-_X264_RGB = {**_X264, "x264-params": "bframes=0"}
-_X264_FLOW = {**_X264, "x264-params": ":".join(f"{name}={value}" for name, value in X264_FLOW_PARAMS.items())}
+_X264_FLOW = {
+    "preset": "veryfast",
+    "x264-params": ":".join(f"{name}={value}" for name, value in X264_FLOW_PARAMS.items()),
+}
 # 1023 of 1024 codes, 255 of 256: an odd number of levels has a middle one, and that is zero.
 _FLOW_FORMATS = {
     "h264": _FlowFormat(
         levels=1023,
         zero_code=512,
-        quality=11,
+        quality=15,
         video=VideoFormat(encoder="libx264", pixel_format="gray10le", color_range=FULL_RANGE, options=_X264_FLOW),
     ),
     "lossless": _FlowFormat(
