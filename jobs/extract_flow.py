@@ -25,7 +25,7 @@ from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
 from pipelines.catalog import Catalog, CatalogError, read_catalog
 from pipelines.codec import CodecSettings, FlowCodec, RGBCodec
-from pipelines.lock import OutputLock, OutputLockedError, lock_output
+from pipelines.lock import OutputError, OutputLock, lock_output
 from pipelines.motion_videos import write_motion_videos
 from pipelines.plan import ExtractionSettings, Plan, PlanError, make_plan
 from pipelines.shards import ShardFormat, ShardSettings
@@ -112,6 +112,11 @@ class ExtractFlow:
             raise ValueError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share of a GPU above 0, such as 0.5")
         if self.dry_run and self.retry_quarantined:
             raise ValueError("--dry-run and --retry-quarantined exclude each other: the estimate is of a whole run")
+        if self.dry_run_samples < 1:
+            raise ValueError(f"--dry-run-samples is {self.dry_run_samples}: give at least 1")
+        for uri in (self.videos, self.output, *self.annotations):
+            if uri is not None:
+                storage.absolute(uri)
         make_settings(self)
 
 
@@ -124,7 +129,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C
     try:
         status = run(prepare(tyro.cli(ExtractFlow, description=__doc__)))
-    except (FlagError, CatalogError, PlanError, OutputLockedError) as error:
+    except (FlagError, CatalogError, PlanError, OutputError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", flush=True)
@@ -173,7 +178,10 @@ def run(config: ExtractFlow) -> int:
     assert config.output, "filled in by prepare"
     output = storage.absolute(config.output)
     annotations = list(config.annotations) or None
-    catalog = read_catalog(config.videos, annotations, split=config.split, limit=config.limit, fold=config.fold)
+    try:
+        catalog = read_catalog(config.videos, annotations, split=config.split, limit=config.limit, fold=config.fold)
+    except OSError as error:
+        raise CatalogError(f"the videos or their annotations cannot be read: {error}") from error
     print(f"videos      {config.videos}: {describe_catalog(catalog)}")
     with nullcontext() if config.dry_run else lock_output(output) as lock:
         print(f"ray         {connect(num_cpus=config.num_cpus)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import socket
@@ -52,7 +53,10 @@ class RunLog:
         )
 
     def write(self, output: str, placement: Placement) -> None:
-        """Write the record of this run beside the shards; a run that found nothing to do leaves none."""
+        """Write the record of this run beside the shards; a run that found nothing to do leaves none.
+
+        A storage that fails now has failed the run before: that error is the one to show.
+        """
         from pipelines import shards, storage
 
         if not self.timeline:
@@ -63,14 +67,17 @@ class RunLog:
             "seconds": round(time.time() - self.started, 1),
             "host": socket.gethostname(),
             "placement": asdict(placement),
-            "versions": {
-                "python": platform.python_version(),
-                **{v: importlib.metadata.version(v) for v in VERSIONS_OF},
-            },
+            "versions": {"python": platform.python_version(), **_find_versions()},
             "timeline": self.timeline,
         }
         name = time.strftime("%Y%m%dT%H%M%SZ.json", started)
-        storage.put(storage.join(output, "runs", name), shards.to_json(record))
+        with contextlib.suppress(OSError):
+            storage.put(storage.join(output, "runs", name), shards.to_json(record))
+
+
+def _find_versions() -> dict[str, str]:
+    installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
+    return {name: installed[name] for name in VERSIONS_OF if name in installed}
 
 
 def format_seconds(seconds: float) -> str:

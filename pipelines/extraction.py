@@ -16,7 +16,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,10 @@ class _Video:
         }
 
 
+class StorageDownError(RuntimeError):
+    """The storage does not answer: not the fault of a video, so the run ends, and goes on where it stopped later."""
+
+
 class FlowActor:
     """A worker that keeps its GPU, and the kernels compiled for it, from video to video."""
 
@@ -260,15 +264,15 @@ def make_convention(settings: ExtractionSettings, kernel: str) -> dict[str, Any]
 
 @contextmanager
 def _fetch(uri: str) -> Iterator[str]:
-    try:
-        source = storage.local_copy(uri)
-        path = source.__enter__()
-    except OSError as error:
-        raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
-    try:
+    """A local path of the video. What is wrong with one file costs that file; a storage that is down ends the run."""
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(storage.local_copy(uri))
+        except (FileNotFoundError, PermissionError) as error:
+            raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
+        except OSError as error:
+            raise StorageDownError(f"{uri} could not be fetched: {error}") from error
         yield path
-    finally:
-        source.__exit__(None, None, None)
 
 
 def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
@@ -276,12 +280,15 @@ def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[st
     rest = {name: value for name, value in row.items() if name not in drop}
     try:
         return {**rest, **step(row)}
+    except StorageDownError:
+        raise
     except VideoError as error:
         stage, kind, message = "decode", str(error.kind), error.message
     # The one broad except of the graph: whatever else a video does to a library costs that video, not the run.
     except Exception as error:
         logger.exception("%s of video %s failed", stage, row["id"])
         kind, message = type(error).__name__, str(error)
+    message = message.encode(errors="replace").decode()  # file names may hold what no table can
     return {**rest, "status": "quarantined", "stage": stage, "error_kind": kind, "error_message": message, "rgb": None}
 
 
@@ -359,11 +366,13 @@ def extract(
     Whatever stops it, the same call goes on where it stopped.
     """
     settle(plan)
+    storage.sweep(plan.output)
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))
     if not blocks:
         return
+    storage.delete(storage.join(plan.output, "dataset.json"))  # a retry makes some of its hashes untrue
     with watch_progress(on_tally, every_s=tally_every_s) as progress:
         steps = Steps(
             output=plan.output,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 import fsspec
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError
 
 UNFINISHED = ".part-"  # how names of files begin that are being written
 
