@@ -1,0 +1,320 @@
+"""Say what happens in one video: class probabilities of the RGB stream, the flow stream and both together.
+
+    python jobs/predict.py VIDEO --rgb CKPT --flow CKPT          raw video, on disk or s3://; one stream is enough
+    python jobs/predict.py VIDEO --rgb rgb_imagenet.pt --flow flow_imagenet.pt --classes label_map.txt
+
+CKPT is a checkpoint directory of this project, DeepMind's TensorFlow checkpoint, or a PyTorch file converted from it.
+The published scores of DeepMind's sample come, with D=data of github.com/google-deepmind/kinetics-i3d, from
+
+    python jobs/predict.py --classes $D/label_map.txt \\
+        --clips $D/v_CricketShot_g04_c01_rgb.npy $D/v_CricketShot_g04_c01_flow.npy \\
+        --rgb $D/checkpoints/rgb_imagenet/model.ckpt --flow $D/checkpoints/flow_imagenet/model.ckpt
+
+    expected, class "playing cricket":   joint  logit 41.8137, norm of all logits 138.468658
+    (last digits vary with processors)   rgb    logit 25.8566, norm of all logits  87.108871
+                                         flow   logit 15.9570, norm of all logits  63.252754
+
+It runs on a GPU where there is one; that path has not been measured.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Literal
+from zipfile import BadZipFile
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+import tyro
+from safetensors import SafetensorError
+from torch import Tensor
+
+from models import checkpoint, clip_scores
+from models.contract import CHANNELS, FRAMES_PER_SECOND, STREAMS, Stream, VideoModel
+from models.folding import fold
+from models.pretrained import load_released
+from models.tensorflow_checkpoint import find_prefix
+from pipelines import storage, tvl1
+from pipelines.clips import FLOW_BOUND, Frames, count_test_frames, cut_test_clips, decoded_side, flow_bound
+from pipelines.decoder_process import process_decoder
+from pipelines.plan import ExtractionSettings
+from pipelines.video import DecodeSettings, VideoError
+
+Precision = Literal["fp32", "bf16"]
+
+MAX_SCALED = 1.5  # resampling may overshoot [-1, 1] a little; pixels and colour values are far above
+LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, SafetensorError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Say what happens in one video, by one stream of a network or by two whose logits are added."""
+
+    video: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
+    """A video, on disk or s3://, of which the networks see what their test takes: I3D the first 250 frames at 25 a
+    second, looped where there are fewer."""
+    clips: tuple[str, ...] = ()
+    """Instead of a video: .npy files, float (1, T, H, W, 3) for RGB and (1, T, H, W, 2) for flow, in [-1, 1]."""
+    rgb: str | None = None
+    """Network of the RGB stream: a checkpoint directory, a TensorFlow checkpoint or a PyTorch file."""
+    flow: str | None = None
+    """Network of the flow stream, likewise."""
+    classes: str | None = None
+    """Text file with the names of the classes, one a line. None: the checkpoints' own names, else numbers."""
+    top: int = 5
+    """Classes to print, the most probable first."""
+    flow_preset: Literal["faithful", "quality", "fast"] = ExtractionSettings().flow_preset
+    """TV-L1 settings, best those that the flow network was trained on."""
+    precision: Precision = "fp32"
+    """fp32, or bf16: faster on CPUs that have it, logits off by about half a percent."""
+
+    def __post_init__(self) -> None:
+        if (self.video is None) == (not self.clips):
+            raise ValueError("give either a video or --clips")
+        if self.rgb is None and self.flow is None:
+            raise ValueError("no network is given: name one by --rgb, by --flow, or one by each")
+        if self.top < 1:
+            raise ValueError(f"--top is {self.top}: give at least 1")
+        for uri in (self.video, *self.clips, self.classes):
+            if uri is not None:
+                storage.absolute(uri)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network of one stream, as loaded; `classes` where its file names them, `bound` of its flow in pixels."""
+
+    model: VideoModel
+    classes: tuple[str, ...] | None = None
+    bound: float = FLOW_BOUND
+
+
+class InputError(ValueError):
+    """A file given is not there, not what it should be, or does not go with another one."""
+
+
+def main() -> None:
+    """Parse, predict, print."""
+    config = tyro.cli(Predict, description=__doc__)
+    try:
+        run(config)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def run(config: Predict) -> None:
+    """Load the networks, get their clips, score those, print the tables."""
+    networks = load_networks(config)
+    names = name_classes(networks, config.classes)
+    clips = read_clips(config.clips, networks) if config.clips else cut_clips(config, networks)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    print(f"source {config.video or ' '.join(config.clips)}")
+    logits: dict[str, Tensor] = {}
+    for stream, network in networks.items():
+        seen = describe_clips(clips[stream])
+        print(f"{stream:7}{getattr(config, stream)} on {seen}; {config.precision}, {device}", flush=True)
+        logits[stream] = score(network, stream, clips[stream], config.precision)
+    if len(logits) > 1:
+        logits["joint"] = torch.stack(list(logits.values())).sum(dim=0)
+    print(f"\n{format_streams(logits, names)}\n\n{format_top(logits, names, config.top)}")
+
+
+def load_networks(config: Predict) -> dict[Stream, Network]:
+    """The networks asked for by stream; InputError where they know different numbers of classes."""
+    given: dict[Stream, str | None] = {"rgb": config.rgb, "flow": config.flow}
+    networks = {stream: load_network(path, stream) for stream, path in given.items() if path is not None}
+    counts = {stream: network.model.config.num_classes for stream, network in networks.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"--rgb knows {counts['rgb']} classes, --flow {counts['flow']}: their logits cannot be added")
+    return networks
+
+
+def load_network(path: str, stream: Stream) -> Network:
+    """One network from a checkpoint directory of ours or from released weights; InputError says what is wrong."""
+    try:
+        if not (Path(path) / "model.json").is_file():
+            if not Path(path).is_file() and find_prefix(path) is None:
+                raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
+            return Network(model=load_released(path, stream=stream))
+        model, metadata = checkpoint.load(path)
+        bound = flow_bound(metadata.flow_convention) if stream == "flow" else FLOW_BOUND
+    except LOADING_ERRORS as error:
+        raise InputError(f"--{stream} {path}: {_explain(error)}") from error
+    if (found := list(model.contract.test.streams)) != [stream]:
+        raise InputError(f"--{stream} {path}: this is a network of {' and '.join(found)}, needed is one of {stream}")
+    return Network(model=model, classes=metadata.classes, bound=bound)
+
+
+def name_classes(networks: Mapping[Stream, Network], path: str | None) -> Sequence[str]:
+    """The names of the classes, in the order of the logits; InputError where two sources differ."""
+    sources = {f"--{stream}": network.classes for stream, network in networks.items()}
+    sources["--classes"] = None if path is None else _read_names(path)
+    named = {source: names for source, names in sources.items() if names is not None}
+    num_classes = next(iter(networks.values())).model.config.num_classes
+    if path is not None and len(named["--classes"]) != num_classes:
+        raise InputError(f"--classes {path} has {len(named['--classes'])} names, the networks {num_classes} classes")
+    if len(set(named.values())) > 1:
+        raise InputError(f"{' and '.join(named)} name the classes differently, or in another order")
+    return next(iter(named.values()), tuple(f"class {index}" for index in range(num_classes)))
+
+
+def _read_names(path: str) -> tuple[str, ...]:
+    try:
+        lines = storage.read_text(path).splitlines()
+    except OSError as error:
+        raise InputError(f"--classes: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"--classes {path} is no UTF-8 text, one name a line") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Stream, Tensor]:
+    """The test clips (N, C, T, H, W) of the video for each network, by its own contract."""
+    assert config.video is not None, "checked by the settings"
+    clips: dict[Stream, Tensor] = {}
+    decoded: dict[tuple[int, int], Frames] = {}
+    for stream, network in networks.items():
+        contract = network.model.contract
+        # One frame more than RGB needs: flow has one fewer than the frames that it is computed from.
+        side, num_frames = wanted = decoded_side(contract), count_test_frames(contract.test) + 1
+        if wanted not in decoded:
+            decoded[wanted] = read_frames(config.video, short_side=side, num_frames=num_frames)
+        frames = decoded[wanted]
+        video = {"rgb": frames} if stream == "rgb" else {"flow": compute_flow(frames, config.flow_preset)}
+        try:
+            clips[stream] = cut_test_clips(video, contract, bound=network.bound)[stream]
+        except ValueError as error:
+            raise InputError(f"{config.video}: {error}") from error
+    return clips
+
+
+def read_frames(uri: str, *, short_side: int, num_frames: int) -> Frames:
+    """The first frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, at most `num_frames`."""
+    settings = DecodeSettings(fps=FRAMES_PER_SECOND, short_side=short_side)
+    try:
+        with storage.local_copy(uri) as path:
+            frames = process_decoder(settings).frames(path, start=0, end=num_frames / FRAMES_PER_SECOND)
+            return np.stack(list(islice(frames, num_frames)))
+    except OSError as error:  # names the URI
+        raise InputError(str(error)) from error
+    except VideoError as error:
+        raise InputError(f"{uri}: {error}") from error
+
+
+def compute_flow(frames: Frames, preset: str) -> npt.NDArray[np.float32]:
+    """TV-L1 flow in pixels, (T-1, H, W, 2), of RGB frames, as the extraction computes it."""
+    return tvl1.flow(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]), preset=preset)
+
+
+def read_clips(uris: Iterable[str], networks: Mapping[Stream, Network]) -> dict[Stream, Tensor]:
+    """Ready-made clips (1, C, T, H, W), one for each network, from .npy files; told apart by their channels."""
+    clips: dict[Stream, Tensor] = {}
+    for uri in uris:
+        stream, clip = read_clip(uri)
+        if stream not in networks:
+            raise InputError(f"--clips {uri} is {stream}, but no network is given by --{stream}")
+        if stream in clips:
+            raise InputError(f"--clips names two files of {stream}; give one clip of each stream")
+        clips[stream] = clip
+    if absent := networks.keys() - clips.keys():
+        raise InputError(f"--clips has no file of {min(absent)}, which the network given by --{min(absent)} needs")
+    return {stream: clips[stream] for stream in networks}
+
+
+def read_clip(uri: str) -> tuple[Stream, Tensor]:
+    """The stream and the clip (1, C, T, H, W) float32 of a .npy file; pickled arrays are refused."""
+    try:
+        array = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"--clips: {error}") from error
+    except (ValueError, EOFError, BadZipFile) as error:  # numpy's own message advises to run what may be hostile
+        raise InputError(f"--clips {uri} is no whole .npy file of numbers; pickled objects are not read") from error
+    stream = _stream_of(array)
+    if stream is None:
+        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise InputError(f"--clips {uri} is {found}; needed are floats (1, T, H, W, 3) for RGB or (…, 2) for flow")
+    if not np.abs(array).max() <= MAX_SCALED:
+        raise InputError(f"--clips {uri} is not scaled to [-1, 1]: it has values of {np.abs(array).max():g}")
+    return stream, torch.from_numpy(array.astype(np.float32)).permute(0, 4, 1, 2, 3)
+
+
+def _stream_of(array: object) -> Stream | None:
+    """The stream whose clip (1, T, H, W, C) of floats this is, by its channels; None for anything else."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim != 5:
+        return None
+    if len(array) != 1 or array.size == 0:
+        return None
+    return next((stream for stream in STREAMS if array.shape[4] == CHANNELS[stream]), None)
+
+
+@torch.no_grad()
+def score(network: Network, stream: Stream, clips: Tensor, precision: Precision) -> Tensor:
+    """Logits (num_classes,) float32 of clips (N, C, T, H, W), their mean where there are several."""
+    infer = _score_on_cuda if torch.cuda.is_available() else _score_on_cpu
+    try:
+        logits = infer(network.model, clips, torch.bfloat16 if precision == "bf16" else torch.float32)
+    except ValueError as error:  # a clip that the network is not made for
+        raise InputError(f"--{stream}: {error}") from error
+    return clip_scores(logits).float().mean(dim=0)
+
+
+def _score_on_cpu(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:
+    return fold(model, dtype=dtype)(clips)
+
+
+def _score_on_cuda(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:
+    placed = model.eval().to("cuda", memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    cast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32)
+    # TensorFloat-32, cuDNN's default, would keep about three digits of the logits.
+    with cast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return placed(clips.to("cuda", memory_format=torch.channels_last_3d)).cpu()
+
+
+def describe_clips(clips: Tensor) -> str:
+    """`1 clip of 250 frames, 224×224 px`."""
+    num_clips, _, num_frames, height, width = clips.shape
+    return f"{num_clips} clip{'s' if num_clips > 1 else ''} of {num_frames} frames, {width}×{height} px"
+
+
+def format_streams(logits: Mapping[str, Tensor], names: Sequence[str]) -> str:
+    """A line for each stream and for their sum: the top class, its probability and logit, the norm of all logits."""
+    lines = [f"{'stream':7}{'norm of logits':>15}{'logit':>11}{'probability':>13}  top class"]
+    for stream, row in logits.items():
+        best = int(row.argmax())
+        norm, probability = float(torch.linalg.vector_norm(row)), float(row.softmax(dim=0)[best])
+        lines.append(f"{stream:7}{norm:15.6f}{float(row[best]):11.4f}{probability:13.4f}  {names[best]}")
+    return "\n".join(lines)
+
+
+def format_top(logits: Mapping[str, Tensor], names: Sequence[str], top: int) -> str:
+    """The classes that are most probable by the sum of all streams (the last row of `logits`), with every logit."""
+    columns = list(logits)[::-1]
+    total = logits[columns[0]]
+    titles = "".join(f"{f'{stream} logit':>13}" for stream in columns)
+    lines = [f"{'probability':>11}{titles}  class"]
+    for index in total.argsort(descending=True, stable=True)[:top].tolist():
+        values = "".join(f"{float(logits[stream][index]):13.4f}" for stream in columns)
+        lines.append(f"{float(total.softmax(dim=0)[index]):11.4f}{values}  {names[index]}")
+    return "\n".join(lines)
+
+
+def _explain(error: Exception) -> str:
+    """The message of an error in a file as one text; with its type where it comes from the depths of a library."""
+    if isinstance(error, OSError | ValueError):
+        return str(error)
+    message = " ".join(str(error).split())[:300]
+    return f"the file is damaged, or is something else ({type(error).__name__}: {message or 'no more is known'})"
+
+
+if __name__ == "__main__":
+    main()
