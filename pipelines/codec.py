@@ -80,8 +80,8 @@ _SVT_AV1 = {"preset": "8", "svtav1-params": "lp=1"}
 # Macroblock tree, x264's default, decides by what lies in memory: the same frames gave several files.
 _X264_RGB = {"preset": "veryfast", "x264-params": "mbtree=0"}
 # What the eye likes is not what flow needs (benchmarks/codec.py takes each option back in turn): adaptive quantisation
-# and quantisers that follow the motion spend their bits in the wrong places, deblocking smears small moving things,
-# B-frames and extra keyframes cost time.
+# and quantisers that follow the motion spend their bits in the wrong places, deblocking, at coarser quality than the
+# default, smears small moving things, B-frames and extra keyframes cost time.
 X264_FLOW_PARAMS = {
     "mbtree": "0",
     "qcomp": "1",

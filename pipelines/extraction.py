@@ -278,6 +278,7 @@ def _fetch(uri: str) -> Iterator[str]:
 def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
     """The row with what the step adds, or quarantined with stage, kind and message; without the columns to drop."""
     rest = {name: value for name, value in row.items() if name not in drop}
+    cv2.setNumThreads(1)  # a task reserves one CPU; OpenCV would take them all
     try:
         return {**rest, **step(row)}
     except StorageDownError:
