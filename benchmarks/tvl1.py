@@ -83,7 +83,7 @@ def skimage_flow(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def find_clips(limit: int, num_frames: int, seed: int | None) -> list[Clip]:
-    """Frames from the middle of each clip, and one clip of a repeated frame; a seed draws clips not in the usual set."""
+    """Frames from the middle of each clip, and one of a repeated frame; a seed draws clips not in the usual set."""
     paths = clip_paths()
     if seed is not None:
         others = [path for path in sorted((SHARED / "ut_interaction").rglob("*.avi")) if path not in paths]
