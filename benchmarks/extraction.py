@@ -81,8 +81,7 @@ def prepare(config: Benchmark, folder: str) -> tuple[list[pa.Table], Steps]:
     settings = ExtractionSettings(shards=ShardSettings(videos_per_shard=config.videos_per_shard))
     catalog = read_catalog(config.videos, config.annotations, limit=config.limit)
     plan = make_plan(catalog, settings, videos=config.videos, output=folder, kernel=tvl1.kernel_target("cpu"))
-    steps = Steps(output=folder, settings=settings, backend="cpu", kernel=plan.kernel, fingerprint=plan.fingerprint)
-    return list(iter_blocks(plan, {}, retry=False)), steps
+    return list(iter_blocks(plan, {}, retry=False)), Steps.of(plan, backend="cpu")
 
 
 def run_pool(pool: Pool, blocks: list[pa.Table], steps: Steps) -> float:

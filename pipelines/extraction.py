@@ -78,6 +78,18 @@ class Steps:
     fingerprint: str
     progress: Progress | None = None
 
+    @classmethod
+    def of(cls, plan: Plan, *, backend: str, progress: Progress | None = None) -> Steps:
+        """The steps of a plan, with flow computed by `backend`."""
+        return cls(
+            output=plan.output,
+            settings=plan.settings,
+            backend=backend,
+            kernel=plan.kernel,
+            fingerprint=plan.fingerprint,
+            progress=progress,
+        )
+
     def decode(self, row: Row) -> Row:
         """Read, sample and resize one video; encode its RGB, keep its grey frames (T, H, W) uint8."""
         return _attempt("decode", row, self._decode) if row["status"] == "new" else row
@@ -375,13 +387,6 @@ def extract(
         return
     storage.delete(storage.join(plan.output, "dataset.json"))  # a retry makes some of its hashes untrue
     with watch_progress(on_tally, every_s=tally_every_s) as progress:
-        steps = Steps(
-            output=plan.output,
-            settings=plan.settings,
-            backend=backend,
-            kernel=plan.kernel,
-            fingerprint=plan.fingerprint,
-            progress=progress,
-        )
+        steps = Steps.of(plan, backend=backend, progress=progress)
         for done, _ in enumerate(run_graph(blocks, steps, placement), start=1):
             yield Remaining(shards=len(blocks) - done, videos=sum(videos[done:]))

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipelines import shards, storage, tvl1
 from pipelines.catalog import Catalog
 from pipelines.codec import CodecSettings
-from pipelines.shards import ShardSettings
+from pipelines.shards import Commit, ShardSettings
 from pipelines.video import DecodeSettings
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
@@ -189,12 +189,16 @@ def _describe(value: object, name: str = "") -> dict[str, str]:
     return {key: text for part in parts for key, text in part.items()}
 
 
+def read_own_commits(plan: Plan) -> Iterator[Commit]:
+    """The commit records of the output that were written under this plan."""
+    return (commit for commit in shards.read_commits(plan.output) if commit.fingerprint == plan.fingerprint)
+
+
 def find_committed(plan: Plan) -> dict[str, frozenset[str]]:
     """The shards of this plan that have a commit record, each with the ids of the videos that it holds."""
     return {
         commit.shard: frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
-        for commit in shards.read_commits(plan.output)
-        if commit.fingerprint == plan.fingerprint
+        for commit in read_own_commits(plan)
     }
 
 

@@ -80,7 +80,7 @@ VIDEO_SCHEMA = pa.schema(
         ("shard", pa.string()),  # the shard's name; also where a missing video would have gone
         ("rgb_bytes", pa.int64()),
         ("flow_bytes", pa.int64()),
-        ("stage", pa.string()),  # where it failed: "fetch", "decode", "flow" or "encode"
+        ("stage", pa.string()),  # where it failed: "decode" (fetching included), "flow" or "encode"
         ("error_kind", pa.string()),
         ("error_message", pa.string()),
     ]

@@ -34,7 +34,7 @@ SETTINGS = ExtractionSettings(
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 good videos (8 train, 4 test... as the writer splits them) and 4 broken ones in a class of their own."""
+    """12 good videos and 4 broken ones in a class of their own, all of one split."""
     folder = tmp_path_factory.mktemp("videos")
     write_motion_videos(folder, videos_per_class=2, seed=1, num_frames=6, size=(48, 32))
     write_broken_videos(folder / "train" / "broken")
@@ -56,10 +56,8 @@ def plan_of(videos: Path, output: Path, settings: ExtractionSettings = SETTINGS,
     return make_plan(catalog, settings, videos=str(videos), output=str(output), kernel=tvl1.kernel_target(kernel))
 
 
-def steps_of(plan: Plan, backend: str = "cpu") -> Steps:
-    return Steps(
-        output=plan.output, settings=plan.settings, backend=backend, kernel=plan.kernel, fingerprint=plan.fingerprint
-    )
+def steps_of(plan: Plan, kind: type[Steps] = Steps) -> Any:
+    return kind.of(plan, backend="cpu")
 
 
 def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> dict[str, Any]:
@@ -212,7 +210,7 @@ def test_with_gpus_flow_runs_on_actors_that_hold_them_and_nothing_else_does(
 ) -> None:
     run(plan_of(videos, tmp_path / "cpu"))
     plan = plan_of(videos, tmp_path / "gpu")
-    noting = NotingSteps(**vars(steps_of(plan)))
+    noting = steps_of(plan, NotingSteps)
     placement = Placement(flow_actors=2, gpus_per_actor=0.5)
     committed = list(run_graph(iter_blocks(plan, {}, retry=False), noting, placement))
     assert [row["shard"] for row in committed] == list(plan.spans)
@@ -254,7 +252,7 @@ class AlwaysDyingSteps(DyingSteps):
 def test_a_killed_worker_changes_nothing(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     run(plan_of(videos, tmp_path / "undisturbed"))
     plan = plan_of(videos, tmp_path / "killed")
-    dying = DyingSteps(**vars(steps_of(plan)))
+    dying = steps_of(plan, DyingSteps)
     list(run_graph(iter_blocks(plan, {}, retry=False), dying, Placement()))
     assert Path(f"{plan.output}.died").exists()
     run(plan)
@@ -264,6 +262,6 @@ def test_a_killed_worker_changes_nothing(ray_cluster: None, videos: Path, tmp_pa
 @pytest.mark.slow
 def test_a_video_that_always_kills_its_worker_ends_the_run(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     plan = plan_of(videos, tmp_path)
-    dying = AlwaysDyingSteps(**vars(steps_of(plan)))
+    dying = steps_of(plan, AlwaysDyingSteps)
     with pytest.raises(ray.exceptions.RayError):
         list(run_graph(iter_blocks(plan, {}, retry=False), dying, Placement()))
