@@ -124,7 +124,7 @@ def training_step(model: nn.Module, clips: dict[str, Tensor], *, bf16: bool) -> 
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
-            loss = models.cross_entropy(model(clips), labels)
+            loss = models.cross_entropies(model(clips), labels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -23,7 +23,7 @@ import io
 import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,7 +43,7 @@ from models.folding import fold
 from models.pretrained import load_released
 from models.tensorflow_checkpoint import find_prefix
 from pipelines import storage, tvl1
-from pipelines.clips import FLOW_BOUND, Frames, count_test_frames, cut_test_clips, decoded_side, flow_bound
+from pipelines.clips import ClipSettings, Frames, count_test_frames, cut_test_clips, decoded_side, settings_of
 from pipelines.decoder_process import process_decoder
 from pipelines.plan import ExtractionSettings
 from pipelines.video import DecodeSettings, VideoError
@@ -90,11 +90,11 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network of one stream, as loaded; `classes` where its file names them, `bound` of its flow in pixels."""
+    """A network of one stream, as loaded; `classes` where its file names them, `settings` of how its clips are cut."""
 
     model: VideoModel
     classes: tuple[str, ...] | None = None
-    bound: float = FLOW_BOUND
+    settings: ClipSettings = field(default_factory=ClipSettings)
 
 
 class InputError(ValueError):
@@ -147,12 +147,12 @@ def load_network(path: str, stream: Stream) -> Network:
                 raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
             return Network(model=load_released(path, stream=stream))
         model, metadata = checkpoint.load(path)
-        bound = flow_bound(metadata.flow_convention) if stream == "flow" else FLOW_BOUND
+        settings = settings_of(metadata.clips, metadata.flow_convention)
     except LOADING_ERRORS as error:
         raise InputError(f"--{stream} {path}: {_explain(error)}") from error
     if (found := list(model.contract.test.streams)) != [stream]:
         raise InputError(f"--{stream} {path}: this is a network of {' and '.join(found)}, needed is one of {stream}")
-    return Network(model=model, classes=metadata.classes, bound=bound)
+    return Network(model=model, classes=metadata.classes, settings=settings)
 
 
 def name_classes(networks: Mapping[Stream, Network], path: str | None) -> Sequence[str]:
@@ -184,15 +184,15 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
     clips: dict[Stream, Tensor] = {}
     decoded: dict[tuple[int, int], Frames] = {}
     for stream, network in networks.items():
-        contract = network.model.contract
+        contract, settings = network.model.contract, network.settings
         # One frame more than RGB needs: flow has one fewer than the frames that it is computed from.
-        side, num_frames = wanted = decoded_side(contract), count_test_frames(contract.test) + 1
+        side, num_frames = wanted = decoded_side(contract, settings), count_test_frames(contract) + 1
         if wanted not in decoded:
             decoded[wanted] = read_frames(config.video, short_side=side, num_frames=num_frames)
         frames = decoded[wanted]
         video = {"rgb": frames} if stream == "rgb" else {"flow": compute_flow(frames, config.flow_preset)}
         try:
-            clips[stream] = cut_test_clips(video, contract, bound=network.bound)[stream]
+            clips[stream] = cut_test_clips(video, contract, settings)[stream]
         except ValueError as error:
             raise InputError(f"{config.video}: {error}") from error
     return clips

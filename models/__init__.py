@@ -75,8 +75,9 @@ def clip_scores(logits: Tensor) -> Tensor:
     return logits if logits.ndim == 2 else logits[:, -1]
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross-entropy of a model's output with int64 labels (B,), over all time steps where it has several."""
+def cross_entropies(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Each clip's cross-entropy (B,) with int64 labels (B,), the mean over its time steps where it has several."""
     steps = logits.shape[1] if logits.ndim == 3 else 1
-    rows = logits.flatten(0, -2).float()
-    return nn.functional.cross_entropy(rows, labels.repeat_interleave(steps), label_smoothing=label_smoothing)
+    rows, targets = logits.flatten(0, -2).float(), labels.repeat_interleave(steps)
+    losses = nn.functional.cross_entropy(rows, targets, label_smoothing=label_smoothing, reduction="none")
+    return losses.view(len(labels), steps).mean(dim=1)

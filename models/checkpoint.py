@@ -10,7 +10,7 @@ model.json is written last: a directory without it is not a checkpoint.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,33 +28,32 @@ class Metadata:
     """What a checkpoint says beside its weights.
 
     `flow_convention` is how the flow that the model saw was stored (bound, levels, zero code, as the shards say), or
-    None for a model that saw none. `extra` is free: steps, scores, the run's settings.
+    None for a model that saw none. `clips` is how frames became clips, as `pipelines.clips.ClipSettings` tells it.
+    `extra` is free: steps, scores, the run's settings.
     """
 
     classes: tuple[str, ...]
     flow_convention: Mapping[str, object] | None = None
+    clips: Mapping[str, object] = field(default_factory=dict)
     extra: Mapping[str, object] = field(default_factory=dict)
 
 
 def save(
     directory: str | Path,
     model: VideoModel,
+    metadata: Metadata,
     *,
-    classes: Sequence[str],
-    flow_convention: Mapping[str, object] | None = None,
-    extra: Mapping[str, object] | None = None,
     training_state: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes a checkpoint (see `Metadata`); the directory is made where it is missing, an older one replaced.
+    """Writes a checkpoint; the directory is made where it is missing, an older one replaced.
 
     `training_state` is tensors, numbers and strings in mappings and lists, such as an optimizer's state dict.
     Raises ValueError where the number of class names is not the model's.
     """
-    if len(classes) != model.config.num_classes:
+    if len(metadata.classes) != model.config.num_classes:
         raise ValueError(
-            f"{len(classes)} class names for a model of {model.config.num_classes} classes; give one each."
+            f"{len(metadata.classes)} class names for a model of {model.config.num_classes} classes; give one each."
         )
-    metadata = Metadata(classes=tuple(classes), flow_convention=flow_convention, extra=extra or {})
     described = {"format": FORMAT, "model": name_of(model.config), "config": asdict(model.config), **asdict(metadata)}
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     directory = Path(directory)
@@ -80,7 +79,7 @@ def load(directory: str | Path, *, device: str = "cpu") -> tuple[VideoModel, Met
         raise ValueError(f"{path} has the format {described.get('format')!r}; this version reads {FORMAT}.")
     model = build(described["model"], **described["config"]).to(device)
     model.load_state_dict(load_file(Path(directory) / "weights.safetensors", device=device))
-    metadata = {key: described[key] for key in ("flow_convention", "extra")}
+    metadata = {key: described[key] for key in ("flow_convention", "clips", "extra")}
     return model, Metadata(classes=tuple(described["classes"]), **metadata)
 
 

@@ -67,12 +67,14 @@ class ClipSampling:
     """How clips are cut from a 25 fps video: `num_clips` of them, each covering `span` consecutive frames.
 
     For training the first frame is random among those that leave enough frames, and num_clips is 1. For testing the
-    clips follow one another without overlap from frame 0 on, and the video's scores are the mean over them.
+    clips follow one another without overlap from frame 0 on, and the video's scores are the mean over them. With
+    `any_length` the model takes a shorter video whole, down to the span of a training clip; else it is looped.
     """
 
     span: int
     streams: Mapping[str, StreamSampling]
     num_clips: int = 1
+    any_length: bool = False
 
     @property
     def seconds(self) -> float:
@@ -86,7 +88,8 @@ class InputContract:
 
     `size` is the crop's side: random for training, central for testing, from frames whose shorter side is
     `shorter_side`. With `scores_every_step` the model gives (B, T, num_classes) logits: the loss is taken at all time
-    steps, a clip's score is the last one's (`models.clip_scores`, `models.cross_entropy`). Otherwise (B, num_classes).
+    steps, a clip's score is the last one's (`models.clip_scores`, `models.cross_entropies`). Otherwise
+    (B, num_classes).
     """
 
     size: int
@@ -110,10 +113,13 @@ class VideoModel(nn.Module):
         raise NotImplementedError
 
 
-def consecutive_frames(stream: str, num_frames: int, *, num_clips: int = 1, frame_step: int = 1) -> ClipSampling:
+def consecutive_frames(
+    stream: str, num_frames: int, *, num_clips: int = 1, frame_step: int = 1, any_length: bool = False
+) -> ClipSampling:
     """Clips of one stream, each of `num_frames` frames taken every `frame_step`."""
     sampling = StreamSampling(channels=CHANNELS[stream], num_frames=num_frames, frame_step=frame_step)
-    return ClipSampling(span=num_frames * frame_step, streams={stream: sampling}, num_clips=num_clips)
+    streams = {stream: sampling}
+    return ClipSampling(span=num_frames * frame_step, streams=streams, num_clips=num_clips, any_length=any_length)
 
 
 def stream_of(clips: Clips, stream: str) -> Tensor:

@@ -89,7 +89,7 @@ class ConvNetLSTM(VideoModel):
         """Table 1: 25 RGB frames, every fifth of 5 s, for training; 50 of 10 s at test."""
         stream, step = self.config.stream, self.config.frame_step
         train = consecutive_frames(stream, self.config.frames, frame_step=step)
-        test = consecutive_frames(stream, self.config.test_frames, frame_step=step)
+        test = consecutive_frames(stream, self.config.test_frames, frame_step=step, any_length=True)
         return InputContract(size=self.config.size, train=train, test=test, scores_every_step=True)
 
     def forward(self, clips: Clips) -> Tensor:

@@ -79,7 +79,7 @@ class I3D(VideoModel):
     def contract(self) -> InputContract:
         """Table 1: 64 frames (2.56 s) for training, up to 250 frames (10 s) at test, the whole video in one pass."""
         train = consecutive_frames(self.config.stream, self.config.frames)
-        test = consecutive_frames(self.config.stream, self.config.test_frames)
+        test = consecutive_frames(self.config.stream, self.config.test_frames, any_length=True)
         return InputContract(size=self.config.size, train=train, test=test)
 
     def features(self, clips: Clips, endpoint: str = "Mixed_5c") -> Tensor:

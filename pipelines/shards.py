@@ -22,6 +22,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -35,7 +36,7 @@ ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
 T = TypeVar("T")
 
-ROWS_PER_GROUP = 8  # of a shard: bounds what is held beside it while it is written, and what reading one row costs
+ROWS_PER_GROUP = 1  # of a Parquet shard: training reads rows in random order, and a row group is what can be read
 COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
 
 # What is known of a video that became a row of a shard. The two blobs come last.
@@ -324,6 +325,61 @@ def _read_tar(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
                 if blob in wanted:
                     row[blob] = _member_bytes(tar, member)
             yield {**row, "convention": facts["convention"]}
+
+
+def read_row(uri: str, index: int, blobs: Sequence[str], *, version: str = "") -> Row:
+    """One row of a shard file by its place: its id, the blobs asked for, and `convention`; nothing else is fetched.
+
+    Where the rows of a file begin is remembered from call to call, for as long as its `version` (a hash) stays the
+    same. From a tar that takes one pass over its headers, from Parquet one read of its footer.
+    Raises ValueError where the file is no shard, IndexError where it has fewer rows.
+    """
+    return (_read_tar_row if uri.endswith(".tar") else _read_parquet_row)(uri, index, blobs, version)
+
+
+@lru_cache(maxsize=64)
+def _parquet_footer(uri: str, version: str) -> tuple[pq.FileMetaData, dict[str, Any]]:
+    with storage.open_read(uri) as file:
+        parquet = pq.ParquetFile(file)
+        convention = json.loads((parquet.schema_arrow.metadata or {}).get(b"convention", b"{}"))
+        _check_version(convention, uri)
+        return parquet.metadata, convention
+
+
+def _read_parquet_row(uri: str, index: int, blobs: Sequence[str], version: str) -> Row:
+    footer, convention = _parquet_footer(uri, version)
+    left = index
+    for group in range(footer.num_row_groups):
+        if left < (count := footer.row_group(group).num_rows):
+            with storage.open_read(uri) as file:
+                table = pq.ParquetFile(file, metadata=footer).read_row_group(group, columns=["id", *blobs])
+            return {**table.slice(left, 1).to_pylist()[0], "convention": convention}
+        left -= count
+    raise IndexError(f"{uri} has {footer.num_rows} rows; asked for was row {index}")
+
+
+@lru_cache(maxsize=64)
+def _tar_samples(uri: str, version: str) -> list[dict[str, tuple[int, int]]]:
+    """For each sample its facts ("json") and blobs: where their bytes begin, and how many they are."""
+    with storage.open_read(uri) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        places = [(member.offset_data, member.size) for member in tar]
+    parts = 1 + len(BLOBS)
+    return [dict(zip(("json", *BLOBS), places[i : i + parts], strict=True)) for i in range(0, len(places), parts)]
+
+
+def _read_tar_row(uri: str, index: int, blobs: Sequence[str], version: str) -> Row:
+    samples = _tar_samples(uri, version)
+    if index >= len(samples):
+        raise IndexError(f"{uri} has {len(samples)} rows; asked for was row {index}")
+    found = {}
+    with storage.open_read(uri) as file:
+        for name in ("json", *blobs):
+            offset, size = samples[index][name]
+            file.seek(offset)
+            found[name] = file.read(size)
+    facts = json.loads(found.pop("json"))
+    _check_version(facts.get("convention", {}), uri)
+    return {"id": facts["id"], **found, "convention": facts["convention"]}
 
 
 def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

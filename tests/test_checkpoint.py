@@ -10,9 +10,11 @@ from safetensors import safe_open
 from test_models import SMALL
 
 import models
-from models.checkpoint import load, load_training_state, save
+from models.checkpoint import Metadata, load, load_training_state, save
 from models.cost import blank_clips
 
+TWO = Metadata(classes=("a", "b"))
+CLIPS = {"resize": "square", "flow_bound": 8.0, "short_side": 96}
 FLOW = {"bound": 20.0, "levels": 1024, "zero": 512}
 
 
@@ -25,10 +27,14 @@ def _one_thread() -> None:
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_every_model_comes_back(tmp_path, name):
     model = models.build(name, num_classes=3, width=0.125, **SMALL[name])
-    save(tmp_path / "new" / "checkpoint", model, classes=["a", "b", "ç"], flow_convention=FLOW, extra={"step": 7})
+    save(
+        tmp_path / "new" / "checkpoint",
+        model,
+        Metadata(classes=("a", "b", "ç"), flow_convention=FLOW, clips=CLIPS, extra={"step": 7}),
+    )
     again, metadata = load(tmp_path / "new" / "checkpoint")
     assert again.config == model.config
-    assert (metadata.classes, metadata.flow_convention, metadata.extra) == (("a", "b", "ç"), FLOW, {"step": 7})
+    assert metadata == told
     clips = {s: torch.rand_like(c) for s, c in blank_clips(model.contract.train, model.contract.size).items()}
     assert torch.equal(again.eval()(clips), model.eval()(clips))
 
@@ -36,12 +42,12 @@ def test_every_model_comes_back(tmp_path, name):
 def test_temporal_settings_come_back(tmp_path):
     settings = {"stream": "flow", "conv1_stride": 1, "pool_strides": (1, 2, 2, 2), "bn_gamma": True}
     model = models.build("i3d", num_classes=2, width=0.125, **SMALL["i3d"], **settings)
-    save(tmp_path, model, classes=["a", "b"])
+    save(tmp_path, model, TWO)
     assert load(tmp_path)[0].config == model.config
 
 
 def test_files_are_readable_without_this_code(tmp_path):
-    save(tmp_path, models.build("i3d", num_classes=2, width=0.125), classes=["a", "b"])
+    save(tmp_path, models.build("i3d", num_classes=2, width=0.125), TWO)
     described = json.loads((tmp_path / "model.json").read_text())
     assert (described["model"], described["config"]["frames"], described["format"]) == ("i3d", 64, 1)
     with safe_open(tmp_path / "weights.safetensors", framework="np") as weights:
@@ -53,18 +59,18 @@ def test_training_state_is_apart_and_optional(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(torch.rand(2, 3, 16, 64, 64)).sum().backward()
     optimizer.step()
-    save(tmp_path, model, classes=["a", "b"], training_state={"optimizer": optimizer.state_dict(), "step": 3})
+    save(tmp_path, model, TWO, training_state={"optimizer": optimizer.state_dict(), "step": 3})
     state = load_training_state(tmp_path)
     assert state["step"] == 3
     torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9).load_state_dict(state["optimizer"])
-    save(tmp_path, model, classes=["a", "b"])
+    save(tmp_path, model, TWO)
     assert load_training_state(tmp_path) is None
 
 
 def test_wrong_directories_and_classes_are_refused(tmp_path):
     model = models.build("i3d", num_classes=2, width=0.0625)
     with pytest.raises(ValueError, match="3 class names for a model of 2 classes"):
-        save(tmp_path, model, classes=["a", "b", "c"])
+        save(tmp_path, model, Metadata(classes=("a", "b", "c")))
     with pytest.raises(ValueError, match=r"no model\.json"):
         load(tmp_path)
     (tmp_path / "model.json").write_text('{"format": 99}')

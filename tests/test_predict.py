@@ -19,6 +19,7 @@ from test_pretrained import as_kinetics_400, as_piergiaj
 import models
 from jobs import predict
 from models import checkpoint
+from models.checkpoint import Metadata
 from models.contract import CHANNELS, VideoModel
 from pipelines import storage, tvl1
 from pipelines.codec import CodecSettings
@@ -52,13 +53,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.move(next(folder.rglob("right_0000.mp4")), folder / "video.mp4")
     convention = CodecSettings(bound=BOUND).flow_convention()
     flow = build_small("flow")
-    checkpoint.save(folder / "rgb", build_small("rgb"), classes=CLASSES)
-    checkpoint.save(folder / "flow", flow, classes=CLASSES, flow_convention=convention)
-    checkpoint.save(folder / "shuffled", flow, classes=CLASSES[::-1])
-    checkpoint.save(folder / "two", build_small("flow", num_classes=2), classes=["a", "b"])
-    checkpoint.save(folder / "both", models.build("two_stream", num_classes=2, width=0.125), classes=["a", "b"])
+    checkpoint.save(folder / "rgb", build_small("rgb"), Metadata(classes=CLASSES))
+    checkpoint.save(folder / "flow", flow, Metadata(classes=CLASSES, flow_convention=convention))
+    checkpoint.save(folder / "shuffled", flow, Metadata(classes=CLASSES[::-1]))
+    checkpoint.save(folder / "two", build_small("flow", num_classes=2), Metadata(classes=("a", "b")))
+    checkpoint.save(
+        folder / "both", models.build("two_stream", num_classes=2, width=0.125), Metadata(classes=("a", "b"))
+    )
     backward = {**convention, "direction": "t+1_to_t"}
-    checkpoint.save(folder / "backward", flow, classes=CLASSES, flow_convention=backward)
+    checkpoint.save(folder / "backward", flow, Metadata(classes=CLASSES, flow_convention=backward))
     rng = np.random.default_rng(0)
     for stream, channels in (("rgb", 3), ("flow", 2)):
         np.save(folder / f"{stream}.npy", rng.uniform(-1, 1, (1, 16, 64, 64, channels)).astype(np.float32))

@@ -1,0 +1,215 @@
+"""Training clips from shards, streamed by Ray Data to each worker of a training.
+
+Which clip comes when is arithmetic. The run's clips are numbered; number p is a video of a random order that is drawn
+anew for each epoch from the seed, with a window, crop and mirroring drawn from the seed and p. Step s takes the next
+`batch × workers` numbers, each worker its own part of them. So every worker takes the same number of steps, a run that
+is resumed goes on with the very clip it would have had, and nothing depends on timing.
+
+Each worker streams its own part: tasks on any node read the rows they need, decode only the window, and hand over
+cropped frames as uint8 and float16; these cross the object store once. A clip that cannot be decoded is replaced by
+another of its task with weight 0, and told.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import ray.data
+import torch
+from ray.data import DataContext, ExecutionResources
+from torch import Tensor
+
+from models.contract import InputContract
+from pipelines import shards
+from pipelines.clips import ClipSettings, scale_clips
+from pipelines.codec import check_convention, decode_flow, decode_rgb
+from pipelines.training_clips import Augmentation, cut_training_clip, empty_clip
+from pipelines.video_index import VideoIndex
+
+TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
+MAX_TASK_CLIPS = 64
+TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
+SEGMENT_TASKS = 10_000  # in one Ray Data execution, whose driver holds a little for each
+MAX_WORKER_DEATHS = 3
+
+logger = logging.getLogger(__name__)
+
+Clip = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingClips:
+    """The numbered clips of a run: pure arithmetic, and decoding of one clip by its number."""
+
+    videos: VideoIndex  # usable ones
+    contract: InputContract
+    settings: ClipSettings
+    augmentation: Augmentation
+    seed: int
+
+    def video_of(self, number: int) -> int:
+        """The place in the index of the video that clip `number` is cut from."""
+        epoch, place = divmod(number, len(self.videos))
+        return int(_order(len(self.videos), self.seed, epoch)[place])
+
+    def cut(self, number: int) -> Clip:
+        """Clip `number`: its streams (see `cut_training_clip`), `label`, `weight` 1 and `error` "".
+
+        A clip that cannot be decoded comes without streams, with weight 0 and the reason as `error`.
+        """
+        video = self.videos.row(self.video_of(number))
+        found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
+        try:
+            return found | self._decode(video, np.random.default_rng([self.seed, number]))
+        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+            reason = f"{video['id']}: {type(error).__name__}: {error}"
+            return found | {"weight": 0.0, "error": reason[:500]}
+
+    def _decode(self, video: Mapping[str, Any], rng: np.random.Generator) -> Clip:
+        row = shards.read_row(video["file"], video["row"], list(self.contract.train.streams), version=video["version"])
+        if row["id"] != video["id"]:
+            raise ValueError(f"row {video['row']} of {video['file']} is {row['id']}: the shard was changed")
+
+        def read(stream: str, start: int, stop: int) -> npt.NDArray:
+            if stream == "rgb":
+                return decode_rgb(row["rgb"], start=start, stop=stop)
+            return decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=stop)
+
+        return cut_training_clip(read, video["num_frames"], self.contract, self.settings, self.augmentation, rng)
+
+    @property
+    def clips_per_task(self) -> int:
+        """Clips that one task cuts, by their size."""
+        num_bytes = sum(clip.nbytes for clip in empty_clip(self.contract).values())
+        return max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
+
+
+@lru_cache(maxsize=4)
+def _order(num_videos: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_videos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One worker's part of the clips from number `start` on: `batch` clips of each step, for `steps` steps."""
+
+    start: int
+    rank: int
+    num_workers: int
+    batch: int
+    steps: int
+
+    def numbers(self, first: int, count: int) -> list[int]:
+        """The numbers of this worker's clips `first` to `first + count`, which end with its last step."""
+        own = range(first, min(first + count, self.steps * self.batch))
+        every = self.batch * self.num_workers
+        return [self.start + i // self.batch * every + self.rank * self.batch + i % self.batch for i in own]
+
+    def part(self, done: int, steps: int) -> Share:
+        """The share of `steps` steps that follow the first `done`."""
+        return replace(self, start=self.start + done * self.batch * self.num_workers, steps=steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutClips:
+    """The step of the graph: the number of a task to the clips that it cuts, stacked by column."""
+
+    clips: TrainingClips
+    share: Share
+
+    def __call__(self, batch: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+        cv2.setNumThreads(1)
+        size = self.clips.clips_per_task
+        cut = [
+            self.clips.cut(number) for task in batch["id"].tolist() for number in self.share.numbers(task * size, size)
+        ]
+        return stack_clips(cut, self.clips.contract)
+
+
+def stack_clips(clips: list[Clip], contract: InputContract) -> dict[str, npt.NDArray]:
+    """Clips by column; those that could not be decoded get the frames of another one (black ones where all failed).
+
+    A copy rather than black frames, because batch norm sees the clips of weight 0 as well.
+    """
+    whole = next((clip for clip in clips if not clip["error"]), None) or empty_clip(contract)
+    streams = list(contract.train.streams)
+    filled = [clip if not clip["error"] else clip | {stream: whole[stream] for stream in streams} for clip in clips]
+    columns = {name: np.array([clip[name] for clip in filled]) for name in ("number", "label", "error")}
+    columns["weight"] = np.array([clip["weight"] for clip in filled], np.float32)
+    return columns | {stream: np.stack([clip[stream] for clip in filled]) for stream in streams}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The clips of one worker in one step, on the CPU: streams (B, T, S, S, C) as they were cut."""
+
+    streams: Mapping[str, Tensor]
+    labels: Tensor  # (B,) int64
+    weights: Tensor  # (B,) float32, 0 for a clip that could not be decoded
+    errors: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+    def inputs(self, device: torch.device, bound: float) -> dict[str, Tensor]:
+        """What the model takes: (B, C, T, S, S) float32 in [-1, 1] on the device, flow's bound in pixels."""
+        moved = {stream: clips.to(device, non_blocking=True) for stream, clips in self.streams.items()}
+        return {stream: scale_clips(stream, clips, bound) for stream, clips in moved.items()}
+
+
+def stream_batches(clips: TrainingClips, share: Share, *, num_cpus: float) -> Iterator[Batch]:
+    """This worker's batches, one a step, decoded ahead by Ray Data on `num_cpus` CPUs of the cluster.
+
+    Raises ConventionError where the shards' flow is of no convention that this version knows.
+    """
+    if "flow" in clips.contract.train.streams:
+        check_convention(clips.videos.convention["flow"])
+    steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // share.batch)
+    for done in range(0, share.steps, steps_at_once):
+        segment = share.part(done, min(steps_at_once, share.steps - done))
+        dataset = build_graph(clips, segment, num_cpus=num_cpus)
+        for columns in dataset.iter_batches(batch_size=share.batch, batch_format="numpy", prefetch_batches=2):
+            yield _to_batch(columns, clips.contract)
+
+
+def build_graph(clips: TrainingClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:
+    """The lazy graph whose rows are the share's clips in order."""
+    num_tasks = -(-share.steps * share.batch // clips.clips_per_task)
+    # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    numbers = ray.data.range(num_tasks, override_num_blocks=num_tasks)
+    graph = numbers.map_batches(
+        CutClips(clips=clips, share=share), batch_size=1, num_cpus=min(1.0, num_cpus), max_retries=MAX_WORKER_DEATHS
+    )
+    _configure(graph.context, num_cpus)
+    return graph
+
+
+def _configure(context: DataContext, num_cpus: float) -> None:
+    options = context.execution_options
+    options.preserve_order = True
+    options.resource_limits = ExecutionResources(
+        cpu=num_cpus, object_store_memory=TASKS_AHEAD * max(1, round(num_cpus)) * TASK_BYTES
+    )
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = -1  # a training that waits for its GPU makes no progress here
+
+
+def _to_batch(columns: Mapping[str, npt.NDArray], contract: InputContract) -> Batch:
+    # Ray's arrays are views of the object store, which tensors may not write to.
+    return Batch(
+        streams={stream: torch.from_numpy(columns[stream].copy()) for stream in contract.train.streams},
+        labels=torch.tensor(columns["label"], dtype=torch.int64),
+        weights=torch.tensor(columns["weight"]),
+        errors=tuple(str(error) for error in columns["error"] if error),
+        numbers=tuple(columns["number"].tolist()),
+    )
