@@ -27,11 +27,8 @@ def _one_thread() -> None:
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_every_model_comes_back(tmp_path, name):
     model = models.build(name, num_classes=3, width=0.125, **SMALL[name])
-    save(
-        tmp_path / "new" / "checkpoint",
-        model,
-        Metadata(classes=("a", "b", "ç"), flow_convention=FLOW, clips=CLIPS, extra={"step": 7}),
-    )
+    told = Metadata(classes=("a", "b", "ç"), flow_convention=FLOW, clips=CLIPS, extra={"step": 7})
+    save(tmp_path / "new" / "checkpoint", model, told)
     again, metadata = load(tmp_path / "new" / "checkpoint")
     assert again.config == model.config
     assert metadata == told
