@@ -10,11 +10,12 @@ import logging
 import os
 
 
-def connect(*, num_cpus: int | None = None) -> str:
+def connect(*, num_cpus: int | None = None, log_to_driver: bool = True) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray here, on loopback only.
 
     Returns a phrase about where that is. `num_cpus` sizes a Ray that is started here; on a cluster the graph limits
-    itself. Called again, it keeps the Ray it has.
+    itself. Without `log_to_driver` what workers print stays in Ray's log files, for jobs that fetch their own lines.
+    Called again, it keeps the Ray it has.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     submitted = bool(os.environ.get("RAY_ADDRESS"))
@@ -26,9 +27,15 @@ def connect(*, num_cpus: int | None = None) -> str:
     if ray.is_initialized():
         pass
     elif submitted:
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=log_to_driver,
+        )
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
     return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs"

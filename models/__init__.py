@@ -7,13 +7,14 @@ model.contract.train.streams["flow"].num_frames   # 64: what a loader must deliv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
+import torch
 from torch import Tensor, nn
 
 from models.c3d import C3D, C3DConfig
-from models.contract import ModelConfig, VideoModel
+from models.contract import InputContract, ModelConfig, VideoModel
 from models.convnet_lstm import ConvNetLSTM, ConvNetLSTMConfig
 from models.fused_two_stream import FusedTwoStream, FusedTwoStreamConfig
 from models.i3d import I3D, I3DConfig
@@ -42,15 +43,20 @@ def configure(
 
     Raises ValueError for an unknown name or setting, listing the known ones, and for settings that do not fit.
     """
-    if name not in CONFIGS:
-        raise ValueError(f"No model is called {name!r}; choose one of {', '.join(CONFIGS)}.")
+    known = setting_names(name)
     if stream is not None:
         settings["stream"] = stream
-    known = {field.name for field in fields(CONFIGS[name])}
     if unknown := settings.keys() - known:
         raise ValueError(f"{name} has no settings {sorted(unknown)}; it has {', '.join(sorted(known))}.")
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     return CONFIGS[name](num_classes=num_classes, width=width, **plain)  # type: ignore[arg-type]
+
+
+def setting_names(name: str) -> set[str]:
+    """The settings that the model `name` has. Raises ValueError for an unknown name."""
+    if name not in CONFIGS:
+        raise ValueError(f"No model is called {name!r}; choose one of {', '.join(CONFIGS)}.")
+    return {field.name for field in fields(CONFIGS[name])}
 
 
 def build(
@@ -65,6 +71,12 @@ def build_from(config: ModelConfig) -> VideoModel:
     return NETWORKS[type(config)](config)
 
 
+def contract_of(config: ModelConfig) -> InputContract:
+    """What the model of these settings asks of the data; no weight is allocated."""
+    with torch.device("meta"):
+        return build_from(config).contract
+
+
 def name_of(config: ModelConfig) -> str:
     """The name under which `build` makes this config's model."""
     return next(name for name, config_type in CONFIGS.items() if config_type is type(config))
@@ -73,6 +85,17 @@ def name_of(config: ModelConfig) -> str:
 def clip_scores(logits: Tensor) -> Tensor:
     """A model's output as one row of logits for each clip, (B, num_classes): of (B, T, num_classes) the last step."""
     return logits if logits.ndim == 2 else logits[:, -1]
+
+
+@torch.no_grad()
+def video_scores(model: VideoModel, clips: Mapping[str, Tensor], *, batch_size: int = 16) -> Tensor:
+    """Logits (num_classes,) float32 of a video from its clips (N, C, T, H, W) by stream: the mean over the N."""
+    count = len(next(iter(clips.values())))
+    scores = [
+        clip_scores(model({stream: views[first : first + batch_size] for stream, views in clips.items()})).float()
+        for first in range(0, count, batch_size)
+    ]
+    return torch.cat(scores).mean(dim=0)
 
 
 def cross_entropies(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -205,37 +205,45 @@ def cut_test_clips(
     settings: ClipSettings,
     protocol: Protocol = PROTOCOLS["paper"],
 ) -> dict[str, Tensor]:
-    """The test clips of a video, (N, C, T, size, size) for each stream that the contract names.
+    """The test clips of a video as the model takes them, (N, C, T, size, size); see `cut_test_frames`."""
+    cut = cut_test_frames(video, contract, settings, protocol)
+    return {
+        stream: torch.stack(
+            [rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.flow_bound) for clip in clips]
+        )
+        for stream, clips in cut.items()
+    }
+
+
+def cut_test_frames(
+    video: Mapping[str, npt.NDArray],
+    contract: InputContract,
+    settings: ClipSettings,
+    protocol: Protocol = PROTOCOLS["paper"],
+) -> dict[str, npt.NDArray]:
+    """The frames of a video's test clips, (N, T, size, size, C) for each stream that the contract names.
 
     `video` is RGB frames and flow in pixels by stream name, of which flow has one frame fewer. By the paper's protocol
     the clips follow one another from the first frame on. A short stream is looped, to the length of a training clip
-    where the model takes a whole video of any length, else to all that the clips span.
+    where the model takes a whole video of any length, else to all that the clips span. N counts clips, then crops,
+    then mirrored after plain.
     Raises ValueError where a stream is missing, has no frame, or is smaller than the crop.
     """
     if absent := contract.test.streams.keys() - video.keys():
         raise ValueError(f"The video comes with {sorted(video)}; the model also needs {sorted(absent)}.")
     length = min(len(video[stream]) for stream in contract.test.streams)
-    indices = _test_indices(length, contract, protocol)
-    return {stream: _cut(stream, video[stream], indices[stream], contract, settings, protocol) for stream in indices}
-
-
-def _cut(
-    stream: str,
-    frames: npt.NDArray,
-    indices: list[npt.NDArray[np.int64]],
-    contract: InputContract,
-    settings: ClipSettings,
-    protocol: Protocol,
-) -> Tensor:
-    """One stream's clips (N, C, T, size, size), in the order clips, crops, mirrored after plain."""
-    # Only the frames that are used are resized, each once.
-    used, places = np.unique(np.concatenate(indices), return_inverse=True)
-    resized = resize_for_crop(frames[used], contract, settings)
-    cut = []
-    for chosen in np.split(places, len(indices)):
-        for crop in _crops(resized[chosen], contract.size, protocol.num_crops):
-            cut += [crop, flip_frames(crop)] if protocol.flip else [crop]
-    return torch.stack([rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.flow_bound) for clip in cut])
+    cut = {}
+    for stream, indices in _test_indices(length, contract, protocol).items():
+        # Only the frames that are used are resized, each once.
+        used, places = np.unique(np.concatenate(indices), return_inverse=True)
+        resized = resize_for_crop(video[stream][used], contract, settings)
+        crops = [
+            _crops(resized[chosen], contract.size, protocol.num_crops) for chosen in np.split(places, len(indices))
+        ]
+        plain = [crop for clip in crops for crop in clip]
+        both = [view for crop in plain for view in ((crop, flip_frames(crop)) if protocol.flip else (crop,))]
+        cut[stream] = np.stack(both)
+    return cut
 
 
 def _test_indices(length: int, contract: InputContract, protocol: Protocol) -> dict[str, list[npt.NDArray[np.int64]]]:
@@ -244,7 +252,8 @@ def _test_indices(length: int, contract: InputContract, protocol: Protocol) -> d
         raise ValueError("The video has no frame to make a clip of; flow needs videos of at least two frames.")
     if protocol.num_clips:
         sampling, last = contract.train, max(0, length - contract.train.span)
-        starts = np.rint(np.linspace(0, last, protocol.num_clips)).astype(int).tolist()
+        places = np.linspace(0, last, protocol.num_clips) if protocol.num_clips > 1 else np.array([last / 2])
+        starts = np.rint(places).astype(int).tolist()
     else:
         sampling = contract.test
         starts = [index * sampling.span for index in range(sampling.num_clips)]

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -30,9 +31,9 @@ from torch import Tensor
 
 from models.contract import InputContract
 from pipelines import shards
-from pipelines.clips import ClipSettings, scale_clips
+from pipelines.clips import ClipSettings, Protocol, cut_test_frames, scale_clips
 from pipelines.codec import check_convention, decode_flow, decode_rgb
-from pipelines.training_clips import Augmentation, cut_training_clip, empty_clip
+from pipelines.training_clips import Augmentation, ReadWindow, cut_training_clip, empty_clip
 from pipelines.video_index import VideoIndex
 
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
@@ -46,11 +47,62 @@ logger = logging.getLogger(__name__)
 Clip = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingClips:
-    """The numbered clips of a run: pure arithmetic, and decoding of one clip by its number."""
+class NumberedClips(ABC):
+    """Clips known by their numbers: what the graph cuts."""
 
     videos: VideoIndex  # usable ones
+    contract: InputContract
+
+    @abstractmethod
+    def cut(self, number: int) -> Clip:
+        """Clip `number`: `number`, `label`, `weight`, `error`, and its streams where the weight is not 0."""
+
+    @abstractmethod
+    def empty(self) -> Mapping[str, npt.NDArray]:
+        """Streams of the same shapes and dtypes, without content."""
+
+    @property
+    def clips_per_task(self) -> int:
+        """Clips that one task cuts, by their size."""
+        num_bytes = sum(clip.nbytes for clip in self.empty().values())
+        return max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
+
+    def try_video(self, number: int, place: int, cut: Callable[[Clip, ReadWindow], Clip]) -> Clip:
+        """What `cut` makes of the video at a place of the index, given its row and a reader of its frames.
+
+        A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`.
+        """
+        video = self.videos.row(place)
+        found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
+        try:
+            return found | cut(video, open_video(video, list(self.contract.train.streams)))
+        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+            reason = f"{video['id']}: {type(error).__name__}: {error}"
+            return found | {"weight": 0.0, "error": reason[:500]}
+
+
+def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
+    """A reader of the frames of one row of a `VideoIndex`; what it fetches is only the streams asked for.
+
+    Raises ValueError where the shard holds another video there.
+    """
+    row = shards.read_row(video["file"], video["row"], streams, version=video["version"])
+    if row["id"] != video["id"]:
+        raise ValueError(f"row {video['row']} of {video['file']} is {row['id']}: the shard was changed")
+
+    def read(stream: str, start: int, stop: int | None) -> npt.NDArray:
+        if stream == "rgb":
+            return decode_rgb(row["rgb"], start=start, stop=stop)
+        return decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=stop)
+
+    return read
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingClips(NumberedClips):
+    """The clips of a run; which video, window, crop and side clip `number` shows follows from the seed."""
+
+    videos: VideoIndex
     contract: InputContract
     settings: ClipSettings
     augmentation: Augmentation
@@ -62,35 +114,46 @@ class TrainingClips:
         return int(_order(len(self.videos), self.seed, epoch)[place])
 
     def cut(self, number: int) -> Clip:
-        """Clip `number`: its streams (see `cut_training_clip`), `label`, `weight` 1 and `error` "".
+        def cut(video: Clip, read: ReadWindow) -> Clip:
+            rng = np.random.default_rng([self.seed, number])
+            frames = video["num_frames"]
+            return cut_training_clip(read, frames, self.contract, self.settings, self.augmentation, rng)
 
-        A clip that cannot be decoded comes without streams, with weight 0 and the reason as `error`.
-        """
-        video = self.videos.row(self.video_of(number))
-        found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
-        try:
-            return found | self._decode(video, np.random.default_rng([self.seed, number]))
-        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
-            reason = f"{video['id']}: {type(error).__name__}: {error}"
-            return found | {"weight": 0.0, "error": reason[:500]}
+        return self.try_video(number, self.video_of(number), cut)
 
-    def _decode(self, video: Mapping[str, Any], rng: np.random.Generator) -> Clip:
-        row = shards.read_row(video["file"], video["row"], list(self.contract.train.streams), version=video["version"])
-        if row["id"] != video["id"]:
-            raise ValueError(f"row {video['row']} of {video['file']} is {row['id']}: the shard was changed")
+    def empty(self) -> Mapping[str, npt.NDArray]:
+        return empty_clip(self.contract)
 
-        def read(stream: str, start: int, stop: int) -> npt.NDArray:
-            if stream == "rgb":
-                return decode_rgb(row["rgb"], start=start, stop=stop)
-            return decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=stop)
 
-        return cut_training_clip(read, video["num_frames"], self.contract, self.settings, self.augmentation, rng)
+@dataclass(frozen=True, kw_only=True)
+class ValidationClips(NumberedClips):
+    """Number i is all test clips of video i, (N, T, S, S, C); beyond the last video weight 0, which fills up steps.
 
-    @property
-    def clips_per_task(self) -> int:
-        """Clips that one task cuts, by their size."""
-        num_bytes = sum(clip.nbytes for clip in empty_clip(self.contract).values())
-        return max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
+    The protocol must name a number of clips, so that all videos give the same shapes.
+    """
+
+    videos: VideoIndex
+    contract: InputContract
+    settings: ClipSettings
+    protocol: Protocol
+
+    def cut(self, number: int) -> Clip:
+        if number >= len(self.videos):
+            return {"number": number, "label": 0, "weight": 0.0, "error": ""}
+        return self.try_video(
+            number,
+            number,
+            lambda _, read: cut_test_frames(
+                {stream: read(stream, 0, None) for stream in self.contract.test.streams},
+                self.contract,
+                self.settings,
+                self.protocol,
+            ),
+        )
+
+    def empty(self) -> Mapping[str, npt.NDArray]:
+        views = (self.protocol.num_clips or 1) * self.protocol.num_crops * (1 + self.protocol.flip)
+        return {stream: np.repeat(clip[None], views, axis=0) for stream, clip in empty_clip(self.contract).items()}
 
 
 @lru_cache(maxsize=4)
@@ -123,7 +186,7 @@ class Share:
 class CutClips:
     """The step of the graph: the number of a task to the clips that it cuts, stacked by column."""
 
-    clips: TrainingClips
+    clips: NumberedClips
     share: Share
 
     def __call__(self, batch: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
@@ -132,25 +195,24 @@ class CutClips:
         cut = [
             self.clips.cut(number) for task in batch["id"].tolist() for number in self.share.numbers(task * size, size)
         ]
-        return stack_clips(cut, self.clips.contract)
+        return stack_clips(cut, self.clips.empty())
 
 
-def stack_clips(clips: list[Clip], contract: InputContract) -> dict[str, npt.NDArray]:
-    """Clips by column; those that could not be decoded get the frames of another one (black ones where all failed).
+def stack_clips(clips: list[Clip], empty: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    """Clips by column; those without streams get the frames of another one (empty ones where none has any).
 
     A copy rather than black frames, because batch norm sees the clips of weight 0 as well.
     """
-    whole = next((clip for clip in clips if not clip["error"]), None) or empty_clip(contract)
-    streams = list(contract.train.streams)
-    filled = [clip if not clip["error"] else clip | {stream: whole[stream] for stream in streams} for clip in clips]
+    whole = next((clip for clip in clips if clip["weight"]), empty)
+    filled = [clip if clip["weight"] else clip | {stream: whole[stream] for stream in empty} for clip in clips]
     columns = {name: np.array([clip[name] for clip in filled]) for name in ("number", "label", "error")}
     columns["weight"] = np.array([clip["weight"] for clip in filled], np.float32)
-    return columns | {stream: np.stack([clip[stream] for clip in filled]) for stream in streams}
+    return columns | {stream: np.stack([clip[stream] for clip in filled]) for stream in empty}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """The clips of one worker in one step, on the CPU: streams (B, T, S, S, C) as they were cut."""
+    """The clips of one worker in one step, on the CPU: streams (B, …, T, S, S, C) as they were cut."""
 
     streams: Mapping[str, Tensor]
     labels: Tensor  # (B,) int64
@@ -159,12 +221,12 @@ class Batch:
     numbers: tuple[int, ...]
 
     def inputs(self, device: torch.device, bound: float) -> dict[str, Tensor]:
-        """What the model takes: (B, C, T, S, S) float32 in [-1, 1] on the device, flow's bound in pixels."""
+        """What the model takes: (B, …, C, T, S, S) float32 in [-1, 1] on the device; `bound` of flow in pixels."""
         moved = {stream: clips.to(device, non_blocking=True) for stream, clips in self.streams.items()}
         return {stream: scale_clips(stream, clips, bound) for stream, clips in moved.items()}
 
 
-def stream_batches(clips: TrainingClips, share: Share, *, num_cpus: float) -> Iterator[Batch]:
+def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> Iterator[Batch]:
     """This worker's batches, one a step, decoded ahead by Ray Data on `num_cpus` CPUs of the cluster.
 
     Raises ConventionError where the shards' flow is of no convention that this version knows.
@@ -179,7 +241,7 @@ def stream_batches(clips: TrainingClips, share: Share, *, num_cpus: float) -> It
             yield _to_batch(columns, clips.contract)
 
 
-def build_graph(clips: TrainingClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:
+def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:
     """The lazy graph whose rows are the share's clips in order."""
     num_tasks = -(-share.steps * share.batch // clips.clips_per_task)
     # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from models.contract import InputContract
 from pipelines.clips import ClipSettings, Frames, flip_frames, resize_for_crop
 
-# Decodes frames (n, H, W, C) from start to stop of one stream: uint8 RGB, or flow in pixels.
-ReadWindow = Callable[[str, int, int], npt.NDArray]
+# Decodes frames (n, H, W, C) from start to stop (None: the end) of one stream: uint8 RGB, or flow in pixels.
+ReadWindow = Callable[[str, int, int | None], npt.NDArray]
 
 
 @dataclass(frozen=True, kw_only=True)

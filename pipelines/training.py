@@ -1,0 +1,301 @@
+"""A training on Ray Train: what a run is, its folder, and the trainer that starts, restarts and ends it.
+
+    RUN/run.json              settings and data, written before any work; another run on this folder is refused
+    RUN/initial/              the weights that training begins with, as a checkpoint
+    RUN/checkpoints/step-…/   the best and the last checkpoint
+    RUN/metrics.jsonl         one line per log interval and per validation
+    RUN/tensorboard/          the same for TensorBoard
+    RUN/result.json           what came out; written last
+
+What each worker does is `pipelines.training_loop`. A run that was stopped, however, goes on from its last checkpoint
+when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+import models
+from models import checkpoint
+from models.contract import ModelConfig, VideoModel
+from pipelines import shards, storage
+from pipelines.clips import ClipSettings, Protocol
+from pipelines.schedule import Schedule
+from pipelines.training_clips import Augmentation
+from pipelines.video_index import DataError, VideoIndex
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Finetune = Literal["full", "head"]
+Metrics = dict[str, Any]
+
+CHECKPOINTS, INITIAL = "checkpoints", "initial"
+SCORE = "val_top1"
+
+
+class RunError(ValueError):
+    """This run cannot be started or resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How weights are changed: SGD with momentum on `batch` clips of each worker, `accumulate` times a step."""
+
+    schedule: Schedule
+    batch: int = 6
+    accumulate: int = 1
+    momentum: float = 0.9
+    weight_decay: float = 1e-7
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+    sync_bn: bool = False
+    train_only_head: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.accumulate) < 1:
+            raise ValueError(f"--batch is {self.batch}, --accumulate {self.accumulate}: give at least 1 each")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"--clip-norm is {self.clip_norm}: give a positive norm, or leave it out for none")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"--label-smoothing is {self.label_smoothing}: give a share, 0 up to but not 1")
+
+    def global_batch(self, num_workers: int) -> int:
+        """Clips of one step."""
+        return self.batch * self.accumulate * num_workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """When a run says and saves something, in steps."""
+
+    log_every: int = 20
+    checkpoint_every: int = 1000
+    validation: Protocol = field(default_factory=lambda: Protocol(num_clips=1))
+
+    def __post_init__(self) -> None:
+        if min(self.log_every, self.checkpoint_every) < 1:
+            raise ValueError(
+                f"--log-every is {self.log_every}, --checkpoint-every {self.checkpoint_every}: give at least 1 step"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more."""
+
+    num_workers: int
+    min_workers: int | None = None
+    use_gpu: bool = False
+    cpus_per_worker: float = 1.0
+    data_cpus: float | None = None
+    max_failures: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that decides about a run's weights, and its videos."""
+
+    model: ModelConfig
+    clips: ClipSettings
+    augmentation: Augmentation
+    optimisation: Optimisation
+    reporting: Reporting
+    seed: int
+    initial: str  # what the weights begin with, in words
+    train: VideoIndex
+    validation: VideoIndex | None
+
+    def describe(self) -> Metrics:
+        """Settings as plain values, for run.json and checkpoints."""
+        settings = ("model", "clips", "augmentation", "optimisation", "reporting")
+        told = {name: asdict(getattr(self, name)) for name in settings}
+        told["model"]["name"] = models.name_of(self.model)
+        return {
+            **json.loads(json.dumps(told)),
+            "seed": self.seed,
+            "initial": self.initial,
+            "data": self.train.data,
+            "classes": list(self.train.classes),
+            "train_videos": len(self.train),
+            "validation_videos": len(self.validation) if self.validation else 0,
+        }
+
+    def metadata(self, **extra: object) -> checkpoint.Metadata:
+        """What the run's checkpoints say."""
+        flow = "flow" in models.contract_of(self.model).train.streams
+        return checkpoint.Metadata(
+            classes=self.train.classes,
+            flow_convention=self.train.convention["flow"] if flow else None,
+            clips=self.clips.to_json(),
+            extra={"run": self.describe(), **extra},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came out of a run; checkpoints are URIs."""
+
+    last: str
+    best: str
+    metrics: Metrics
+
+
+def check_videos(run: Run) -> None:
+    """DataError where the videos cannot train this model: none is left, or the classes do not fit."""
+    for videos, what in ((run.train, "training"), (run.validation, "validation")):
+        if videos is not None and not len(videos):
+            raise DataError(f"{videos.data} has no labelled video in its shards for {what}")
+    if run.model.num_classes != len(run.train.classes):
+        raise DataError(f"the model has {run.model.num_classes} classes, {run.train.data} {len(run.train.classes)}")
+
+
+def train(
+    run: Run,
+    model: VideoModel,
+    output: str,
+    scale: Scale,
+    *,
+    on_metrics: Callable[[Metrics], None] = lambda metrics: None,
+    callbacks: list[Any] | None = None,
+) -> Result:
+    """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
+
+    Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
+    Raises RunError where `output` holds another run, DataError where the videos do not fit.
+    """
+    check_videos(run)
+    settle(run, model, output)
+    with _mailbox(on_metrics) as mailbox:
+        trainer = TorchTrainer(
+            train_loop_per_worker=_start_worker,
+            train_loop_config={"run": run, "output": output, "scale": scale, "mailbox": mailbox},
+            scaling_config=_scaling(scale),
+            run_config=RunConfig(
+                name=CHECKPOINTS,
+                storage_path=output,
+                checkpoint_config=_kept(run),
+                failure_config=FailureConfig(max_failures=scale.max_failures),
+                callbacks=callbacks,
+            ),
+        )
+        result = trainer.fit()
+    return _finish(output, run, result)
+
+
+def _start_worker(config: dict[str, Any]) -> None:
+    from pipelines.training_loop import train_worker
+
+    train_worker(**config)
+
+
+def _scaling(scale: Scale) -> ScalingConfig:
+    workers = (scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers
+    resources = {"CPU": scale.cpus_per_worker} | ({"GPU": 1.0} if scale.use_gpu else {})
+    return ScalingConfig(num_workers=workers, use_gpu=scale.use_gpu, resources_per_worker=resources)
+
+
+def _kept(run: Run) -> CheckpointConfig:
+    """The best by validation beside the last, which Ray never deletes."""
+    if run.validation is None:
+        return CheckpointConfig(num_to_keep=1)
+    return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
+
+
+def settle(run: Run, model: VideoModel, output: str) -> None:
+    """Write run.json and the initial weights, or find in `output` the same run, begun before.
+
+    Raises RunError, which names the first settings that differ, where it holds another one.
+    """
+    described = run.describe()
+    uri = storage.join(output, "run.json")
+    if storage.exists(uri):
+        held = json.loads(storage.read_bytes(uri))
+        if differing := _differences(held, described):
+            raise RunError(f"{output} holds another run: {'; '.join(differing[:3])}. Give another --output")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(folder, model, run.metadata())
+        for path in sorted(Path(folder).iterdir()):  # model.json before weights: whoever finds run.json finds both
+            storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
+    storage.put(uri, shards.to_json(described))
+
+
+def _differences(held: Metrics, wanted: Metrics, name: str = "") -> list[str]:
+    found = []
+    for key in held.keys() | wanted.keys():
+        old, new = held.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{name}{key}.")
+        elif old != new:
+            found.append(f"{name}{key} is {old!r} there, {new!r} here")
+    return sorted(found)
+
+
+class _Mailbox:
+    """Takes the metrics of the first worker, for the driver to fetch."""
+
+    def __init__(self) -> None:
+        self.lines: list[Metrics] = []
+
+    def put(self, line: Metrics) -> None:
+        self.lines.append(line)
+
+    def fetch(self) -> list[Metrics]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+@contextmanager
+def _mailbox(on_metrics: Callable[[Metrics], None], every_s: float = 1.0) -> Iterator[Any]:
+    """An actor that workers send lines to; they are handed to `on_metrics` as they come."""
+    mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
+    stop = threading.Event()
+
+    def deliver() -> None:
+        for line in ray.get(mailbox.fetch.remote(), timeout=30):
+            on_metrics(line)
+
+    def poll() -> None:
+        while not stop.wait(every_s):
+            try:
+                deliver()
+            except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
+                continue
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+        stop.set()
+        thread.join(timeout=30)
+        deliver()
+    finally:
+        stop.set()
+        ray.kill(mailbox)
+
+
+def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
+    """Write result.json from what Ray kept."""
+    kept = [(saved, metrics) for saved, metrics in result.best_checkpoints or [] if metrics]
+    assert result.checkpoint is not None, "the loop saves at its last step"
+    last = posixpath.basename(result.checkpoint.path)
+    best, metrics = last, dict(result.metrics or {})
+    if run.validation is not None and kept:
+        saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
+        best = posixpath.basename(saved.path)
+    files = {"last": f"{CHECKPOINTS}/{last}", "best": f"{CHECKPOINTS}/{best}"}
+    storage.put(storage.join(output, "result.json"), shards.to_json({**files, "metrics": metrics}))
+    uris = {which: storage.join(output, file) for which, file in files.items()}
+    return Result(last=uris["last"], best=uris["best"], metrics=metrics)

@@ -1,0 +1,62 @@
+"""What a training says: metrics.jsonl, TensorBoard's event file, and lines for whoever watches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
+from pipelines import storage
+
+Line = dict[str, Any]
+
+
+class TrainingLog:
+    """Collects lines and writes them out with each flush; only the first worker has one.
+
+    A resumed run keeps the lines up to the step it goes on from. The event file is a new one each time, as TensorBoard
+    wants it.
+    """
+
+    def __init__(self, output: str, mailbox: Any, *, first_step: int) -> None:
+        self.uri = storage.join(output, "metrics.jsonl")
+        self.events = storage.join(output, "tensorboard")
+        self.mailbox = mailbox
+        held = storage.read_text(self.uri).splitlines() if first_step and storage.exists(self.uri) else []
+        self.lines = [line for line in map(json.loads, held) if line["step"] <= first_step]
+        self.folder = tempfile.mkdtemp(prefix="tensorboard-")
+        self.writer = SummaryWriter(self.folder)
+
+    def __enter__(self) -> TrainingLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.writer.close()
+        if error is None:
+            self.flush()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, kind: str, metrics: Line) -> None:
+        """Take note of the metrics of some steps ("train") or of a validation ("validation")."""
+        line = {"kind": kind, "time": round(time.time(), 1), **metrics}
+        self.lines.append(line)
+        for name, value in metrics.items():
+            if isinstance(value, int | float) and name != "step":
+                self.writer.add_scalar(f"{kind}/{name}", value, metrics["step"])
+        self.mailbox.put.remote(line)
+
+    def flush(self) -> None:
+        """Write everything so far; each file by one atomic put."""
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        storage.put(self.uri, text.encode())
+        self.writer.flush()
+        for path in Path(self.folder).iterdir():
+            storage.put(storage.join(self.events, path.name), path.read_bytes())
