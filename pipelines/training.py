@@ -41,7 +41,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Finetune = Literal["full", "head"]
 Metrics = dict[str, Any]
 
-CHECKPOINTS, INITIAL = "checkpoints", "initial"
+CHECKPOINTS, INITIAL, RESULT = "checkpoints", "initial", "result.json"
 SCORE = "val_top1"
 
 
@@ -177,7 +177,8 @@ def train(
     Raises RunError where `output` holds another run, DataError where the videos do not fit.
     """
     check_videos(run)
-    settle(run, model, output)
+    if settle(run, model, output):
+        return read_result(output)
     with _mailbox(on_metrics) as mailbox:
         trainer = TorchTrainer(
             train_loop_per_worker=_start_worker,
@@ -214,8 +215,8 @@ def _kept(run: Run) -> CheckpointConfig:
     return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
 
 
-def settle(run: Run, model: VideoModel, output: str) -> None:
-    """Write run.json and the initial weights, or find in `output` the same run, begun before.
+def settle(run: Run, model: VideoModel, output: str) -> bool:
+    """Write run.json and the initial weights, or find in `output` the same run; whether that is finished.
 
     Raises RunError, which names the first settings that differ, where it holds another one.
     """
@@ -225,11 +226,13 @@ def settle(run: Run, model: VideoModel, output: str) -> None:
         held = json.loads(storage.read_bytes(uri))
         if differing := _differences(held, described):
             raise RunError(f"{output} holds another run: {'; '.join(differing[:3])}. Give another --output")
+        return storage.exists(storage.join(output, RESULT))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(folder, model, run.metadata())
-        for path in sorted(Path(folder).iterdir()):  # model.json before weights: whoever finds run.json finds both
+        for path in Path(folder).iterdir():  # before run.json: whoever finds that finds these
             storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
     storage.put(uri, shards.to_json(described))
+    return False
 
 
 def _differences(held: Metrics, wanted: Metrics, name: str = "") -> list[str]:
@@ -296,6 +299,12 @@ def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
         saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
         best = posixpath.basename(saved.path)
     files = {"last": f"{CHECKPOINTS}/{last}", "best": f"{CHECKPOINTS}/{best}"}
-    storage.put(storage.join(output, "result.json"), shards.to_json({**files, "metrics": metrics}))
-    uris = {which: storage.join(output, file) for which, file in files.items()}
-    return Result(last=uris["last"], best=uris["best"], metrics=metrics)
+    storage.put(storage.join(output, RESULT), shards.to_json({**files, "metrics": metrics}))
+    return read_result(output)
+
+
+def read_result(output: str) -> Result:
+    """The result of a finished run."""
+    held = json.loads(storage.read_bytes(storage.join(output, RESULT)))
+    uris = {which: storage.join(output, held[which]) for which in ("last", "best")}
+    return Result(last=uris["last"], best=uris["best"], metrics=held["metrics"])
