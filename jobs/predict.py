@@ -20,12 +20,10 @@ It runs on a GPU where there is one; that path has not been measured.
 from __future__ import annotations
 
 import io
-import struct
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Literal
 from zipfile import BadZipFile
 
@@ -34,24 +32,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import tyro
-from safetensors import SafetensorError
 from torch import Tensor
 
-from models import checkpoint, clip_scores
+from models import clip_scores
 from models.contract import CHANNELS, FRAMES_PER_SECOND, STREAMS, Stream, VideoModel
 from models.folding import fold
-from models.pretrained import load_released
-from models.tensorflow_checkpoint import find_prefix
 from pipelines import storage, tvl1
-from pipelines.clips import ClipSettings, Frames, count_test_frames, cut_test_clips, decoded_side, settings_of
+from pipelines.clips import Frames, count_test_frames, cut_test_clips, decoded_side
 from pipelines.decoder_process import process_decoder
+from pipelines.networks import Network, NetworkError, load_network
 from pipelines.plan import ExtractionSettings
 from pipelines.video import DecodeSettings, VideoError
 
 Precision = Literal["fp32", "bf16"]
 
 MAX_SCALED = 1.5  # resampling may overshoot [-1, 1] a little; pixels and colour values are far above
-LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, SafetensorError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +59,7 @@ class Predict:
     clips: tuple[str, ...] = ()
     """Instead of a video: .npy files, float (1, T, H, W, 3) for RGB and (1, T, H, W, 2) for flow, in [-1, 1]."""
     rgb: str | None = None
-    """Network of the RGB stream: a checkpoint directory, a TensorFlow checkpoint or a PyTorch file."""
+    """Network of the RGB stream: a run, a checkpoint, a TensorFlow checkpoint or a PyTorch file."""
     flow: str | None = None
     """Network of the flow stream, likewise."""
     classes: str | None = None
@@ -86,15 +81,6 @@ class Predict:
         for uri in (self.video, *self.clips, self.classes):
             if uri is not None:
                 storage.absolute(uri)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """A network of one stream, as loaded; `classes` where its file names them, `settings` of how its clips are cut."""
-
-    model: VideoModel
-    classes: tuple[str, ...] | None = None
-    settings: ClipSettings = field(default_factory=ClipSettings)
 
 
 class InputError(ValueError):
@@ -132,27 +118,19 @@ def run(config: Predict) -> None:
 def load_networks(config: Predict) -> dict[Stream, Network]:
     """The networks asked for by stream; InputError where they know different numbers of classes."""
     given: dict[Stream, str | None] = {"rgb": config.rgb, "flow": config.flow}
-    networks = {stream: load_network(path, stream) for stream, path in given.items() if path is not None}
+    networks = {stream: load_one(path, stream) for stream, path in given.items() if path is not None}
     counts = {stream: network.model.config.num_classes for stream, network in networks.items()}
     if len(set(counts.values())) > 1:
         raise InputError(f"--rgb knows {counts['rgb']} classes, --flow {counts['flow']}: their logits cannot be added")
     return networks
 
 
-def load_network(path: str, stream: Stream) -> Network:
-    """One network from a checkpoint directory of ours or from released weights; InputError says what is wrong."""
+def load_one(path: str, stream: Stream) -> Network:
+    """One network of one stream; InputError says what is wrong."""
     try:
-        if not (Path(path) / "model.json").is_file():
-            if not Path(path).is_file() and find_prefix(path) is None:
-                raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
-            return Network(model=load_released(path, stream=stream))
-        model, metadata = checkpoint.load(path)
-        settings = settings_of(metadata.clips, metadata.flow_convention)
-    except LOADING_ERRORS as error:
-        raise InputError(f"--{stream} {path}: {_explain(error)}") from error
-    if (found := list(model.contract.test.streams)) != [stream]:
-        raise InputError(f"--{stream} {path}: this is a network of {' and '.join(found)}, needed is one of {stream}")
-    return Network(model=model, classes=metadata.classes, settings=settings)
+        return load_network(path, stream=stream)
+    except NetworkError as error:
+        raise InputError(f"--{stream} {error}") from error
 
 
 def name_classes(networks: Mapping[Stream, Network], path: str | None) -> Sequence[str]:
@@ -306,14 +284,6 @@ def format_top(logits: Mapping[str, Tensor], names: Sequence[str], top: int) -> 
         values = "".join(f"{float(logits[stream][index]):13.4f}" for stream in columns)
         lines.append(f"{float(total.softmax(dim=0)[index]):11.4f}{values}  {names[index]}")
     return "\n".join(lines)
-
-
-def _explain(error: Exception) -> str:
-    """The message of an error in a file as one text; with its type where it comes from the depths of a library."""
-    if isinstance(error, OSError | ValueError):
-        return str(error)
-    message = " ".join(str(error).split())[:300]
-    return f"the file is damaged, or is something else ({type(error).__name__}: {message or 'no more is known'})"
 
 
 if __name__ == "__main__":

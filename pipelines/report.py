@@ -111,7 +111,7 @@ def render_extraction(
     classes = cover_classes(videos, dataset["classes"], still_px)
     script = (PAGES / "previews.js").read_text()
     return (
-        _environment()
+        make_environment()
         .get_template("extraction.html.j2")
         .render(
             output=output,
@@ -197,7 +197,8 @@ def _plot_all(usable: pa.Table, runs: Sequence[Run], still_px: float) -> dict[st
     return {name: markupsafe.Markup(svg) for name, svg in plots.items()}
 
 
-def _environment() -> jinja2.Environment:
+def make_environment() -> jinja2.Environment:
+    """Templates with the filters that all pages share; whatever they are given is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGES),
         autoescape=True,

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 Values = npt.NDArray[np.floating]
 
@@ -133,6 +134,24 @@ def plot_error(errors: Mapping[str, Values]) -> str:
     axes.grid(visible=False, axis="y")
     _log_axis(axes)
     return _to_svg(figure, "Flow error of the sampled videos")
+
+
+def plot_confusion(matrix: npt.NDArray[np.integer]) -> str:
+    """Shares of each row of a confusion matrix, as squares whose opacity is the share."""
+    count = len(matrix)
+    side = float(np.clip(1.2 + 0.35 * count, 3.0, 8.0))
+    figure, axes = _axes((side, side), x="taken for", y="is")
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    for row, column in zip(*np.nonzero(shares), strict=True):
+        colour = _FIRST if row == column else _SECOND
+        place = (float(column) - 0.5, float(row) - 0.5)
+        axes.add_patch(Rectangle(place, 1, 1, facecolor=colour, alpha=float(shares[row, column]), linewidth=0))
+    axes.set_xlim(-0.5, count - 0.5)
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.set_aspect("equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(mpl.ticker.MaxNLocator(min(count, 20), integer=True))
+    return _to_svg(figure, "Confusion matrix")
 
 
 def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
