@@ -28,12 +28,13 @@ from pipelines.annotations import CatalogError
 from pipelines.clips import ClipSettings, Protocol, Resize
 from pipelines.initial_weights import InitialWeights, Source, make_model
 from pipelines.lock import OutputError, lock_output
+from pipelines.run import Optimisation, Reporting, Run, Scale
 from pipelines.schedule import PRESETS, Preset, Schedule, drop_at
 from pipelines.training_clips import Augmentation
 from pipelines.video_index import DataError, VideoIndex, read_index, with_fold
 
 if TYPE_CHECKING:
-    from pipelines.training import Optimisation, Result, Run, Scale
+    from pipelines.training import Result
 
 PresetName = Literal["kinetics400_rgb", "kinetics400_flow", "mini_kinetics", "ucf101", "hmdb51", "small", "debug"]
 
@@ -193,8 +194,6 @@ def make_scale(config: Train) -> Scale:
     """The workers, from the flags and the cluster at hand."""
     import ray
 
-    from pipelines.training import Scale
-
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if config.num_gpus is None else config.num_gpus
     cpus = resources.get("CPU", 1.0)
@@ -212,8 +211,6 @@ def make_scale(config: Train) -> Scale:
 
 def make_run(config: Train, index: VideoIndex, scale: Scale) -> Run:
     """The run that the flags mean."""
-    from pipelines.training import Reporting, Run
-
     preset = PRESETS[config.preset] if config.preset else None
     optimisation = make_optimisation(config, preset, scale)
     steps = optimisation.schedule.steps(optimisation.global_batch(scale.num_workers))
@@ -244,8 +241,6 @@ def make_initial(config: Train) -> InitialWeights:
 
 def make_optimisation(config: Train, preset: Preset | None, scale: Scale) -> Optimisation:
     """Schedule and optimizer; --steps counts steps at hand, a preset those of its own batch."""
-    from pipelines.training import Optimisation
-
     batch = config.batch or (preset.batch if preset else 6)
     warmup = config.warmup_steps if config.warmup_steps is not None else (preset.warmup_steps if preset else 0)
     if config.steps is not None or preset is None:

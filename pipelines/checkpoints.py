@@ -30,7 +30,6 @@ def local_checkpoint(uri: str) -> Iterator[str]:
 
 def find_checkpoint(uri: str, which: Which = "last") -> str:
     """The checkpoint that a URI means: of a run's folder its last or its best one, else the URI itself."""
-    uri = storage.absolute(uri)
     result = storage.join(uri, "result.json")
     if not storage.exists(result):
         return uri

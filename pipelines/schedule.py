@@ -103,11 +103,11 @@ PRESETS: dict[str, Preset] = {
         source="paper, section 3: 16 GPUs of 6 clips, up to 5k steps; rate and drops are ours",
     ),
     "small": Preset(
-        phases=((1_440, 0.05), (600, 0.005), (360, 0.0005)),
+        phases=((1_440, 0.02), (600, 0.002), (360, 0.0002)),
         reference_batch=8,
         source="ours, for a few dozen videos on a CPU (benchmarks/ut_interaction.py)",
         batch=4,
-        warmup_steps=20,
+        warmup_steps=50,
         model={"width": 0.25, "size": 64, "frames": 32, "bn_momentum": 0.05, "dropout": 0.5},
     ),
     "debug": Preset(

@@ -30,7 +30,7 @@ from models.contract import VideoModel
 from pipelines import storage
 from pipelines.checkpoints import local_checkpoint
 from pipelines.ingest import Batch, Share, TrainingClips, ValidationClips, stream_batches
-from pipelines.training import INITIAL, SCORE, Metrics, Run, Scale
+from pipelines.run import INITIAL, SCORE, Metrics, Run, Scale
 from pipelines.training_log import TrainingLog
 from pipelines.video_index import VideoIndex
 
