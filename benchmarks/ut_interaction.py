@@ -25,7 +25,7 @@ import tyro
 CHANCE = 1 / 6
 COMMON = (
     "--preset small --resize square --flow-bound 2 --jitter 0.3 --num-workers 1 --num-cpus 2 "
-    "--validation-clips 2 --checkpoint-every 600"
+    "--validation-clips 2 --checkpoint-every 800"
 )
 VIEWS = ("--protocol", "10-clips", "--flip")  # of the training length, spread over the video, plain and mirrored
 
@@ -35,12 +35,12 @@ VIEWS = ("--protocol", "10-clips", "--flip")  # of the training length, spread o
 NETWORKS = {
     "i3d_rgb": "--model i3d --stream rgb --batch 8",
     "i3d_flow": "--model i3d --stream flow --batch 8",
-    "convnet_lstm_rgb": "--model convnet_lstm --stream rgb --batch 8 --steps 1500 --set frames=16",
-    "c3d_rgb": "--model c3d --stream rgb --batch 8 --steps 1400 --learning-rate 0.005 --warmup-steps 100 "
+    "convnet_lstm_rgb": "--model convnet_lstm --stream rgb --batch 8 --steps 1000 --learning-rate 0.02 --set frames=16",
+    "c3d_rgb": "--model c3d --stream rgb --batch 8 --steps 1000 --learning-rate 0.005 --warmup-steps 100 "
     "--clip-norm 5 --set dropout=0.2",
-    "two_stream_rgb": "--model two_stream --stream rgb --batch 32 --steps 3000 --learning-rate 0.02",
-    "two_stream_flow": "--model two_stream --stream flow --batch 32 --steps 3000 --learning-rate 0.02",
-    "fused_two_stream": "--model fused_two_stream --batch 16 --steps 1000 --learning-rate 0.01 --warmup-steps 50",
+    "two_stream_rgb": "--model two_stream --stream rgb --batch 32 --steps 2000 --learning-rate 0.02",
+    "two_stream_flow": "--model two_stream --stream flow --batch 32 --steps 2000 --learning-rate 0.02",
+    "fused_two_stream": "--model fused_two_stream --batch 16 --steps 600 --learning-rate 0.01 --warmup-steps 50",
 }
 # What is evaluated, in the table's order: its name, and the networks by the flag that jobs/evaluate.py takes them by.
 ROWS = {

@@ -103,7 +103,7 @@ PRESETS: dict[str, Preset] = {
         source="paper, section 3: 16 GPUs of 6 clips, up to 5k steps; rate and drops are ours",
     ),
     "small": Preset(
-        phases=((1_440, 0.02), (600, 0.002), (360, 0.0002)),
+        phases=((960, 0.02), (400, 0.002), (240, 0.0002)),
         reference_batch=8,
         source="ours, for a few dozen videos on a CPU (benchmarks/ut_interaction.py)",
         batch=4,

@@ -269,3 +269,26 @@ def test_an_unfinished_output_is_no_data_set(tmp_path: Path) -> None:
 def test_a_shard_holds_at_least_one_video() -> None:
     with pytest.raises(ValueError, match="--videos-per-shard is 0"):
         ShardSettings(videos_per_shard=0)
+
+
+@EVERY_FORMAT
+def test_one_row_is_read_by_its_place(tmp_path: Path, settings: ShardSettings) -> None:
+    rows = [make_row(CODEC, index, id="x" * 150 if index == 1 else f"video{index}") for index in range(3)]
+    found = commit(str(tmp_path), rows, settings)
+    uri = str(shard_path(tmp_path, settings))
+    for index in (2, 0, 1):
+        row = shards.read_row(uri, index, ["flow"], version=str(found.sha256))
+        assert row == {"id": rows[index]["id"], "flow": rows[index]["flow"], "convention": convention_of(CODEC)}
+    assert "flow" not in shards.read_row(uri, 0, ["rgb"], version=str(found.sha256))
+    with pytest.raises(IndexError, match="3 rows; asked for was row 3"):
+        shards.read_row(uri, 3, ["rgb"], version=str(found.sha256))
+
+
+@EVERY_FORMAT
+def test_a_shard_that_was_replaced_is_read_anew(tmp_path: Path, settings: ShardSettings) -> None:
+    uri = str(shard_path(tmp_path, settings))
+    first = commit(str(tmp_path), [make_row(CODEC, index) for index in range(3)], settings)
+    shards.read_row(uri, 2, ["rgb"], version=str(first.sha256))
+    rows = [make_row(CODEC, 5, num_frames=9), make_row(CODEC, 6)]
+    second = commit(str(tmp_path), rows, settings)
+    assert shards.read_row(uri, 1, ["rgb"], version=str(second.sha256))["rgb"] == rows[1]["rgb"]

@@ -1,0 +1,39 @@
+"""A small data set of shards for training and evaluation: real files, one of them broken, one named but not there."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.motion_videos import CLASSES, write_motion_videos
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def motion_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Shards of 6 classes with 2 training and 1 test video each; of the test split one more is broken, one missing."""
+    folder = tmp_path_factory.mktemp("motion")
+    write_motion_videos(folder / "videos", videos_per_class=3, seed=0, num_frames=25, size=(64, 48))
+    (folder / "videos" / "test" / "up" / "broken.mp4").write_text("This is not a video.\n")
+    paths = sorted(path.relative_to(folder / "videos") for path in (folder / "videos").rglob("*.mp4"))
+    rows = [(str(path), path.parts[1], path.parts[0]) for path in paths]
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *rows, ("test/left/ghost.mp4", "left", "test")])
+    command = [sys.executable, "jobs/extract_flow.py", "--videos", str(folder / "videos"), "--short-side", "40"]
+    command += [
+        "--annotations",
+        str(folder / "list.csv"),
+        "--output",
+        str(folder / "shards"),
+        "--videos-per-shard",
+        "5",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(CLASSES) == 6
+    return str(folder / "shards")

@@ -1,0 +1,62 @@
+"""The index knows every video of the catalog and finds the usable ones in their shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipelines import shards
+from pipelines.video_index import DataError, read_index, with_fold
+
+
+def test_every_catalog_video_is_there_with_its_fate(motion_shards: str) -> None:
+    index = read_index(motion_shards)
+    found = Counter(zip(index.table["split"].to_pylist(), index.table["status"].to_pylist(), strict=True))
+    assert found == {("train", "ok"): 12, ("test", "ok"): 6, ("test", "quarantined"): 1, ("test", "missing"): 1}
+    assert (index.short_side, len(index.classes)) == (40, 6)
+    assert index.convention["flow"]["bound_px"] == 20
+
+
+def test_usable_videos_are_found_in_their_shards(motion_shards: str) -> None:
+    index = read_index(motion_shards).usable()
+    assert len(index) == 18
+    for place in range(len(index)):
+        video = index.row(place)
+        row = shards.read_row(video["file"], video["row"], ["rgb"], version=video["version"])
+        assert row["id"] == video["id"]
+        assert row["rgb"][4:8] == b"ftyp"
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones(motion_shards: str) -> None:
+    with pytest.raises(DataError, match="no split 'val': choose one of test, train"):
+        read_index(motion_shards).of_split("val")
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished data set"):
+        read_index(str(tmp_path))
+
+
+def test_another_division_of_the_same_videos(motion_shards: str, tmp_path: Path) -> None:
+    index = read_index(motion_shards)
+    rows = ["path,label,split", "train/up/up_0000.mp4,up,test", "test/up/up_0002.mp4,up,train", "no.mp4,left,train"]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    divided = with_fold(index, [str(tmp_path / "list.csv")], 1)
+    assert divided.classes == ("left", "up")
+    assert divided.table["split"].to_pylist() == ["test", "train", "train"]
+    assert divided.table["status"].to_pylist() == ["ok", "ok", "missing"]
+    assert divided.table["label"].to_pylist() == [1, 1, 0]
+    video = divided.row(0)
+    row = shards.read_row(video["file"], video["row"], ["rgb"], version=video["version"])
+    assert row["id"] == "train~up~up_0000"
+
+
+def test_official_folds_find_videos_by_the_name_of_their_file(tmp_path: Path, motion_shards: str) -> None:
+    for name in ("left", "up"):
+        lines = [f"{name}_{index:04d}.mp4 {use}" for index, use in ((0, 1), (1, 2), (2, 0))]
+        (tmp_path / f"{name}_test_split2.txt").write_text("\n".join(lines) + "\n")
+    divided = with_fold(read_index(motion_shards), [str(tmp_path)], 2)
+    assert divided.table["status"].to_pylist() == ["ok"] * 4
+    assert divided.table["split"].to_pylist().count("train") == 2
