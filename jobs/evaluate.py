@@ -137,7 +137,7 @@ def make_scorer(config: Evaluate) -> Scorer:
         entries=entries,
         protocol=make_protocol(config),
         precision=config.precision,
-        num_actors=config.num_workers or gpus or int(resources.get("CPU", 1)),
+        num_workers=config.num_workers or gpus or int(resources.get("CPU", 1)),
         use_gpu=gpus > 0,
     )
 

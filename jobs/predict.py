@@ -23,26 +23,23 @@ import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Annotated, Literal
 from zipfile import BadZipFile
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import tyro
 from torch import Tensor
 
 from models import clip_scores
-from models.contract import CHANNELS, FRAMES_PER_SECOND, STREAMS, Stream, VideoModel
+from models.contract import CHANNELS, STREAMS, Stream, VideoModel
 from models.folding import fold
-from pipelines import storage, tvl1
+from pipelines import storage
 from pipelines.clips import Frames, count_test_frames, cut_test_clips, decoded_side
-from pipelines.decoder_process import process_decoder
 from pipelines.networks import Network, NetworkError, load_network
 from pipelines.plan import ExtractionSettings
-from pipelines.video import DecodeSettings, VideoError
+from pipelines.raw_video import compute_flow, read_frames
+from pipelines.video import VideoError
 
 Precision = Literal["fp32", "bf16"]
 
@@ -166,7 +163,7 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
         # One frame more than RGB needs: flow has one fewer than the frames that it is computed from.
         side, num_frames = wanted = decoded_side(contract, settings), count_test_frames(contract) + 1
         if wanted not in decoded:
-            decoded[wanted] = read_frames(config.video, short_side=side, num_frames=num_frames)
+            decoded[wanted] = decode(config.video, short_side=side, num_frames=num_frames)
         frames = decoded[wanted]
         video = {"rgb": frames} if stream == "rgb" else {"flow": compute_flow(frames, config.flow_preset)}
         try:
@@ -176,22 +173,14 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
     return clips
 
 
-def read_frames(uri: str, *, short_side: int, num_frames: int) -> Frames:
+def decode(uri: str, *, short_side: int, num_frames: int) -> Frames:
     """The first frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, at most `num_frames`."""
-    settings = DecodeSettings(fps=FRAMES_PER_SECOND, short_side=short_side)
     try:
-        with storage.local_copy(uri) as path:
-            frames = process_decoder(settings).frames(path, start=0, end=num_frames / FRAMES_PER_SECOND)
-            return np.stack(list(islice(frames, num_frames)))
+        return read_frames(uri, short_side=short_side, num_frames=num_frames)
     except OSError as error:  # names the URI
         raise InputError(str(error)) from error
     except VideoError as error:
         raise InputError(f"{uri}: {error}") from error
-
-
-def compute_flow(frames: Frames, preset: str) -> npt.NDArray[np.float32]:
-    """TV-L1 flow in pixels, (T-1, H, W, 2), of RGB frames, as the extraction computes it."""
-    return tvl1.flow(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]), preset=preset)
 
 
 def read_clips(uris: Iterable[str], networks: Mapping[Stream, Network]) -> dict[Stream, Tensor]:

@@ -86,6 +86,10 @@ class I3D(VideoModel):
         """The activation (B, C, T', H', W') at an end point of Inception, Conv3d_1a_7x7 to Mixed_5c."""
         return self.trunk(stream_of(clips, self.config.stream), endpoint)
 
+    def check_frames(self, frames: int) -> None:
+        """ValueError, which names the layer, where clips of so many frames are too short."""
+        time_steps(self.config, frames)
+
     def pooled_features(self, clips: Clips) -> Tensor:
         """The clip's feature vector (B, 1024 × width): Mixed_5c averaged as before the classifier."""
         return self._pool(clips).mean(dim=2)[:, :, 0, 0]

@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import av
@@ -18,7 +19,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray
 import ray.data
 import torch
 from ray.data import DataContext
@@ -62,7 +62,7 @@ class Scorer:
     entries: tuple[Entry, ...]
     protocol: Protocol
     precision: str = "fp32"
-    num_actors: int = 1
+    num_workers: int = 1
     use_gpu: bool = False
 
 
@@ -115,9 +115,9 @@ class CutVideo:
 class ScoreVideo:
     """The step from frames to logits; keeps its networks from video to video."""
 
-    def __init__(self, scorer: Scorer, cut: Sequence[ray.ObjectRef] = ()) -> None:
+    def __init__(self, scorer: Scorer) -> None:
         torch.set_num_threads(1)
-        self.scorer, self.cut = scorer, ray.get(cut[0]) if cut else None
+        self.scorer = scorer
         self.device = torch.device("cuda" if scorer.use_gpu else "cpu")
         self.networks = {entry.name: entry.load() for entry in scorer.entries}
         self.models = {name: self._prepare(network) for name, network in self.networks.items()}
@@ -129,7 +129,6 @@ class ScoreVideo:
         return placed  # not measured
 
     def __call__(self, row: Row) -> Row:
-        row = self.cut(row) if self.cut else row
         found: Row = {"place": row["place"], "error": row["error"]}
         for name, network in self.networks.items():
             logits = np.zeros(0, np.float32) if row["error"] else self._score(name, network, row)
@@ -146,25 +145,48 @@ class ScoreVideo:
             return models.video_scores(self.models[name], clips).cpu().numpy()
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutAndScore:
+    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
+
+    cut: CutVideo
+    scorer: Scorer
+
+    def __call__(self, row: Row) -> Row:
+        return _kept_scorer(self.scorer)(self.cut(row))
+
+
+@lru_cache(maxsize=1)
+def _kept_scorer(scorer: Scorer) -> ScoreVideo:
+    return ScoreVideo(scorer)
+
+
+def configure_ray_data() -> None:
+    """Settings of Ray Data that the graphs of an evaluation stand on, for this driver."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # they count blocks
+    context.execution_no_progress_timeout_s = -1
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+
+
 def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Scorer) -> Iterator[Row]:
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
-    Ray must be running. On CPUs an actor decodes and scores; with GPUs decoding is tasks on CPUs of their own.
+    Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    configure_ray_data()
     cut = CutVideo(index, networks, scorer.protocol)
-    actors = ray.data.ActorPoolStrategy(size=scorer.num_actors)
-    graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_actors)))
+    graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
+    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
     if scorer.use_gpu:
-        graph = graph.map(cut, num_cpus=1, max_retries=MAX_WORKER_DEATHS)
+        actors = ray.data.ActorPoolStrategy(size=scorer.num_workers)
+        graph = graph.map(cut, **on_cpu)
         graph = graph.map(ScoreVideo, fn_constructor_args=(scorer,), compute=actors, num_cpus=0, num_gpus=1)
     else:
-        # By reference, in a list: Ray warns of arguments that it has to put into the object store by itself.
-        graph = graph.map(ScoreVideo, fn_constructor_args=(scorer, [ray.put(cut)]), compute=actors, num_cpus=1)
+        tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
+        graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
     yield from graph.iter_rows()
 
 

@@ -1,0 +1,179 @@
+"""I3D's features of every window of videos, with timestamps: from shards or straight from files.
+
+    python jobs/extract_features.py --data SHARDS --rgb RUN --flow RUN --output OUT
+    python jobs/extract_features.py video.mp4 other.avi --flow flow_imagenet.pt --output OUT --format npy
+
+OUT/features/00000.parquet, …: one row per window and stream: id, stream, start_s, end_s, features (list of float32).
+With --format npy the vectors lie in OUT/features/ID.STREAM.npy, (windows, features), and the Parquet files have no such
+column. OUT/failed.parquet: what could not be decoded. Started again, it goes on after the last whole part.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import signal
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from jobs.cluster import connect
+from pipelines import storage
+from pipelines.annotations import make_path_ids
+from pipelines.checkpoints import Which
+from pipelines.video_index import DataError, VideoIndex, read_index
+
+if TYPE_CHECKING:
+    from pipelines.features import Windows
+
+Row = dict[str, Any]
+
+SCHEMA = pa.schema(
+    [
+        *[(name, pa.string()) for name in ("id", "class_name", "split", "stream")],
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("features", pa.list_(pa.float32())),
+    ]
+)
+FAILED = pa.schema([("id", pa.string()), ("error", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractFeatures:
+    """Write I3D's feature vectors of windows of videos."""
+
+    videos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = ()
+    """Video files, on disk or s3://."""
+    data: str | None = None
+    """Instead: shards, on disk or s3://."""
+    output: str
+    """Folder for the features, on disk or s3://."""
+    rgb: str | None = None
+    """I3D of the RGB stream: a run, a checkpoint, or released weights."""
+    flow: str | None = None
+    """I3D of the flow stream, likewise."""
+    which: Which = "last"
+    """Of a run its last or its best checkpoint."""
+    split: str | None = None
+    """Of --data this split only."""
+    window: int = 64
+    """Frames of a window, at 25 a second."""
+    step: int = 64
+    """Frames from one window's beginning to the next one's."""
+    format: Literal["parquet", "npy"] = "parquet"
+    """Where the vectors go: into the Parquet files, or into one .npy file per video and stream."""
+    flow_preset: Literal["faithful", "quality", "fast"] = "faithful"
+    """TV-L1 settings for video files."""
+    videos_per_part: int = 256
+    """Videos in one Parquet file, which is also what is done again after a crash."""
+    num_workers: int | None = None
+    """Workers, each with a GPU where there are some. None: all GPUs, else all CPUs."""
+    num_cpus: int | None = None
+    """CPUs of a Ray that is started here. None: all."""
+
+    def __post_init__(self) -> None:
+        if bool(self.videos) == (self.data is not None):
+            raise ValueError("give either video files or --data")
+        if self.rgb is None and self.flow is None:
+            raise ValueError("no network is given: name one by --rgb, by --flow, or one by each")
+        if self.videos_per_part < 1:
+            raise ValueError(f"--videos-per-part is {self.videos_per_part}: give at least 1")
+
+
+def main() -> None:
+    """Parse, extract, print."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    config = tyro.cli(ExtractFeatures, description=__doc__)
+    try:
+        run(config)
+    except (DataError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", flush=True)
+        sys.exit(130)
+
+
+def run(config: ExtractFeatures) -> None:
+    """Extract the parts that are not there yet."""
+    source, rows = find_videos(config)
+    print(f"videos      {len(rows):,}\nray         {connect(num_cpus=config.num_cpus)}", flush=True)
+    import ray
+
+    from pipelines import features
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_workers = config.num_workers or gpus or int(ray.cluster_resources()["CPU"])
+    given = {"rgb": config.rgb, "flow": config.flow}
+    entries = tuple(
+        features.Entry(name=name, uri=uri, stream=name, which=config.which) for name, uri in given.items() if uri
+    )
+    windows = features.Windows(window=config.window, step=config.step)
+    features.check_windows(windows, {entry.name: features.load_i3d(entry) for entry in entries})
+    extractor = features.Extractor(entries=entries, windows=windows, num_workers=num_workers, use_gpu=gpus > 0)
+    read = features.ReadVideo(source, flow_preset=config.flow_preset)
+    output, failed = storage.absolute(config.output), []
+    for part, first in enumerate(range(0, len(rows), config.videos_per_part)):
+        uri = storage.join(output, "features", f"{part:05d}.parquet")
+        if storage.exists(uri):
+            continue
+        places = range(first, min(first + config.videos_per_part, len(rows)))
+        table: list[Row] = []
+        for row in features.extract_features(extractor, read, places):
+            video = rows[row["place"]]
+            if row["error"]:
+                failed.append({"id": video["id"], "error": row["error"]})
+                print(f"failed      {video['id']}: {row['error']}", flush=True)
+            else:
+                table += [line for entry in entries for line in describe(config, windows, video, row, entry.name)]
+        put_table(uri, table, SCHEMA if config.format == "parquet" else SCHEMA.remove(len(SCHEMA) - 1))
+        print(f"part        {part:05d}: {len(table):,} windows of {len(places):,} videos", flush=True)
+    if failed:
+        put_table(storage.join(output, "failed.parquet"), failed, FAILED)
+    print(f"output      {output}; {len(failed):,} failed")
+
+
+def find_videos(config: ExtractFeatures) -> tuple[VideoIndex | tuple[str, ...], list[Row]]:
+    """Where frames come from, and what is known of each video: id, class_name and split."""
+    if config.data is None:
+        names = make_path_ids([posixpath.basename(uri) for uri in config.videos])
+        if len(set(names)) < len(names):
+            raise ValueError("two of the video files have the same name: their features would have the same id")
+        uris = tuple(storage.absolute(uri) for uri in config.videos)
+        return uris, [{"id": name, "class_name": None, "split": None} for name in names]
+    index = read_index(config.data).usable()
+    index = index.of_split(config.split) if config.split else index
+    return index, index.table.select(["id", "class_name", "split"]).to_pylist()
+
+
+def describe(config: ExtractFeatures, windows: Windows, video: Row, row: Row, stream: str) -> list[Row]:
+    """The rows of one video's windows; puts its .npy file where that is asked for."""
+    from pipelines.features import seconds_of
+
+    vectors = np.asarray(row[f"features_{stream}"], np.float32)
+    if config.format == "npy":
+        sink = io.BytesIO()
+        np.save(sink, vectors)
+        uri = storage.join(storage.absolute(config.output), "features", f"{video['id']}.{stream}.npy")
+        storage.put(uri, sink.getvalue())
+    return [
+        {**video, "stream": stream, "start_s": start, "end_s": end, "features": vector}
+        for vector, (start, end) in zip(vectors, seconds_of(windows, len(vectors)), strict=True)
+    ]
+
+
+def put_table(uri: str, rows: list[Row], schema: pa.Schema) -> None:
+    """Write a Parquet file by one atomic put."""
+    sink = io.BytesIO()
+    columns = {name: [row[name] for row in rows] for name in schema.names}
+    pq.write_table(pa.table(columns, schema=schema), sink)
+    storage.put(uri, sink.getvalue())
+
+
+if __name__ == "__main__":
+    main()

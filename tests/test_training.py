@@ -1,0 +1,171 @@
+"""Runs of jobs/train.py on two workers: what they leave, and that killing any part of one changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 24, 8
+FLAGS = f"--preset debug --stream flow --steps {STEPS} --log-every 4 --checkpoint-every {EVERY} --num-workers 2".split()
+
+pytestmark = pytest.mark.slow
+
+
+def command(data: str, output: Path | str, *more: str) -> list[str]:
+    return [sys.executable, "jobs/train.py", "--data", data, "--output", str(output), *FLAGS, *more]
+
+
+def train(data: str, output: Path | str, *more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(data, output, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def start(data: str, output: Path) -> subprocess.Popen[bytes]:
+    log = output.with_suffix(".log").open("wb")
+    return subprocess.Popen(command(data, output), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+
+def lines(output: Path, kind: str = "train") -> list[dict[str, Any]]:
+    found = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    result = json.loads((output / "result.json").read_text())
+    return load_file(output / result["last"] / "weights.safetensors")
+
+
+def assert_same_run(output: Path, undisturbed: Path) -> None:
+    """Equal weights to the bit, and a loss curve without gap, repetition or difference."""
+    found, expected = weights(output), weights(undisturbed)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [line["step"] for line in lines(output)] == [line["step"] for line in lines(undisturbed)]
+    assert [line["loss"] for line in lines(output)] == [line["loss"] for line in lines(undisturbed)]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def first_checkpoint(output: Path) -> Callable[[], bool]:
+    """Whether a checkpoint has been taken note of by the run, which a restart goes on from."""
+    snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
+    return lambda: snapshot.exists() and "step-" in snapshot.read_text()
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Pids below a process, with their command lines."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    below, found = {pid}, {}
+    while more := [row for row in rows if int(row[1]) in below and int(row[0]) not in below]:
+        for row in more:
+            below.add(int(row[0]))
+            found[int(row[0])] = row[2] if len(row) > 2 else ""
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(motion_shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run, and what it printed."""
+    output = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return output, train(motion_shards, output).stdout
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+    output, _ = undisturbed
+    run = json.loads((output / "run.json").read_text())
+    assert (run["data"], run["seed"], run["train_videos"], run["validation_videos"]) == (motion_shards, 0, 12, 6)
+    assert [line["step"] for line in lines(output)] == list(range(4, STEPS + 1, 4))
+    assert [line["step"] for line in lines(output, "validation")] == [8, 16, 24]
+    assert all(0 <= line["wait_share"] <= 1 and line["failed"] == 0 for line in lines(output))
+    result = json.loads((output / "result.json").read_text())
+    assert result["last"] == "checkpoints/step-0000024"
+    assert len(list((output / "checkpoints").glob("step-*"))) <= 2
+    assert list((output / "tensorboard").iterdir())
+
+
+def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> None:
+    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "step-0000024")
+    assert model.config.width == 0.125
+    assert metadata.classes == ("down", "grow", "left", "right", "shrink", "up")
+    assert metadata.flow_convention is not None
+    assert metadata.clips == {"resize": "shorter", "flow_bound": 20.0, "short_side": 40}
+    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "step-0000024")
+    assert state is not None
+    assert state["clips_seen"] == STEPS * 8
+
+
+def test_it_prints_lines_that_read_well_in_a_log(undisturbed: tuple[Path, str]) -> None:
+    printed = undisturbed[1]
+    assert "workers     2 CPUs, 4 × 1 clips of each a step" in printed, printed
+    assert "step      24  validation: top-1" in printed
+    assert "RayTrainWorker" not in printed
+    assert "\r" not in printed
+
+
+def test_weights_have_left_their_beginning(undisturbed: tuple[Path, str]) -> None:
+    first = load_file(undisturbed[0] / "initial" / "weights.safetensors")
+    moved = {name for name, tensor in weights(undisturbed[0]).items() if not torch.equal(tensor, first[name])}
+    assert moved == set(first)
+
+
+def test_a_finished_run_is_not_repeated(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+    before = (undisturbed[0] / "metrics.jsonl").read_bytes()
+    assert "step-0000024" in train(motion_shards, undisturbed[0]).stdout
+    assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_on_the_same_folder_is_refused(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+    words = command(motion_shards, undisturbed[0], "--seed", "1")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "holds another run: seed is 0 there, 1 here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_driver_goes_on_to_the_same_weights(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    output = tmp_path / "run"
+    process = start(motion_shards, output)
+    wait_for(first_checkpoint(output), process, output.with_suffix(".log"))
+    process.send_signal(number)
+    status = process.wait(timeout=60)
+    assert status == (130 if number == signal.SIGINT else -9)
+    assert not (output / "result.json").exists()
+    train(motion_shards, output)
+    assert_same_run(output, undisturbed[0])
+
+
+def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    process = start(motion_shards, output)
+    wait_for(first_checkpoint(output), process, output.with_suffix(".log"))
+    workers = [pid for pid, args in descendants(process.pid).items() if args.startswith("ray::RayTrainWo")]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    assert process.wait(timeout=250) == 0, output.with_suffix(".log").read_text()
+    assert_same_run(output, undisturbed[0])
