@@ -117,7 +117,7 @@ def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> N
 
 def test_it_prints_lines_that_read_well_in_a_log(undisturbed: tuple[Path, str]) -> None:
     printed = undisturbed[1]
-    assert "workers     2 CPUs, 4 × 1 clips of each a step" in printed, printed
+    assert "workers     2 CPUs, 4 × 1 clips each a step" in printed
     assert "step      24  validation: top-1" in printed
     assert "RayTrainWorker" not in printed
     assert "\r" not in printed

@@ -1,0 +1,104 @@
+"""What a training begins with: drawn by the seed, or carried over with or without the classifier."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from i3d_reference import released_variables
+from test_inflation import image_trunk, torchvision_state
+from test_pretrained import as_piergiaj
+
+import models
+from models import checkpoint
+from models.checkpoint import Metadata
+from models.contract import ModelConfig
+from pipelines.initial_weights import InitialWeights, make_model
+
+SMALL = {"width": 0.125, "size": 32, "frames": 16}
+
+
+def config_of(num_classes: int = 3, **settings: object) -> ModelConfig:
+    return models.configure("i3d", num_classes=num_classes, stream="rgb", **{**SMALL, **settings})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """A checkpoint of three classes, and its tensors."""
+    torch.manual_seed(9)
+    model = models.build_from(config_of(bn_gamma=True))
+    checkpoint.save(tmp_path / "saved", model, Metadata(classes=("a", "b", "c")))
+    return str(tmp_path / "saved"), model.state_dict()
+
+
+def test_scratch_follows_the_seed() -> None:
+    first, again, other = (make_model(config_of(), InitialWeights(), ("a",) * 3, seed=seed) for seed in (1, 1, 2))
+    name = "trunk.Mixed_4b.Branch_0.Conv3d_0a_1x1.conv.weight"
+    assert torch.equal(first.state_dict()[name], again.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+
+
+def test_a_checkpoint_of_the_same_classes_is_taken_whole(saved: tuple[str, dict[str, torch.Tensor]]) -> None:
+    initial = InitialWeights(source="checkpoint", weights=saved[0])
+    model = make_model(config_of(dropout=0.1), initial, ("a", "b", "c"), seed=0)
+    assert all(torch.equal(tensor, saved[1][name]) for name, tensor in model.state_dict().items())
+    assert model.config == replace(config_of(dropout=0.1), bn_gamma=True)
+
+
+def test_other_classes_get_a_classifier_of_their_own(saved: tuple[str, dict[str, torch.Tensor]]) -> None:
+    initial = InitialWeights(source="checkpoint", weights=saved[0], new_head=True)
+    state = make_model(config_of(num_classes=5), initial, tuple("vwxyz"), seed=0).state_dict()
+    kept = {name for name, tensor in state.items() if torch.equal(tensor, saved[1].get(name, torch.empty(0)))}
+    assert state.keys() - kept == {"logits.weight", "logits.bias"} - kept
+    assert state["logits.weight"].shape[0] == 5
+
+
+def test_other_classes_without_a_new_classifier_are_refused(saved: tuple[str, dict[str, torch.Tensor]]) -> None:
+    with pytest.raises(ValueError, match="--finetune full or head"):
+        make_model(config_of(), InitialWeights(source="checkpoint", weights=saved[0]), ("x", "y", "z"), seed=0)
+
+
+def test_another_network_or_width_is_refused(saved: tuple[str, dict[str, torch.Tensor]]) -> None:
+    initial = InitialWeights(source="checkpoint", weights=saved[0])
+    with pytest.raises(ValueError, match="weights are of i3d; the model is c3d"):
+        make_model(models.configure("c3d", num_classes=3), initial, ("a", "b", "c"), seed=0)
+    with pytest.raises(ValueError, match="tensors do not fit"):
+        make_model(config_of(width=0.25), initial, ("a", "b", "c"), seed=0)
+
+
+def test_released_kinetics_weights_get_a_classifier_for_other_classes(tmp_path: Path) -> None:
+    variables = released_variables(3)
+    torch.save(as_piergiaj(variables), tmp_path / "rgb_imagenet.pt")
+    initial = InitialWeights(source="kinetics", weights=str(tmp_path / "rgb_imagenet.pt"), new_head=True)
+    config = models.configure("i3d", num_classes=101, stream="rgb", dropout=0.3)
+    model = make_model(config, initial, tuple(map(str, range(101))), seed=0)
+    released = variables["Conv3d_1a_7x7/conv_3d/w"].permute(4, 3, 0, 1, 2)
+    assert torch.equal(model.state_dict()["trunk.Conv3d_1a_7x7.conv.weight"], released)
+    assert model.state_dict()["logits.weight"].shape[0] == 101
+    assert model.config.dropout == 0.3
+
+
+def test_an_imagenet_file_is_inflated(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torchvision_state(image_trunk())
+    torch.save(images, tmp_path / "googlenet.pth")
+    initial = InitialWeights(source="imagenet", weights=str(tmp_path / "googlenet.pth"), inflation="center")
+    model = make_model(models.configure("i3d", num_classes=3, stream="flow"), initial, ("a", "b", "c"), seed=0)
+    middle = model.state_dict()["trunk.Conv3d_2c_3x3.conv.weight"][:, :, 1]
+    assert torch.equal(middle, images["conv3.conv.weight"])
+
+
+def test_the_last_checkpoint_of_a_run_is_found(saved: tuple[str, dict[str, torch.Tensor]]) -> None:
+    run = Path(saved[0]).parent
+    (run / "result.json").write_text('{"last": "saved", "best": "none"}')
+    initial = InitialWeights(source="checkpoint", weights=str(run))
+    state = make_model(config_of(), initial, ("a", "b", "c"), seed=0).state_dict()
+    assert torch.equal(state["logits.weight"], saved[1]["logits.weight"])
+
+
+@pytest.mark.parametrize("wrong", [{"source": "kinetics"}, {"weights": "x"}, {"new_head": True}])
+def test_flags_that_do_not_go_together(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"--init|--finetune"):
+        InitialWeights(**wrong)  # type: ignore[arg-type]
