@@ -152,7 +152,7 @@ def test_features_come_with_the_time_they_belong_to(
     given = [str(videos / "up" / "up_0002.mp4"), str(videos / "up" / "broken.mp4")]
     done = run_job("extract_features", *(given if kind == "npy" else ["--data", motion_shards]), *flags)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = pq.read_table(tmp_path / "out" / "features").to_pylist()
+    rows = pq.read_table(tmp_path / "out" / "features" / "00000.parquet").to_pylist()
     first = [row for row in rows if row["id"] == rows[0]["id"]]
     assert [row["start_s"] for row in first] == [0, 0.16, 0.32]  # of 25 frames
     assert [row["end_s"] for row in first] == [0.64, 0.8, 0.96]
