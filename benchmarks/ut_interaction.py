@@ -121,12 +121,9 @@ def evaluate(settings: Settings, shards: str) -> Iterator[Row]:
             continue
         scores = []
         for seed in range(settings.seeds):
+            runs = {flag: f"{settings.output}/runs/{name}-{seed}" for flag, name in networks.items()}
             output = f"{settings.output}/evaluations/{'+'.join(networks.values())}-{seed}"
-            given = [
-                word
-                for flag, name in networks.items()
-                for word in (f"--{flag}", f"{settings.output}/runs/{name}-{seed}")
-            ]
+            given = [f"--{flag}={run}" for flag, run in runs.items()]
             call("evaluate", "--data", shards, *given, *VIEWS, "--output", output)
             scores.append(json.loads(Path(output, "evaluation.json").read_text())["top1"])
         seconds = [int(Path(f"{settings.output}/runs/{name}-0.seconds").read_text()) for name in networks.values()]

@@ -12,6 +12,7 @@ Stopped or killed, it goes on from its last checkpoint when the same command is 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -194,7 +195,8 @@ def test_fold(config: Train, run: str, fold: int) -> float:
 def train_one(config: Train, index: VideoIndex, output: str) -> Result:
     """One run on one division of the videos."""
     with lock_output(output):
-        print(f"ray         {connect(num_cpus=config.num_cpus, log_to_driver=False)}", flush=True)
+        num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)  # one to compute and one to decode, be they shares
+        print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False)}", flush=True)
         from pipelines.training import train
 
         scale = make_scale(config)
