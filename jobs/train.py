@@ -142,6 +142,8 @@ class Train:
             raise ValueError("--folds is given but --annotations is not: name the folder of the official lists")
         if self.finetune and self.init == "scratch":
             raise ValueError("--finetune needs weights to start from: give --init and --weights")
+        if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or self.min_workers):
+            raise ValueError(f"--min-workers is {self.min_workers}: give 1 up to --num-workers")
         for uri in (self.data, self.output):
             storage.absolute(uri)
 
@@ -260,6 +262,10 @@ def make_initial(config: Train) -> InitialWeights:
 
 def make_optimisation(config: Train, preset: Preset | None, scale: Scale) -> Optimisation:
     """Schedule and optimizer; --steps counts steps at hand, a preset those of its own batch."""
+    if not scale.use_gpu and (config.sync_bn or config.precision == "fp16"):
+        raise ValueError(
+            "--sync-bn and --precision fp16 need GPUs, and this run has none: leave them out, or take bf16"
+        )
     batch = config.batch or (preset.batch if preset else 6)
     warmup = config.warmup_steps if config.warmup_steps is not None else (preset.warmup_steps if preset else 0)
     if config.steps is not None or preset is None:
