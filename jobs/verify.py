@@ -1,0 +1,94 @@
+"""Check a data set against its own records, and samples of it against their sources.
+
+    python jobs/verify.py OUT                                hashes, counts, and 8 videos decoded
+    python jobs/verify.py OUT --videos DIR --samples 32      also their sources: sha256, frames, flow computed anew
+
+Prints a line for everything that is wrong; the exit status is 1 where there is one.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import pyarrow.parquet as pq
+import tyro
+
+from pipelines import shards, storage, verification
+from pipelines.verification import Finding, Recomputed
+from pipelines.video_index import DataError, VideoIndex, read_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Verify the output of jobs/extract_flow.py."""
+
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """Shards, on disk or s3://."""
+    videos: str | None = None
+    """Folder that they were made of: the samples' sources are decoded and their flow computed again."""
+    samples: int = 8
+    """Videos to decode."""
+    seed: int = 0
+    """Which videos."""
+
+
+def main() -> None:
+    """Parse, verify, print."""
+    config = tyro.cli(Verify, description=__doc__)
+    try:
+        findings = run(config)
+    except (DataError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(1 if findings else 0)
+
+
+def run(config: Verify) -> list[Finding]:
+    """All checks; prints what each of them found."""
+    output = storage.absolute(config.data)
+    index = read_index(output)
+    dataset = shards.read_dataset(output)
+    samples = verification.choose_samples(index, config.samples, config.seed)
+    checks = {
+        f"{len(dataset['shards']):,} shards against their hashes": verification.check_shards(output, dataset),  # type: ignore[arg-type]
+        f"{len(index):,} videos in the tables": verification.check_tables(output, dataset),
+        f"{len(samples):,} videos decoded": (found for video in samples for found in verification.check_sample(video)),
+    }
+    findings = []
+    for title, check in checks.items():
+        findings += report(title, list(check))
+    if config.videos is not None:
+        findings += check_sources(config, index, samples)
+    print(f"\n{'ok' if not findings else f'{len(findings)} findings'}: {output}")
+    return findings
+
+
+def report(title: str, findings: list[Finding]) -> list[Finding]:
+    """Print one check."""
+    print(f"{'ok' if not findings else 'WRONG':8}{title}", flush=True)
+    for finding in findings:
+        print(f"        {finding.where}: {finding.what}", flush=True)
+    return findings
+
+
+def check_sources(config: Verify, index: VideoIndex, samples: list[shards.Row]) -> list[Finding]:
+    """The samples against their sources; prints the difference of each one's flow."""
+    assert config.videos is not None
+    with storage.open_read(storage.join(index.data, "videos.parquet")) as file:
+        columns = ["id", "source", "source_sha256", "start", "end"]
+        facts = {row["id"]: row for row in pq.read_table(file, columns=columns).to_pylist()}
+    dataset = shards.read_dataset(index.data)
+    found = [verification.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
+    recomputed = [entry for entry in found if isinstance(entry, Recomputed)]
+    findings = [entry for entry in found if isinstance(entry, Finding)]
+    findings += verification.judge(recomputed, dataset)
+    report(f"{len(samples):,} sources, and their flow computed anew", findings)
+    for entry in recomputed:
+        error = entry.error
+        print(f"        {entry.video}: {error.mean:.3f} px mean, {error.p999:.2f} p99.9, {error.max:.2f} max")
+    return findings
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""A good data set passes; whatever is changed in one is found."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.verify import Verify, run
+
+
+@pytest.fixture
+def copy(motion_shards: str, tmp_path: Path) -> Path:
+    """A data set that a test may spoil."""
+    shutil.copytree(motion_shards, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def found(output: Path, **flags: object) -> str:
+    return "\n".join(f"{finding.where}: {finding.what}" for finding in run(Verify(data=str(output), **flags)))  # type: ignore[arg-type]
+
+
+def test_a_good_data_set_passes_sources_included(motion_shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    videos = str(Path(motion_shards).parent / "videos")
+    assert found(Path(motion_shards), videos=videos, samples=3) == ""
+    printed = capsys.readouterr().out
+    assert printed.count("px mean") == 3
+    assert "ok      20 videos in the tables" in printed
+
+
+def flip_a_byte(output: Path) -> None:
+    path = output / "shards" / "train-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def cut_a_shard(output: Path) -> None:
+    path = output / "shards" / "test-00000.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def forget_a_video(output: Path) -> None:
+    table = pq.read_table(output / "videos.parquet")
+    pq.write_table(table.slice(1), output / "videos.parquet")
+
+
+def empty_the_quarantine(output: Path) -> None:
+    table = pq.read_table(output / "quarantine.parquet")
+    pq.write_table(pa.table(table.schema.empty_table()), output / "quarantine.parquet")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (flip_a_byte, "train-00000.parquet: its bytes are not those of its record"),
+        (cut_a_shard, "test-00000.parquet: has"),
+        (lambda output: (output / "shards" / "train-00001.parquet").unlink(), "train-00001.parquet: cannot be read"),
+        (lambda output: (output / "commits" / "train-00001.json").unlink(), "no commit record vouches for it"),
+        (lambda output: (output / "shards" / "extra.parquet").write_bytes(b"x"), "extra.parquet: no commit record"),
+        (forget_a_video, "videos.parquet: only the commit records say"),
+        (empty_the_quarantine, "quarantine.parquet: does not hold exactly"),
+    ],
+)
+def test_what_is_spoilt_is_found(copy: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(copy)
+    assert message in found(copy, samples=0)
+
+
+def test_shards_that_do_not_decode_are_found(copy: Path) -> None:
+    (copy / "shards" / "train-00000.parquet").write_bytes(b"PAR1 no")
+    assert "cannot be decoded" in found(copy, samples=18)
+
+
+def test_another_source_is_found(motion_shards: str, tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    shutil.copytree(Path(motion_shards).parent / "videos", videos)
+    for path in videos.rglob("*.mp4"):
+        path.write_bytes(path.read_bytes() + b"\0")
+    assert "is not the file that it was made of" in found(Path(motion_shards), videos=str(videos), samples=2)
