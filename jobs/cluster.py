@@ -29,13 +29,22 @@ def connect(*, num_cpus: int | None = None, log_to_driver: bool = True) -> str:
     elif submitted:
         ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=log_to_driver,
-        )
+        _start(num_cpus, log_to_driver)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
     return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _start(num_cpus: int | None, log_to_driver: bool, *, attempts: int = 3) -> None:
+    """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
+    import ray
+
+    settings = {"num_cpus": num_cpus, "include_dashboard": False, "log_to_driver": log_to_driver}
+    for left in reversed(range(attempts)):
+        try:
+            ray.init(address="local", logging_level=logging.WARNING, **settings)
+            return
+        except Exception as error:  # Ray raises no narrower one
+            if left == 0 or "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
