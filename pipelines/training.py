@@ -25,7 +25,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from models import checkpoint
@@ -62,7 +62,8 @@ def train(
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
     Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
-    Raises RunError where `output` holds another run, DataError where the videos do not fit.
+    Raises RunError where `output` holds another run or workers failed more often than `scale` allows, DataError where
+    the videos do not fit.
     """
     check_videos(run)
     if settle(run, model, output):
@@ -80,7 +81,12 @@ def train(
                 callbacks=callbacks,
             ),
         )
-        result = trainer.fit()
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            last = str(error).strip().splitlines()[-1]
+            remedy = "The same command goes on from the last checkpoint"
+            raise RunError(f"the training was given up: {last}. {remedy}") from error
     return _finish(output, run, result)
 
 
