@@ -1,4 +1,7 @@
-"""Accuracy from logits, in numpy: what an evaluation reports. Ties go to the class that comes first."""
+"""Accuracy from logits, in numpy: what an evaluation reports.
+
+Ties go to the class that comes first. A true class whose score is not a number comes last.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def ranks(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
     """How many classes come before the true one, per video; 0 is right."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
-    return before.sum(axis=1)
+    return np.where(np.isnan(own[:, 0]), scores.shape[1], before.sum(axis=1))
 
 
 def top(k: int, scores: Scores, labels: Labels, expected: int) -> float | None:

@@ -15,6 +15,10 @@ def test_ranks_count_the_classes_before_the_true_one() -> None:
     assert metrics.ranks(SCORES, LABELS).tolist() == [0, 1, 2, 1]  # a tie goes to the class that comes first
 
 
+def test_a_score_that_is_no_number_is_never_right() -> None:
+    assert metrics.ranks(np.array([[np.nan, 1.0], [0.0, np.nan]]), np.array([0, 0])).tolist() == [2, 0]
+
+
 def test_top_k_counts_lost_videos_as_wrong() -> None:
     assert metrics.top(1, SCORES, LABELS, 4) == 0.25
     assert metrics.top(2, SCORES, LABELS, 4) == 0.75

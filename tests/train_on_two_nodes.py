@@ -33,9 +33,9 @@ def main(data: str, output: str) -> None:
         output=output,
         stream="flow",
         preset="debug",
-        steps=24,
-        log_every=4,
-        checkpoint_every=8,
+        steps=160,
+        log_every=20,
+        checkpoint_every=40,
         num_workers=2,
     )
     run = make_run(config, read_index(data), scale)
