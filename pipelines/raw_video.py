@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import cv2
@@ -16,8 +15,8 @@ from pipelines.decoder_process import process_decoder
 from pipelines.video import DecodeSettings
 
 
-def iter_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> Iterator[npt.NDArray[np.uint8]]:
-    """The frames (H, W, 3) uint8 RGB of a video at 25 frames a second, the first `num_frames` where that is given.
+def read_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> Frames:
+    """The frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, the first `num_frames` where that is given.
 
     Raises OSError where the file cannot be fetched, VideoError where it cannot be decoded.
     """
@@ -25,19 +24,9 @@ def iter_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> 
     end = None if num_frames is None else num_frames / FRAMES_PER_SECOND
     with storage.local_copy(uri) as path:
         frames = process_decoder(settings).frames(path, start=0 if end else None, end=end)
-        yield from islice(frames, num_frames)
-
-
-def read_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> Frames:
-    """The same frames at once, (T, H, W, 3)."""
-    return np.stack(list(iter_frames(uri, short_side=short_side, num_frames=num_frames)))
-
-
-def iter_flow(frames: Iterable[npt.NDArray[np.uint8]], preset: str) -> Iterator[npt.NDArray[np.float32]]:
-    """TV-L1 flow in pixels, (H, W, 2), of each RGB frame to the next, as the extraction computes it."""
-    return tvl1.iter_flow((cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames), preset=preset)
+        return np.stack(list(islice(frames, num_frames)))
 
 
 def compute_flow(frames: Frames, preset: str) -> npt.NDArray[np.float32]:
-    """The same flow at once, (T-1, H, W, 2), of (T, H, W, 3) frames."""
+    """TV-L1 flow in pixels, (T-1, H, W, 2), of RGB frames, as the extraction computes it."""
     return tvl1.flow(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]), preset=preset)
