@@ -178,8 +178,7 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     """
     configure_ray_data()
     cut = CutVideo(index, networks, scorer.protocol)
-    places = [{"id": place} for place in range(len(index))]
-    graph = ray.data.from_items(places, override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
+    graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
     on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
     if scorer.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=scorer.num_workers)

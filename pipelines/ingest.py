@@ -39,7 +39,7 @@ from pipelines.video_index import VideoIndex
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
 MAX_TASK_CLIPS = 64
 TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
-SEGMENT_TASKS = 2_000  # in one Ray Data execution, whose driver puts a little into the object store for each
+SEGMENT_TASKS = 10_000  # in one Ray Data execution, whose driver holds a little for each
 MAX_WORKER_DEATHS = 3
 
 logger = logging.getLogger(__name__)
@@ -248,9 +248,8 @@ def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.d
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
-    # Not ray.data.range: its read tasks ask for a whole CPU each, which may not be left beside the workers.
-    tasks = ray.data.from_items([{"id": task} for task in range(num_tasks)], override_num_blocks=num_tasks)
-    graph = tasks.map_batches(
+    numbers = ray.data.range(num_tasks, override_num_blocks=num_tasks)
+    graph = numbers.map_batches(
         CutClips(clips=clips, share=share), batch_size=1, num_cpus=min(1.0, num_cpus), max_retries=MAX_WORKER_DEATHS
     )
     _configure(graph.context, num_cpus)
