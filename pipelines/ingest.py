@@ -13,20 +13,23 @@ another of its task with weight 0, and told.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+import ray
 import ray.data
 import torch
-from ray.data import DataContext, ExecutionResources
+from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data.block import Block, BlockAccessor, BlockMetadata
 from torch import Tensor
 
 from models.contract import InputContract
@@ -39,8 +42,8 @@ from pipelines.video_index import VideoIndex
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
 MAX_TASK_CLIPS = 64
 TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
-SEGMENT_TASKS = 10_000  # in one Ray Data execution, whose driver holds a little for each
-MAX_WORKER_DEATHS = 3
+SEGMENT_TASKS = 2_000  # in one Ray Data execution, which describes all of them before the first one runs
+MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
 logger = logging.getLogger(__name__)
 
@@ -182,20 +185,40 @@ class Share:
         return replace(self, start=self.start + done * self.batch * self.num_workers, steps=steps)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CutClips:
-    """The step of the graph: the number of a task to the clips that it cuts, stacked by column."""
+class ClipSource(Datasource):
+    """What Ray Data reads: a share's clips, one read task for each `clips_per_task` of them, in order.
 
-    clips: NumberedClips
-    share: Share
+    The tasks that read also cut, so that they ask for the CPUs that they are given and nothing waits for more.
+    """
 
-    def __call__(self, batch: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
-        cv2.setNumThreads(1)
-        size = self.clips.clips_per_task
-        cut = [
-            self.clips.cut(number) for task in batch["id"].tolist() for number in self.share.numbers(task * size, size)
-        ]
-        return stack_clips(cut, self.clips.empty())
+    def __init__(self, clips: NumberedClips, share: Share) -> None:
+        super().__init__()
+        self.clips, self.share, self.size = clips, share, clips.clips_per_task
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task for each part of the share, whatever `parallelism` is."""
+        told = ray.put((self.clips, self.share))  # once, not in each task: an index may name 250,000 videos
+        tasks = []
+        for first in range(0, self.share.steps * self.share.batch, self.size):
+            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            tasks.append(ReadTask(partial(_read_clips, told, first, self.size), metadata))
+        return tasks
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+
+def _read_clips(told: ray.ObjectRef, first: int, count: int) -> list[Block]:
+    cv2.setNumThreads(1)
+    clips, share = ray.get(told)
+    return [BlockAccessor.batch_to_block(cut_clips(clips, share.numbers(first, count)))]
+
+
+def cut_clips(clips: NumberedClips, numbers: Iterable[int]) -> dict[str, npt.NDArray]:
+    """The clips of these numbers, by column; those that cannot be decoded with weight 0."""
+    return stack_clips([clips.cut(number) for number in numbers], clips.empty())
 
 
 def stack_clips(clips: list[Clip], empty: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
@@ -229,6 +252,8 @@ class Batch:
 def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> Iterator[Batch]:
     """This worker's batches, one a step, decoded ahead by Ray Data on `num_cpus` CPUs of the cluster.
 
+    A share of one CPU, or none at all, decodes by one task at a time.
+
     Raises ConventionError where the shards' flow is of no convention that this version knows.
     """
     if "flow" in clips.contract.train.streams:
@@ -243,27 +268,24 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
 
 def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:
     """The lazy graph whose rows are the share's clips in order."""
-    num_tasks = -(-share.steps * share.batch // clips.clips_per_task)
-    # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # max_retries has no other place yet
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
-    numbers = ray.data.range(num_tasks, override_num_blocks=num_tasks)
-    graph = numbers.map_batches(
-        CutClips(clips=clips, share=share), batch_size=1, num_cpus=min(1.0, num_cpus), max_retries=MAX_WORKER_DEATHS
+    num_tasks = -(-share.steps * share.batch // clips.clips_per_task)
+    tasks_at_once = max(1, int(num_cpus))
+    graph = ray.data.read_datasource(
+        ClipSource(clips, share),
+        override_num_blocks=num_tasks,
+        num_cpus=math.floor(min(1.0, num_cpus) * 1000) / 1000,  # rounded up, the last worker's would find no place
+        concurrency=tasks_at_once,
+        ray_remote_args={"max_retries": MAX_WORKER_DEATHS},
     )
-    _configure(graph.context, num_cpus)
-    return graph
-
-
-def _configure(context: DataContext, num_cpus: float) -> None:
-    options = context.execution_options
+    options = graph.context.execution_options
     options.preserve_order = True
-    options.resource_limits = ExecutionResources(
-        cpu=num_cpus, object_store_memory=TASKS_AHEAD * max(1, round(num_cpus)) * TASK_BYTES
-    )
-    context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = -1  # a training that waits for its GPU makes no progress here
+    options.resource_limits = ExecutionResources(object_store_memory=TASKS_AHEAD * tasks_at_once * TASK_BYTES)
+    graph.context.enable_progress_bars = False
+    graph.context.execution_no_progress_timeout_s = -1  # a training that waits for its GPU makes no progress here
+    return graph
 
 
 def _to_batch(columns: Mapping[str, npt.NDArray], contract: InputContract) -> Batch:

@@ -160,7 +160,7 @@ class Worker:
         if self.scale.data_cpus is not None:
             return self.scale.data_cpus / self.num_workers
         cpus = ray.cluster_resources().get("CPU", 1.0)
-        return max(cpus - self.num_workers * self.scale.cpus_per_worker, 0.5) / self.num_workers
+        return max(cpus - self.num_workers * self.scale.cpus_per_worker, 0.0) / self.num_workers
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimizer, on `accumulate` batches."""

@@ -17,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from models import checkpoint
+from pipelines import storage
+from pipelines.checkpoints import find_checkpoint, local_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 160, 40  # some seconds between checkpoints, of which Ray takes note every two seconds
@@ -24,15 +26,18 @@ LOGGED = 20
 FLAGS = ["--preset", "debug", "--stream", "flow", "--num-workers", "2"]
 FLAGS += f"--steps {STEPS} --log-every {LOGGED} --checkpoint-every {EVERY}".split()
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine is no failure
 
 
 def command(data: str, output: Path | str, *more: str) -> list[str]:
     return [sys.executable, "jobs/train.py", "--data", data, "--output", str(output), *FLAGS, *more]
 
 
+SHORT = ["--steps", "40", "--checkpoint-every", "20"]
+
+
 def train(data: str, output: Path | str, *more: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(data, output, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command(data, output, *more), cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -60,7 +65,7 @@ def assert_same_run(output: Path, undisturbed: Path) -> None:
     assert [line["loss"] for line in lines(output)] == [line["loss"] for line in lines(undisturbed)]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 150) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, log.read_text()
@@ -167,5 +172,54 @@ def test_a_killed_worker_is_replaced_and_the_weights_are_the_same(
     workers = [pid for pid, args in descendants(process.pid).items() if args.startswith("ray::RayTrainWo")]
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
-    assert process.wait(timeout=250) == 0, output.with_suffix(".log").read_text()
+    assert process.wait(timeout=400) == 0, output.with_suffix(".log").read_text()
     assert_same_run(output, undisturbed[0])
+
+
+def test_a_lost_node_is_replaced_and_the_weights_are_the_same(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "tests/train_on_nodes.py", motion_shards, str(output)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=800, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert done.stdout.index("lost a node") < done.stdout.index("trained")
+    assert_same_run(output, undisturbed[0])
+
+
+def test_transfer_trains_the_classifier_only_on_each_fold(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    for fold in (1, 2):
+        for name in ("left", "up"):
+            uses = {1: (1, 2), 2: (2, 1)}[fold]
+            lines = [f"{name}_{index:04d}.mp4 {use}" for index, use in zip((0, 1), uses, strict=True)]
+            (tmp_path / f"{name}_test_split{fold}.txt").write_text("\n".join(lines) + "\n")
+    flags = ["--init", "checkpoint", "--weights", str(undisturbed[0]), "--finetune", "head", "--precision", "bf16"]
+    flags += ["--accumulate", "2", "--clip-norm", "1", "--annotations", str(tmp_path), "--folds", "1", "2", *SHORT]
+    done = train(motion_shards, tmp_path / "out", *flags, "--set", "bn_momentum=0.1")
+    assert "folds       top-1" in done.stdout
+    source = weights(undisturbed[0])
+    for fold in (1, 2):
+        found = weights(tmp_path / "out" / f"fold-{fold}")
+        changed = {name for name, tensor in found.items() if not torch.equal(tensor, source[name])}
+        assert changed == {"logits.weight", "logits.bias"}
+        assert found["logits.bias"].shape == (2,)
+        evaluated = json.loads((tmp_path / "out" / f"fold-{fold}" / "evaluation" / "evaluation.json").read_text())
+        assert evaluated["expected"] == 2
+
+
+def test_on_s3_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str, s3: str) -> None:
+    files = [file.path for file in storage.list_files(motion_shards)]
+    for file in files:
+        if file != "shards/train-00000.parquet":
+            data = storage.read_bytes(storage.join(motion_shards, file))
+            storage.put(storage.join(s3, "data", file), data)
+    done = train(f"{s3}/data", f"{s3}/run", "--validation-split", "none", *SHORT)
+    assert "clips could not be decoded" in done.stdout
+    assert "not decoded: train~" in done.stdout
+    found = [json.loads(line) for line in storage.read_text(f"{s3}/run/metrics.jsonl").splitlines()]
+    assert 0 < sum(line["failed"] for line in found) < 40 * 8
+    with local_checkpoint(find_checkpoint(f"{s3}/run")) as folder:
+        assert checkpoint.load(folder)[1].extra["step"] == 40

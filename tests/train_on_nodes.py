@@ -1,0 +1,64 @@
+"""Trains on two of three nodes, loses one in the middle: python train_on_nodes.py DATA OUTPUT.
+
+A script, because a process can hold one Ray only.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+
+import ray
+from ray.cluster_utils import Cluster
+
+from jobs.train import Train, make_initial, make_run
+from pipelines.initial_weights import make_model
+from pipelines.run import Scale
+from pipelines.training import train
+from pipelines.video_index import read_index
+
+
+def main(data: str, output: str) -> None:
+    """Train; when the first checkpoint is known, kill a node on which a worker runs."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(3):
+        cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    # More than half of a node's CPUs: one worker on each of two.
+    scale = Scale(num_workers=2, cpus_per_worker=1.5, data_cpus=1.0)
+    config = Train(
+        data=data,
+        output=output,
+        stream="flow",
+        preset="debug",
+        steps=160,
+        log_every=20,
+        checkpoint_every=40,
+        num_workers=2,
+    )
+    run = make_run(config, read_index(data), scale)
+    model = make_model(run.model, make_initial(config), run.train.classes, seed=0)
+
+    def lose_a_node() -> None:
+        snapshot = Path(output) / "checkpoints" / "checkpoint_manager_snapshot.json"
+        while not (snapshot.exists() and "step-" in snapshot.read_text()):
+            time.sleep(0.1)
+        groups = ray.util.placement_group_table().values()
+        used = {node for group in groups for node in group["bundles_to_node_id"].values()}
+        cluster.remove_node(next(node for node in cluster.worker_nodes if node.node_id in used), allow_graceful=False)
+        print("lost a node", flush=True)
+
+    thread = threading.Thread(target=lose_a_node, daemon=True)
+    thread.start()
+    train(run, model, output, scale)
+    thread.join(timeout=60)
+    ray.shutdown()
+    cluster.shutdown()
+    print("trained", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
