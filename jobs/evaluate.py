@@ -11,20 +11,17 @@ Videos that are missing, quarantined or cannot be decoded count as wrong.
 from __future__ import annotations
 
 import io
-import signal
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
-import tyro
 
 from jobs.cluster import connect
+from jobs.command import run_command
 from pipelines import shards, storage
-from pipelines.annotations import CatalogError
 from pipelines.checkpoints import Which
 from pipelines.clips import PROTOCOLS, Protocol, ProtocolName
-from pipelines.video_index import DataError, VideoIndex, read_index, with_fold
+from pipelines.video_index import VideoIndex, read_index, with_fold
 
 if TYPE_CHECKING:
     from pipelines.evaluation import Scorer
@@ -79,16 +76,7 @@ class Evaluate:
 
 def main() -> None:
     """Parse, evaluate, print."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config = tyro.cli(Evaluate, description=__doc__)
-    try:
-        run(config)
-    except (DataError, CatalogError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(Evaluate, run, __doc__)
 
 
 def run(config: Evaluate) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import io
 import posixpath
-import signal
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,10 +21,11 @@ import pyarrow.parquet as pq
 import tyro
 
 from jobs.cluster import connect
+from jobs.command import run_command
 from pipelines import storage
 from pipelines.annotations import make_path_ids
 from pipelines.checkpoints import Which
-from pipelines.video_index import DataError, VideoIndex, read_index
+from pipelines.video_index import VideoIndex, read_index
 
 if TYPE_CHECKING:
     from pipelines.features import Windows
@@ -88,15 +87,7 @@ class ExtractFeatures:
 
 def main() -> None:
     """Parse, extract, print."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    config = tyro.cli(ExtractFeatures, description=__doc__)
-    try:
-        run(config)
-    except (DataError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", flush=True)
-        sys.exit(130)
+    run_command(ExtractFeatures, run, __doc__)
 
 
 def run(config: ExtractFeatures) -> None:

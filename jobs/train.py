@@ -4,6 +4,7 @@
     python jobs/train.py --data SHARDS --stream rgb --preset kinetics400_rgb --num-workers 64 --output s3://bucket/rgb
     python jobs/train.py --data UCF --stream flow --preset ucf101 --init kinetics --weights flow_imagenet.pt \\
         --finetune full --annotations ucfTrainTestlist --folds 1 2 3 --output RUN
+    python jobs/train.py --data SHARDS --from-sweep SWEEP --stream flow --preset small --output RUN
     ray job submit --working-dir . -- python jobs/train.py …                          the same on a cluster
 
 Stopped or killed, it goes on from its last checkpoint when the same command is run again.
@@ -13,26 +14,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import models
 from jobs.cluster import connect
+from jobs.command import run_command
 from models.contract import ModelConfig, Stream
 from models.inflation import Mode
 from pipelines import storage
-from pipelines.annotations import CatalogError
 from pipelines.clips import ClipSettings, Protocol, Resize
 from pipelines.initial_weights import InitialWeights, Source, make_model
-from pipelines.lock import OutputError, lock_output
+from pipelines.lock import lock_output
 from pipelines.run import Optimisation, Reporting, Run, Scale
 from pipelines.schedule import PRESETS, Preset, Schedule, drop_at
+from pipelines.sweep_space import Geometry, describe_geometry, model_settings
 from pipelines.training_clips import Augmentation
-from pipelines.video_index import DataError, VideoIndex, read_index, with_fold
+from pipelines.video_index import VideoIndex, read_index, with_fold
 
 if TYPE_CHECKING:
     from pipelines.training import Result
@@ -87,6 +85,8 @@ class Train:
     """Frames of a training clip, where the network lets one choose."""
     set: tuple[str, ...] = ()
     """Further settings of the network as NAME=VALUE, such as dropout=0.3 or pool_strides=[1,1,1,2]."""
+    from_sweep: str | None = None
+    """Folder of a finished jobs/tune.py: the best geometry it found, with its learning rate where that was searched."""
 
     init: Source = "scratch"
     """What the weights begin with: drawn; an ImageNet file, inflated; released Kinetics weights; our checkpoint."""
@@ -138,6 +138,8 @@ class Train:
     def __post_init__(self) -> None:
         if self.preset is None and self.steps is None:
             raise ValueError(f"neither --preset ({', '.join(PRESETS)}) nor --steps says how long to train")
+        if self.from_sweep and self.model != "i3d":
+            raise ValueError(f"--from-sweep chooses a geometry of i3d, and --model is {self.model}")
         if self.folds and not self.annotations:
             raise ValueError("--folds is given but --annotations is not: name the folder of the official lists")
         if self.finetune and self.init == "scratch":
@@ -148,17 +150,12 @@ class Train:
             storage.absolute(uri)
 
 
+AnyTrain = TypeVar("AnyTrain", bound=Train)
+
+
 def main() -> None:
     """Parse, train, print."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C
-    config = tyro.cli(Train, description=__doc__)
-    try:
-        run(config)
-    except (DataError, CatalogError, OutputError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", flush=True)
-        sys.exit(130)
+    run_command(Train, run, __doc__)
 
 
 def run(config: Train) -> list[Result]:
@@ -166,6 +163,8 @@ def run(config: Train) -> list[Result]:
     index = read_index(config.data)
     output = storage.absolute(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
+    if config.from_sweep:
+        config = take_best(config, config.from_sweep)
     if not config.annotations:
         return [train_one(config, index, output)]
     results = []
@@ -175,6 +174,27 @@ def run(config: Train) -> list[Result]:
         results.append(train_one(config, divided, storage.join(output, f"fold-{fold}")))
     print_mean([test_fold(config, storage.join(output, f"fold-{fold}"), fold) for fold in config.folds or (1,)])
     return results
+
+
+def take_best(config: Train, sweep: str) -> Train:
+    """The flags, with the best geometry of a sweep in place of theirs."""
+    from pipelines.sweep_results import read_outcome
+
+    best = read_outcome(storage.absolute(sweep))["best"]
+    print(f"geometry    {describe_geometry(best['geometry'])}: top-1 {best['top1']:.1%} in {sweep}")
+    return apply_geometry(config, best["geometry"])
+
+
+def apply_geometry(config: AnyTrain, geometry: Geometry) -> AnyTrain:
+    """The flags with a geometry's network, and its learning rate and inflation where they were searched."""
+    words = {name: value for name, value in model_settings(geometry).items() if name != "frames"}
+    return replace(
+        config,
+        frames=geometry["frames"],
+        set=(*config.set, *(f"{name}={json.dumps(value)}" for name, value in words.items())),
+        learning_rate=geometry.get("learning_rate", config.learning_rate),
+        inflation=geometry.get("inflation", config.inflation),
+    )
 
 
 def test_fold(config: Train, run: str, fold: int) -> float:
@@ -200,6 +220,7 @@ def train_one(config: Train, index: VideoIndex, output: str) -> Result:
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)  # one to compute and one to decode, be they shares
         print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False)}", flush=True)
         from pipelines.training import train
+        from pipelines.training_page import write_training_report
 
         scale = make_scale(config)
         run = make_run(config, index, scale)
@@ -207,7 +228,8 @@ def train_one(config: Train, index: VideoIndex, output: str) -> Result:
         run = replace(run, model=model.config)
         print_run(config, run, scale, output)
         result = train(run, model, output, scale, on_metrics=print_metrics)
-    print(f"\nlast        {result.last}\nbest        {result.best}")
+        page = write_training_report(output)
+    print(f"\nlast        {result.last}\nbest        {result.best}\nlook at     {page}")
     return result
 
 

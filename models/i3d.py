@@ -28,13 +28,14 @@ from models.inception import InceptionV1, TemporalExtents, UnitFactory, count_ti
 class I3DConfig(TemporalExtents, ModelConfig):
     """One stream of I3D. The defaults are the paper's; `frames=16, size=64, width=0.25` trains on a CPU.
 
-    `frames` and `test_frames` are the lengths of training and test clips. `logits_pool` is the temporal kernel of the
-    average pool (stride 1, no padding) before the classifier.
+    One of every `frame_step` frames is kept; `frames` and `test_frames` count the kept ones. `logits_pool` is the
+    temporal kernel of the average pool (stride 1, no padding) before the classifier.
     """
 
     stream: Stream = "rgb"
     frames: int = 64
     test_frames: int = 250
+    frame_step: int = 1
     logits_pool: int = 2
     bn_gamma: bool = False
 
@@ -78,8 +79,9 @@ class I3D(VideoModel):
     @property
     def contract(self) -> InputContract:
         """Table 1: 64 frames (2.56 s) for training, up to 250 frames (10 s) at test, the whole video in one pass."""
-        train = consecutive_frames(self.config.stream, self.config.frames)
-        test = consecutive_frames(self.config.stream, self.config.test_frames, any_length=True)
+        stream, step = self.config.stream, self.config.frame_step
+        train = consecutive_frames(stream, self.config.frames, frame_step=step)
+        test = consecutive_frames(stream, self.config.test_frames, frame_step=step, any_length=True)
         return InputContract(size=self.config.size, train=train, test=test)
 
     def features(self, clips: Clips, endpoint: str = "Mixed_5c") -> Tensor:

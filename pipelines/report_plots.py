@@ -154,6 +154,65 @@ def plot_confusion(matrix: npt.NDArray[np.integer]) -> str:
     return _to_svg(figure, "Confusion matrix")
 
 
+def plot_front(gflops: Values, scores: Values, front: Values, paper: Values) -> str:
+    """Top-1 over GFLOPs a video: (n,) and (n,) of all trials; (k, 2) of the joined front; (m, 2) of the ringed."""
+    figure, axes = _axes((6.4, 3.0), x="GFLOPs of a test video", y="top-1, %")
+    axes.scatter(gflops, 100 * scores, s=22, color=_MUTED, alpha=0.6, linewidth=0)
+    axes.plot(front[:, 0], 100 * front[:, 1], color=_FIRST, marker="o", markersize=5, linewidth=1.4)
+    axes.scatter(paper[:, 0], 100 * paper[:, 1], s=90, facecolor="none", edgecolor=_SECOND, linewidth=1.6)
+    _log_axis(axes)
+    return _to_svg(figure, "Top-1 over GFLOPs a video")
+
+
+def plot_parallel(columns: Mapping[str, Sequence[float | str]], scores: Values, best: int) -> str:
+    """Parallel coordinates: an axis for each choice and for top-1, a line for each trial, the best one's thick."""
+    figure, axes = _axes((9.0, 3.4), x="", y="")
+    shown = {**columns, "top-1": list(scores)}
+    places = np.empty((len(scores), len(shown)))
+    for index, (name, values) in enumerate(shown.items()):
+        if name == "top-1":
+            low, high = float(scores.min()), float(scores.max())
+            places[:, index] = (scores - low) / ((high - low) or 1)
+            ticks = {f"{100 * low:.0f}%": 0.0, f"{100 * high:.0f}%": 1.0}
+        else:
+            options = sorted(set(values), key=lambda value: (str(type(value)), value))
+            places[:, index] = [options.index(value) / max(1, len(options) - 1) for value in values]
+            told = options if len(options) <= 6 else [options[0], options[-1]]
+            ticks = {
+                value if isinstance(value, str) else f"{value:g}": options.index(value) / max(1, len(options) - 1)
+                for value in told
+            }
+        axes.axvline(index, color=_GRID, linewidth=1)
+        for text, place in ticks.items():
+            axes.text(index + 0.04, place, text, color=_MUTED, fontsize=7, va="center")
+    for line, good in zip(places, places[:, -1], strict=True):
+        axes.plot(line, color=_FIRST, alpha=0.15 + 0.6 * float(good), linewidth=1)
+    axes.plot(places[best], color=_SECOND, linewidth=2.2)
+    axes.set_xticks(range(len(shown)), [name.replace("_", "\n") for name in shown], fontsize=7)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    return _to_svg(figure, "Choices of each trial, and its top-1")
+
+
+def plot_curves(curves: Sequence[tuple[Values, Values]], *, y: str, highlighted: int | None = None) -> str:
+    """Lines over steps, (n,) and (n,) each; one may be in the second colour."""
+    figure, axes = _axes((6.4, 2.6), x="steps", y=y)
+    for index, (steps, values) in enumerate(curves):
+        chosen = index == highlighted
+        single = len(curves) == 1
+        axes.plot(
+            steps,
+            values,
+            color=_SECOND if chosen else _FIRST,
+            alpha=1 if chosen or single else 0.4,
+            linewidth=2 if chosen else 1.2,
+            marker="o" if len(steps) < 30 else None,
+            markersize=2.5,
+        )
+    axes.set_xlim(0)
+    return _to_svg(figure, f"{y} over the steps")
+
+
 def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")

@@ -75,6 +75,11 @@ class Preset:
     model: Mapping[str, object] = field(default_factory=lambda: {"dropout": 0.5})
 
 
+TRANSFER = Preset(
+    phases=((3_500, 0.05), (1_000, 0.005), (500, 0.0005)),
+    reference_batch=96,
+    source="paper, section 3: 16 GPUs of 6 clips, up to 5k steps; rate and drops are ours",
+)
 # 64 replicas of 6 clips; the flow checkpoint was trained on with a second rise of the rate.
 PRESETS: dict[str, Preset] = {
     "kinetics400_rgb": Preset(
@@ -92,16 +97,8 @@ PRESETS: dict[str, Preset] = {
         reference_batch=384,
         source="paper, version 1: up to 35k steps on miniKinetics; the drops are ours, it says by hand at saturation",
     ),
-    "ucf101": Preset(
-        phases=((3_500, 0.05), (1_000, 0.005), (500, 0.0005)),
-        reference_batch=96,
-        source="paper, section 3: 16 GPUs of 6 clips, up to 5k steps; rate and drops are ours",
-    ),
-    "hmdb51": Preset(
-        phases=((3_500, 0.05), (1_000, 0.005), (500, 0.0005)),
-        reference_batch=96,
-        source="paper, section 3: 16 GPUs of 6 clips, up to 5k steps; rate and drops are ours",
-    ),
+    "ucf101": TRANSFER,
+    "hmdb51": TRANSFER,
     "small": Preset(
         phases=((960, 0.02), (400, 0.002), (240, 0.0002)),
         reference_batch=8,

@@ -56,7 +56,7 @@ def train(
     output: str,
     scale: Scale,
     *,
-    on_metrics: Callable[[Metrics], None] = lambda metrics: None,
+    on_metrics: Callable[[Metrics], None] | None = None,
     callbacks: list[Any] | None = None,
 ) -> Result:
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
@@ -110,10 +110,7 @@ def settle(run: Run, model: VideoModel, output: str) -> bool:
     """
     described = run.describe()
     uri = storage.join(output, "run.json")
-    if storage.exists(uri):
-        held = json.loads(storage.read_bytes(uri))
-        if differing := _differences(held, described):
-            raise RunError(f"{output} holds another run: {'; '.join(differing[:3])}. Give another --output")
+    if holds_same(uri, described):
         return storage.exists(storage.join(output, RESULT))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(folder, model, run.metadata())
@@ -121,6 +118,17 @@ def settle(run: Run, model: VideoModel, output: str) -> bool:
             storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
     storage.put(uri, shards.to_json(described))
     return False
+
+
+def holds_same(uri: str, described: Metrics) -> bool:
+    """Whether settings were written there before. Raises RunError, naming the first that differ, where others were."""
+    if not storage.exists(uri):
+        return False
+    if differing := _differences(json.loads(storage.read_bytes(uri)), described):
+        folder, name = posixpath.split(uri)
+        what = name.removesuffix(".json")
+        raise RunError(f"{folder} holds another {what}: {'; '.join(differing[:3])}. Give another --output")
+    return True
 
 
 def _differences(held: Metrics, wanted: Metrics, name: str = "") -> list[str]:
@@ -149,8 +157,11 @@ class _Mailbox:
 
 
 @contextmanager
-def _mailbox(on_metrics: Callable[[Metrics], None], every_s: float = 1.0) -> Iterator[Any]:
-    """An actor that workers send lines to; they are handed to `on_metrics` as they come."""
+def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0) -> Iterator[Any]:
+    """An actor that workers send lines to; they are handed to `on_metrics` as they come. None where nobody reads."""
+    if on_metrics is None:
+        yield None
+        return
     mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
     stop = threading.Event()
 

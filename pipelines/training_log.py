@@ -51,7 +51,8 @@ class TrainingLog:
         for name, value in metrics.items():
             if isinstance(value, int | float) and name != "step":
                 self.writer.add_scalar(f"{kind}/{name}", value, metrics["step"])
-        self.mailbox.put.remote(line)
+        if self.mailbox:
+            self.mailbox.put.remote(line)
 
     def flush(self) -> None:
         """Write everything so far; each file by one atomic put."""

@@ -24,7 +24,7 @@ FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--codec", "h264")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
-    write_motion_videos(folder, videos_per_class=2, seed=2, num_frames=40, size=(64, 48))
+    write_motion_videos(folder, videos_per_class=2, seed=2, num_frames=120, size=(64, 48))
     write_broken_videos(folder / "train" / "broken")
     return folder
 
@@ -125,7 +125,7 @@ def test_a_killed_run_goes_on_to_the_bytes_of_an_undisturbed_one(
 ) -> None:
     out = tmp_path / "out"
     process = start("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
-    wait_for_commits(out, 2, process)
+    wait_for_commits(out, 1, process)
     process.send_signal(how)
     process.communicate(timeout=60)
     assert not (out / "dataset.json").exists()
