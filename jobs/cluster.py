@@ -10,12 +10,13 @@ import logging
 import os
 
 
-def connect(*, num_cpus: int | None = None, log_to_driver: bool = True) -> str:
+def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray here, on loopback only.
 
     Returns a phrase about where that is. `num_cpus` sizes a Ray that is started here; on a cluster the graph limits
     itself. Without `log_to_driver` what workers print stays in Ray's log files, for jobs that fetch their own lines.
-    Called again, it keeps the Ray it has.
+    `dashboard` starts that too, on loopback as well: what asks for the state of actors needs it. Called again, it
+    keeps the Ray it has.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     submitted = bool(os.environ.get("RAY_ADDRESS"))
@@ -30,17 +31,17 @@ def connect(*, num_cpus: int | None = None, log_to_driver: bool = True) -> str:
     elif submitted:
         ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
-        _start(num_cpus, log_to_driver)
+        _start(num_cpus, log_to_driver, dashboard)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
     return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs"
 
 
-def _start(num_cpus: int | None, log_to_driver: bool, *, attempts: int = 3) -> None:
+def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attempts: int = 3) -> None:
     """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
     import ray
 
-    settings = {"num_cpus": num_cpus, "include_dashboard": False, "log_to_driver": log_to_driver}
+    settings = {"num_cpus": num_cpus, "include_dashboard": dashboard, "log_to_driver": log_to_driver}
     for left in reversed(range(attempts)):
         try:
             ray.init(address="local", logging_level=logging.WARNING, **settings)

@@ -97,7 +97,8 @@ def run(config: Tune) -> Outcome:
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
     with lock_output(output):
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)
-        print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False)}", flush=True)
+        # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
+        print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False, dashboard=True)}", flush=True)
         from pipelines.sweep import Book, confirm_geometries, search_geometries
         from pipelines.sweep_results import conclude, write_outcome
 

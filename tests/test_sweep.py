@@ -22,7 +22,7 @@ import models
 from models.contract import ModelConfig
 from models.cost import count_flops
 from pipelines.run import Scale
-from pipelines.sweep import Book, Proposals, Rungs, Search, Trial, chosen_few
+from pipelines.sweep import Book, Proposals, Records, Rungs, Search, Trial, chosen_few
 from pipelines.sweep_page import write_sweep_report
 from pipelines.sweep_results import conclude, count_cost, find_front, read_outcome, write_outcome
 from pipelines.sweep_space import Geometry, Space, describe_geometry, identify, model_settings
@@ -148,6 +148,21 @@ def test_a_killed_sweep_keeps_what_ended_and_begins_with_what_did_not(tmp_path: 
     assert resumed.suggest("1")["id"] not in book.trials
 
 
+def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    proposals = Proposals(book, SEARCH, configure)
+    proposed = proposals.suggest("0")
+    told: list[Trial] = []
+    failed = SimpleNamespace(config=proposed, get_error=lambda: RuntimeError("first line\nno memory is left"))
+    Records(book, told.append).on_trial_error(1, [], failed)
+    proposals.on_trial_complete("0", error=True)
+    assert told[0].reason == "no memory is left"
+    assert proposals.suggest("1")["id"] != proposed["id"]
+    again = Book(str(tmp_path), PAPER)
+    assert again.trials[PAPER].state == "failed"
+    assert Proposals(again, SEARCH, configure).suggest("0")["id"] == PAPER
+
+
 def result_of(trial: Trial, step: int, score: float) -> tuple[Any, dict[str, Any]]:
     return type("TuneTrial", (), {"config": {"id": trial.id}, "trial_id": "x"})(), report(step, score)
 
@@ -240,7 +255,7 @@ def test_a_sweep_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None
 
 
 FLAGS = (
-    "--stream flow --preset debug --steps 36 --learning-rate 0.02 --trials 4 --rungs 3 --confirm 1 --confirm-seeds 2"
+    "--stream flow --preset debug --steps 36 --learning-rate 0.02 --trials 6 --rungs 3 --confirm 1 --confirm-seeds 2"
 )
 
 
@@ -288,7 +303,7 @@ def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_
     assert f"{len(kept)} of them known already" in done.stdout
     assert {name: ended()[name] for name in kept} == kept
     table = pq.read_table(output / "sweep.parquet").to_pylist()
-    assert [row["number"] for row in table] == [0, 1, 2, 3]
+    assert [row["number"] for row in table] == [0, 1, 2, 3, 4, 5]
     assert all(row["state"] in ("finished", "stopped") for row in table)
     assert table[0]["paper"]
     assert table[0]["step"] == 36
