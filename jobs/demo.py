@@ -72,7 +72,8 @@ def train_on_motion(motion: Path, stream: Stream) -> train.Train:
         output=str(motion / stream),
         stream=stream,
         preset="small",
-        steps=600,
+        steps=500,
+        batch=8,  # batch norm needs more than the four of the preset
         learning_rate=0.02,
         frames=16,
         set=("dropout=0",),

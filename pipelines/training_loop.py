@@ -231,6 +231,10 @@ class Worker:
         }
         if sums["failed"]:
             metrics["errors"] = self._gather_errors()
+            if not sums["clips"]:  # storage is down, or the shards are gone: steps on nothing would spoil the weights
+                raise RuntimeError(
+                    f"none of the last {metrics['failed']} clips could be decoded: {metrics['errors'][0]}"
+                )
         return metrics
 
     def _gather_errors(self) -> list[str]:

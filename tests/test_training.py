@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -223,3 +224,14 @@ def test_on_s3_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str
     assert 0 < sum(line["failed"] for line in found) < 40 * 8
     with local_checkpoint(find_checkpoint(f"{s3}/run")) as folder:
         assert checkpoint.load(folder)[1].extra["step"] == 40
+
+
+def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str, tmp_path: Path) -> None:
+    shutil.copytree(motion_shards, tmp_path / "data", ignore=shutil.ignore_patterns("shards"))
+    words = command(str(tmp_path / "data"), tmp_path / "run", "--validation-split", "none", "--max-failures", "0")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 1
+    assert "error: the training was given up" in done.stderr
+    assert "clips could be decoded: train~" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/step-*"))
