@@ -101,7 +101,9 @@ def run(config: Evaluate) -> dict[str, Any]:
             print(f"scored      {len(rows):,} of {len(usable):,} videos", flush=True)
     table = evaluation.tabulate(index, usable, rows, list(networks))
     found = evaluation.summarise(table, list(networks), index.classes, ignore_missing=config.ignore_missing)
-    found["settings"] = {"data": index.data, "split": config.split, **evaluation.describe(scorer)}
+    division = {"annotations": list(config.annotations), "fold": config.fold} if config.annotations else {}
+    found["settings"] = {"data": index.data, "split": config.split, **division, **evaluation.describe(scorer)}
+    found["settings"]["protocol"] = {"name": config.protocol, **found["settings"]["protocol"]}
     write(output, found, table, index)
     print(f"\n{format_summary(found)}\nlook at     {storage.join(output, 'report.html')}")
     return found

@@ -42,6 +42,9 @@ from pipelines.video_index import VideoIndex
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
 MAX_TASK_CLIPS = 64
 TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
+# Ray Data counts a task whose output it has not measured with two blocks of 128 MiB: with less room than that beside
+# the clips that wait, it sometimes starts no task any more.
+UNMEASURED_BYTES = 768 << 20
 SEGMENT_TASKS = 2_000  # in one Ray Data execution, which describes all of them before the first one runs
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
@@ -282,7 +285,8 @@ def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.d
     )
     options = graph.context.execution_options
     options.preserve_order = True
-    options.resource_limits = ExecutionResources(object_store_memory=TASKS_AHEAD * tasks_at_once * TASK_BYTES)
+    ahead = TASKS_AHEAD * tasks_at_once * TASK_BYTES + UNMEASURED_BYTES
+    options.resource_limits = ExecutionResources(object_store_memory=ahead)
     graph.context.enable_progress_bars = False
     graph.context.execution_no_progress_timeout_s = -1  # a training that waits for its GPU makes no progress here
     return graph
