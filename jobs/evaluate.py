@@ -21,7 +21,7 @@ from jobs.command import run_command
 from pipelines import shards, storage
 from pipelines.checkpoints import Which
 from pipelines.clips import PROTOCOLS, Protocol, ProtocolName
-from pipelines.video_index import VideoIndex, read_index, with_fold
+from pipelines.video_index import read_index, with_fold
 
 if TYPE_CHECKING:
     from pipelines.evaluation import Scorer
@@ -101,10 +101,11 @@ def run(config: Evaluate) -> dict[str, Any]:
             print(f"scored      {len(rows):,} of {len(usable):,} videos", flush=True)
     table = evaluation.tabulate(index, usable, rows, list(networks))
     found = evaluation.summarise(table, list(networks), index.classes, ignore_missing=config.ignore_missing)
+    found["classes"] = list(index.classes)  # in the confusion matrix's order, which per_class loses in JSON
     division = {"annotations": list(config.annotations), "fold": config.fold} if config.annotations else {}
     found["settings"] = {"data": index.data, "split": config.split, **division, **evaluation.describe(scorer)}
     found["settings"]["protocol"] = {"name": config.protocol, **found["settings"]["protocol"]}
-    write(output, found, table, index)
+    write(output, found, table)
     print(f"\n{format_summary(found)}\nlook at     {storage.join(output, 'report.html')}")
     return found
 
@@ -137,15 +138,14 @@ def make_protocol(config: Evaluate) -> Protocol:
     return replace(PROTOCOLS[config.protocol], flip=config.flip)
 
 
-def write(output: str, found: dict[str, Any], table: Any, index: VideoIndex) -> None:
+def write(output: str, found: dict[str, Any], table: Any) -> None:
     """scores.parquet, report.html, and evaluation.json last."""
-    from pipelines.evaluation_page import render_evaluation
+    from pipelines.evaluation_page import write_evaluation_report
 
     sink = io.BytesIO()
     pq.write_table(table, sink)
     storage.put(storage.join(output, "scores.parquet"), sink.getvalue())
-    page = render_evaluation(output, found, index.classes)
-    storage.put(storage.join(output, "report.html"), page.encode(errors="replace"))
+    write_evaluation_report(output, found)
     storage.put(storage.join(output, "evaluation.json"), shards.to_json(found))
 
 

@@ -30,10 +30,9 @@ def make_report(folder: str) -> str:
     """The URI of the new page. Raises ValueError where the folder is none of ours, or unfinished."""
     found = next((kind for file, kind in KINDS.items() if storage.exists(storage.join(folder, file))), None)
     if found == "evaluation":
-        from pipelines.evaluation_page import render_evaluation
+        from pipelines.evaluation_page import write_evaluation_report
 
-        evaluation = json.loads(storage.read_bytes(storage.join(folder, "evaluation.json")))
-        return _put(folder, render_evaluation(folder, evaluation, list(evaluation["per_class"])))
+        return write_evaluation_report(folder, json.loads(storage.read_bytes(storage.join(folder, "evaluation.json"))))
     if found == "sweep":
         from pipelines.sweep_page import write_sweep_report
 
@@ -45,12 +44,6 @@ def make_report(folder: str) -> str:
     from pipelines import report, shards
 
     return report.write_extraction_report(folder, shards.read_dataset(folder))
-
-
-def _put(folder: str, page: str) -> str:
-    target = storage.join(folder, "report.html")
-    storage.put(target, page.encode())
-    return target
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from jobs import train
 from jobs.cluster import connect
 from jobs.command import run_command
+from models.contract import ModelConfig
 from models.inflation import Mode
 from pipelines import shards, storage
 from pipelines.lock import lock_output
@@ -27,7 +28,7 @@ from pipelines.sweep_space import Geometry, Space, describe_geometry, identify
 from pipelines.video_index import VideoIndex, read_index
 
 if TYPE_CHECKING:
-    from pipelines.sweep import Book, Prepare, Search, Trial
+    from pipelines.sweep import Book, Configure, Prepare, Search, Trial
     from pipelines.sweep_results import Outcome
 
 FLOW_STRIDE = "flow at input stride s is every s-th frame of the flow between neighbours, not the flow over s frames"
@@ -54,15 +55,15 @@ class Tune(train.Train):
 
     search_frames: tuple[int, ...] = ()
     """Frames of a training clip to try besides --frames."""
-    search_frame_steps: tuple[int, ...] = (1, 2, 4)
+    search_frame_steps: tuple[int, ...] = Space.frame_steps
     """Input strides: one of so many frames is kept."""
-    search_conv1_kernels: tuple[int, ...] = (3, 5, 7)
+    search_conv1_kernels: tuple[int, ...] = Space.conv1_kernels
     """Temporal kernels of conv1."""
-    search_conv1_strides: tuple[int, ...] = (1, 2)
+    search_conv1_strides: tuple[int, ...] = Space.conv1_strides
     """Temporal strides of conv1."""
-    search_pool_kernels: tuple[int, ...] = (1, 2, 3)
+    search_pool_kernels: tuple[int, ...] = Space.pool_kernels
     """Temporal kernels of each of the four max-pools; 1 leaves a pool uninflated."""
-    search_pool_strides: tuple[int, ...] = (1, 2)
+    search_pool_strides: tuple[int, ...] = Space.pool_strides
     """Temporal strides of each."""
     search_inflation: tuple[Mode, ...] = ()
     """Ways to inflate 2-D weights (with --init imagenet)."""
@@ -103,14 +104,14 @@ def run(config: Tune) -> Outcome:
         from pipelines.sweep_results import conclude, write_outcome
 
         scale, concurrent = make_scale(config)
-        prepare = make_prepare(config, index, scale)
         search = make_search(config, scale, concurrent)
+        prepare = make_prepare(config, index, search)
         paper = search.space.paper()
         run = prepare(paper, 0).run
         hold_settings(config, output, run, search)
         book = Book(output, identify(paper))
         print_search(config, book, search, run)
-        search_geometries(book, search, prepare, on_end=print_trial)
+        search_geometries(book, search, prepare, make_configure(config, index), on_end=print_trial)
         if config.confirm and config.confirm_seeds > 1 and book.finished():
             print(
                 f"seeds       the best {config.confirm} and the paper's, from {config.confirm_seeds} each", flush=True
@@ -151,24 +152,26 @@ def make_scale(config: Tune) -> tuple[Scale, int]:
     return scale, config.concurrent or min(room, config.trials)
 
 
-def make_prepare(config: Tune, index: VideoIndex, scale: Scale) -> Prepare:
+def make_prepare(config: Tune, index: VideoIndex, search: Search) -> Prepare:
     """How a geometry becomes a run: the flags' run, with its settings in place of theirs."""
     from pipelines.sweep import Prepared
 
     def prepare(geometry: Geometry, seed: int) -> Prepared:
         given = train.apply_geometry(config, geometry)
-        given = replace(given, seed=config.seed + seed, checkpoint_every=first_rung(config, scale))
-        return Prepared(run=train.make_run(given, index, scale), initial=train.make_initial(given))
+        given = replace(given, seed=config.seed + seed, checkpoint_every=search.first_rung)
+        return Prepared(run=train.make_run(given, index, search.scale), initial=train.make_initial(given))
 
     return prepare
 
 
-def first_rung(config: Tune, scale: Scale) -> int:
-    """Steps before ASHA's first look; reports and checkpoints lie as far apart."""
+def make_configure(config: Tune, index: VideoIndex) -> Configure:
+    """How a geometry becomes a network's settings, without the videos of a run."""
     preset = train.PRESETS[config.preset] if config.preset else None
-    optimisation = train.make_optimisation(config, preset, scale)
-    steps = optimisation.schedule.steps(optimisation.global_batch(scale.num_workers))
-    return int(max(1, steps // config.reduction ** (config.rungs - 1)))
+
+    def configure(geometry: Geometry) -> ModelConfig:
+        return train.make_model_config(train.apply_geometry(config, geometry), preset, num_classes=len(index.classes))
+
+    return configure
 
 
 def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
@@ -177,6 +180,7 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
 
     preset = train.PRESETS[config.preset] if config.preset else None
     optimisation = train.make_optimisation(config, preset, scale)
+    steps = optimisation.schedule.steps(optimisation.global_batch(scale.num_workers))
     network = train.make_model_config(config, preset, num_classes=2)
     space = Space(
         paper_frames=network.frames,  # type: ignore[attr-defined]
@@ -193,8 +197,8 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
     return Search(
         space=space,
         num_trials=config.trials,
-        steps=optimisation.schedule.steps(optimisation.global_batch(scale.num_workers)),
-        first_rung=first_rung(config, scale),
+        steps=steps,
+        first_rung=max(1, steps // config.reduction ** (config.rungs - 1)),
         reduction=config.reduction,
         objective=config.objective,
         seed=config.seed,

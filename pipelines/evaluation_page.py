@@ -9,9 +9,14 @@ import markupsafe
 import numpy as np
 
 from pipelines import report_plots
-from pipelines.report import NUM_OPEN_CLASSES, make_environment
+from pipelines.report import NUM_OPEN_CLASSES, make_environment, put_page
 
 NUM_TAKEN_FOR = 3  # other classes that are named for each
+
+
+def write_evaluation_report(output: str, found: Mapping[str, Any]) -> str:
+    """Write report.html of what evaluation.json holds; returns its URI."""
+    return put_page(output, render_evaluation(output, found, found["classes"]))
 
 
 def render_evaluation(output: str, found: Mapping[str, Any], classes: Sequence[str]) -> str:

@@ -78,7 +78,11 @@ def write_extraction_report(output: str, dataset: Mapping[str, Any]) -> str:
     chosen = choose_videos(videos, still_px=find_still_px(dataset), clipped_share=HEAVILY_CLIPPED)
     files = {Path(shard["file"]).stem: shard["file"] for shard in dataset["shards"]}
     cards = make_cards(output, files, chosen)
-    page = render_extraction(output, dataset, videos, runs=read_runs(output), cards=cards)
+    return put_page(output, render_extraction(output, dataset, videos, runs=read_runs(output), cards=cards))
+
+
+def put_page(output: str, page: str) -> str:
+    """Write a page as report.html of a folder; returns its URI. What is no Unicode in a name becomes a ?."""
     uri = storage.join(output, "report.html")
     storage.put(uri, page.encode(errors="replace"))
     return uri

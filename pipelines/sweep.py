@@ -33,7 +33,7 @@ from models.cost import count_flops
 from pipelines import shards, storage
 from pipelines.initial_weights import InitialWeights, make_model
 from pipelines.run import SCORE, Metrics, Run, Scale
-from pipelines.sweep_space import Geometry, Space, identify, make_sampler
+from pipelines.sweep_space import Geometry, Space, identify
 from pipelines.training import train
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -118,6 +118,7 @@ class Prepared:
 
 
 Prepare = Callable[[Geometry, int], Prepared]  # geometry, seed
+Configure = Callable[[Geometry], ModelConfig]  # raises ValueError where no time steps are left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ class Search:
 class Proposals(Searcher):
     """Optuna behind Tune's interface. Never proposes a geometry that leaves no time steps, or one that is known."""
 
-    def __init__(self, book: Book, search: Search, configure: Callable[[Geometry], ModelConfig]) -> None:
+    def __init__(self, book: Book, search: Search, configure: Configure) -> None:
         super().__init__(metric=SCORE, mode="max")
         self.book, self.search, self.configure = book, search, configure
         self.distributions = search.space.distributions()
@@ -147,7 +148,8 @@ class Proposals(Searcher):
             directions.append("minimize")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         seed = search.seed + len(book.trials)
-        self.tpe = make_sampler(seed=seed, num_startup=max(4, search.num_trials // 3))
+        startup = max(4, search.num_trials // 3)
+        self.tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
         self.chance = optuna.samplers.RandomSampler(seed=seed)
         self.study = optuna.create_study(directions=directions, sampler=self.tpe)
         for trial in book.ended():
@@ -301,17 +303,13 @@ class Records(tune.Callback):
 
 
 def search_geometries(
-    book: Book, search: Search, prepare: Prepare, *, on_end: Callable[[Trial], None] = lambda trial: None
+    book: Book, search: Search, prepare: Prepare, configure: Configure, *, on_end: Callable[[Trial], None]
 ) -> None:
     """Run trials until `num_trials` geometries are in the book, and those that a killed sweep left unfinished.
 
     Ray must be running, and the caller hold the lock of the book's folder. A failed trial is written down and does
     not end the sweep; the next sweep on this folder tries it again.
     """
-
-    def configure(geometry: Geometry) -> ModelConfig:
-        return prepare(geometry, 0).run.model
-
     proposals = Proposals(book, search, configure)
     missing = max(0, search.num_trials - len(book.trials)) + len(proposals.first) - (0 if book.trials else 1)
     if missing:

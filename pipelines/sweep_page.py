@@ -11,7 +11,7 @@ import markupsafe
 import numpy as np
 
 from pipelines import report_plots, storage
-from pipelines.report import make_environment
+from pipelines.report import make_environment, put_page
 from pipelines.run import SCORE, Metrics
 from pipelines.sweep import Book, Trial
 from pipelines.sweep_results import read_outcome
@@ -23,9 +23,7 @@ def write_sweep_report(output: str) -> str:
     found = read_outcome(output)
     settings = json.loads(storage.read_bytes(storage.join(output, "sweep.json")))
     trials = list(Book(output, found["paper"]["id"] if found["paper"] else "").trials.values())
-    target = storage.join(output, "report.html")
-    storage.put(target, render_sweep(output, settings, found, trials).encode())
-    return target
+    return put_page(output, render_sweep(output, settings, found, trials))
 
 
 def render_sweep(output: str, settings: Mapping[str, Any], found: Mapping[str, Any], trials: Sequence[Trial]) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from models.inception import POOLS, TemporalExtents
@@ -50,20 +49,19 @@ class Space:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Each choice as Optuna takes it."""
-        options: dict[str, tuple[int | str, ...]] = {
-            "frame_step": (1, *self.frame_steps),
-            "frames": (self.paper_frames, *self.frames),
-            "conv1_kernel": (PAPER.conv1_kernel, *self.conv1_kernels),
-            "conv1_stride": (PAPER.conv1_stride, *self.conv1_strides),
+        tried: dict[str, tuple[int | str, ...]] = {
+            "frame_step": self.frame_steps,
+            "frames": self.frames,
+            "conv1_kernel": self.conv1_kernels,
+            "conv1_stride": self.conv1_strides,
+            **{f"pool_{pool}_kernel": self.pool_kernels for pool in POOL_CHOICES},
+            **{f"pool_{pool}_stride": self.pool_strides for pool in POOL_CHOICES},
+            "inflation": self.inflation,
         }
-        for index, pool in enumerate(POOL_CHOICES):
-            options[f"pool_{pool}_kernel"] = (PAPER.pool_kernels[index], *self.pool_kernels)
-            options[f"pool_{pool}_stride"] = (PAPER.pool_strides[index], *self.pool_strides)
-        if self.inflation:
-            options["inflation"] = ("mean", *self.inflation)
         found: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(tuple(sorted(set(values), key=lambda value: (str(type(value)), value))))
-            for name, values in options.items()
+            name: CategoricalDistribution(tuple(sorted({value, *tried[name]})))
+            for name, value in self.paper().items()
+            if name in tried
         }
         if self.learning_rate:
             found["learning_rate"] = FloatDistribution(*self.learning_rate, log=True)
@@ -114,8 +112,3 @@ def describe_geometry(geometry: Mapping[str, Any]) -> str:
     inflation = f", {geometry['inflation']} inflation" if "inflation" in geometry else ""
     conv1 = f"{geometry['conv1_kernel']}/{geometry['conv1_stride']}"
     return f"{geometry['frames']} frames{step}, conv1 {conv1}, pools {pools}{rate}{inflation}"
-
-
-def make_sampler(*, seed: int, num_startup: int) -> optuna.samplers.TPESampler:
-    """Optuna's tree-structured Parzen estimator, told of running trials; several objectives make it the MOTPE."""
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=num_startup, constant_liar=True, multivariate=False)

@@ -17,7 +17,7 @@ from pipelines import report_plots, storage
 from pipelines.checkpoints import find_checkpoint
 from pipelines.networks import load_network
 from pipelines.preview import colour_flow
-from pipelines.report import make_environment
+from pipelines.report import make_environment, put_page
 from pipelines.run import SCORE, Metrics
 
 FILTER_SCALE = 5  # pixels of the picture for each weight
@@ -44,9 +44,7 @@ def write_training_report(output: str) -> str:
     result = json.loads(storage.read_bytes(result_uri)) if storage.exists(result_uri) else None
     filters = first_filters(find_checkpoint(output)) if result else None
     page = render_training(output, run, lines, result, filters)
-    target = storage.join(output, "report.html")
-    storage.put(target, page.encode())
-    return target
+    return put_page(output, page)
 
 
 def render_training(

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import models
+from jobs.report import make_report
 from models import checkpoint
 from models.checkpoint import Metadata
-from pipelines import evaluation
+from pipelines import evaluation, shards, storage
 from pipelines.clips import ClipSettings
 from pipelines.evaluation_page import render_evaluation
 from pipelines.networks import Network, NetworkError, load_network
@@ -79,6 +80,17 @@ def test_a_page_of_hostile_names_is_escaped(index: VideoIndex) -> None:
     page = render_evaluation("out", found | {"settings": {}}, classes)
     assert "<script>alert" not in page
     assert "75.0% of 8 videos are right" in page
+
+
+def test_the_page_made_again_keeps_the_order_of_the_classes(index: VideoIndex, tmp_path: Path) -> None:
+    table = evaluation.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
+    classes = ("zebra", *index.classes[1:])  # comes last in JSON's sorted per_class
+    found = evaluation.summarise(table, ["rgb"], classes, ignore_missing=False) | {"classes": list(classes)}
+    found["settings"] = {}
+    storage.put(str(tmp_path / "evaluation.json"), shards.to_json(found))
+    page = Path(make_report(str(tmp_path))).read_text()
+    assert page == render_evaluation(str(tmp_path), found, classes)
+    assert "0 zebra" in page
 
 
 def save_network(folder: Path, stream: str, classes: tuple[str, ...]) -> str:
