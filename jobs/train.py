@@ -28,7 +28,7 @@ from pipelines.initial_weights import InitialWeights, Source, make_model
 from pipelines.lock import lock_output
 from pipelines.run import Optimisation, Reporting, Run, Scale
 from pipelines.schedule import PRESETS, Preset, Schedule, drop_at
-from pipelines.sweep_space import Geometry, describe_geometry, model_settings
+from pipelines.sweep_space import Geometry, describe_geometry, model_settings, read_outcome
 from pipelines.training_clips import Augmentation
 from pipelines.video_index import VideoIndex, read_index, with_fold
 
@@ -178,8 +178,6 @@ def run(config: Train) -> list[Result]:
 
 def take_best(config: Train, sweep: str) -> Train:
     """The flags, with the best geometry of a sweep in place of theirs."""
-    from pipelines.sweep_results import read_outcome
-
     best = read_outcome(storage.absolute(sweep))["best"]
     print(f"geometry    {describe_geometry(best['geometry'])}: top-1 {best['top1']:.1%} in {sweep}")
     return apply_geometry(config, best["geometry"])

@@ -39,6 +39,7 @@ from pipelines.training import train
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: tuple[State, ...] = ("finished", "stopped")
 TRIALS, CONFIRM = "trials", "confirm"
+REPORTED = ("step", "clips", SCORE, "val_loss")
 MAX_GUESSES = 20  # in a row that are invalid or known; then chance proposes, for Optuna would insist
 MAX_DRAWS = 500  # by chance, in a row: then the space is taken for searched
 
@@ -90,6 +91,18 @@ class Book:
                 Trial(**json.loads(data)) for data in storage.read_many([storage.join(folder, path) for path in found])
             ]
             self.trials = {trial.id: trial for trial in sorted(read, key=lambda trial: trial.number)}
+            for trial in self.trials.values():
+                if trial.state not in ENDED:
+                    self._complete(trial)
+
+    def _complete(self, trial: Trial) -> None:
+        """Add what the run has written of itself: a sweep that is killed may not have heard of its last report."""
+        uri = storage.join(self.folder(trial.id), "metrics.jsonl")
+        lines = map(json.loads, storage.read_text(uri).splitlines()) if storage.exists(uri) else ()
+        for line in lines:
+            if line["kind"] == "validation" and line["step"] > trial.step:
+                report = {name: line[name] for name in REPORTED}
+                trial.curve.append(report | {"seconds": round(trial.seconds, 1)})
 
     def folder(self, trial_id: str) -> str:
         """Where a trial's run and record lie."""
@@ -282,7 +295,7 @@ class Records(tune.Callback):
         found = self.book.trials[trial.config["id"]]
         if result["step"] > found.step:
             found.seconds = trial.config["seconds_before"] + result["time_total_s"]
-            report = {name: result[name] for name in ("step", "clips", SCORE, "val_loss")}
+            report = {name: result[name] for name in REPORTED}
             found.curve.append(report | {"seconds": round(found.seconds, 1)})
             self.book.save(found)
 

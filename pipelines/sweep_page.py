@@ -14,8 +14,7 @@ from pipelines import report_plots, storage
 from pipelines.report import make_environment, put_page
 from pipelines.run import SCORE, Metrics
 from pipelines.sweep import Book, Trial
-from pipelines.sweep_results import read_outcome
-from pipelines.sweep_space import describe_geometry
+from pipelines.sweep_space import describe_geometry, read_outcome
 
 
 def write_sweep_report(output: str) -> str:

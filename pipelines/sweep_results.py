@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import shards, storage
-from pipelines.run import SCORE, Metrics
+from pipelines.run import RESULT, SCORE, Metrics
 from pipelines.sweep import CONFIRM, Book, Prepare, Search, Trial, chosen_few
 from pipelines.sweep_space import Space, describe_geometry, model_settings
-from pipelines.training import RESULT, read_result
+from pipelines.training import read_result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +162,6 @@ def write_outcome(book: Book, outcome: Outcome, prepare: Prepare) -> None:
         "importance": dict(outcome.importance),
     }
     storage.put(storage.join(book.output, RESULT), shards.to_json(found))
-
-
-def read_outcome(output: str) -> Metrics:
-    """What result.json of a finished sweep holds. Raises ValueError where there is none."""
-    uri = storage.join(output, RESULT)
-    if not storage.exists(uri):
-        raise ValueError(f"{output} holds no finished sweep: {uri} is not there. Run jobs/tune.py to its end")
-    found: Metrics = json.loads(storage.read_bytes(uri))
-    if not isinstance(found.get("best"), dict):
-        raise ValueError(f"{uri} is not the result of a sweep: give the --output of jobs/tune.py")
-    return found
 
 
 def iter_rows(book: Book, prepare: Prepare) -> Iterator[Metrics]:

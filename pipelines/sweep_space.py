@@ -1,4 +1,4 @@
-"""What a search may choose of I3D's temporal geometry, and what the paper chose.
+"""What a search may choose of I3D's temporal geometry, what the paper chose, and what a search found; no Ray.
 
 A choice is a name and a value; a geometry is one value for each name. Flow at input stride s is every s-th frame of the
 flow between neighbouring frames, not the flow over s frames.
@@ -15,6 +15,8 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from models.inception import POOLS, TemporalExtents
+from pipelines import storage
+from pipelines.run import RESULT, Metrics
 
 Geometry = dict[str, Any]
 
@@ -112,3 +114,14 @@ def describe_geometry(geometry: Mapping[str, Any]) -> str:
     inflation = f", {geometry['inflation']} inflation" if "inflation" in geometry else ""
     conv1 = f"{geometry['conv1_kernel']}/{geometry['conv1_stride']}"
     return f"{geometry['frames']} frames{step}, conv1 {conv1}, pools {pools}{rate}{inflation}"
+
+
+def read_outcome(output: str) -> Metrics:
+    """What result.json of a finished sweep holds. Raises ValueError where there is none."""
+    uri = storage.join(output, RESULT)
+    if not storage.exists(uri):
+        raise ValueError(f"{output} holds no finished sweep: {uri} is not there. Run jobs/tune.py to its end")
+    found: Metrics = json.loads(storage.read_bytes(uri))
+    if not isinstance(found.get("best"), dict):
+        raise ValueError(f"{uri} is not the result of a sweep: give the --output of jobs/tune.py")
+    return found

@@ -31,10 +31,10 @@ from ray.train.torch import TorchTrainer
 from models import checkpoint
 from models.contract import VideoModel
 from pipelines import shards, storage
-from pipelines.run import INITIAL, SCORE, Metrics, Run, Scale, check_videos
+from pipelines.run import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
 from pipelines.training_loop import train_worker
 
-CHECKPOINTS, RESULT = "checkpoints", "result.json"
+CHECKPOINTS = "checkpoints"
 
 
 class RunError(ValueError):

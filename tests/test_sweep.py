@@ -24,8 +24,8 @@ from models.cost import count_flops
 from pipelines.run import Scale
 from pipelines.sweep import Book, Proposals, Records, Rungs, Search, Trial, chosen_few
 from pipelines.sweep_page import write_sweep_report
-from pipelines.sweep_results import conclude, count_cost, find_front, read_outcome, write_outcome
-from pipelines.sweep_space import Geometry, Space, describe_geometry, identify, model_settings
+from pipelines.sweep_results import conclude, count_cost, find_front, write_outcome
+from pipelines.sweep_space import Geometry, Space, describe_geometry, identify, model_settings, read_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 SPACE = Space(paper_frames=16, frames=(8,))
@@ -161,6 +161,16 @@ def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_pa
     again = Book(str(tmp_path), PAPER)
     assert again.trials[PAPER].state == "failed"
     assert Proposals(again, SEARCH, configure).suggest("0")["id"] == PAPER
+
+
+def test_a_report_that_a_killed_sweep_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    book.save(make_trial(0, [report(10, 0.3)], "running"))
+    lines = [{"kind": "train", "step": 15}, *({"kind": "validation", **report(step, step / 100)} for step in (10, 20))]
+    log = tmp_path / "trials" / PAPER / "metrics.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = Book(str(tmp_path), PAPER).trials[PAPER].curve
+    assert [(point["step"], point["val_top1"]) for point in curve] == [(10, 0.3), (20, 0.2)]
 
 
 def result_of(trial: Trial, step: int, score: float) -> tuple[Any, dict[str, Any]]:
