@@ -108,7 +108,8 @@ def with_fold(index: VideoIndex, annotations: Sequence[str], fold: int) -> Video
     labels = {name: label for label, name in enumerate(annotated.classes)}
     columns = index.table.take(pa.array(found, pa.int64()))  # a null place takes a row of nulls
     told = {
-        "id": [row.id for row in annotated.rows],
+        # A video keeps the id that its row of the shard has; the annotations' id is for those that have none.
+        "id": [own or row.id for own, row in zip(columns["id"].to_pylist(), annotated.rows, strict=True)],
         "label": [labels.get(row.class_name, -1) for row in annotated.rows],
         "class_name": [row.class_name for row in annotated.rows],
         "split": [row.split for row in annotated.rows],

@@ -192,8 +192,8 @@ def test_transfer_trains_the_classifier_only_on_each_fold(
     for fold in (1, 2):
         for name in ("left", "up"):
             uses = {1: (1, 2), 2: (2, 1)}[fold]
-            lines = [f"{name}_{index:04d}.mp4 {use}" for index, use in zip((0, 1), uses, strict=True)]
-            (tmp_path / f"{name}_test_split{fold}.txt").write_text("\n".join(lines) + "\n")
+            divisions = [f"{name}_{index:04d}.mp4 {use}" for index, use in zip((0, 1), uses, strict=True)]
+            (tmp_path / f"{name}_test_split{fold}.txt").write_text("\n".join(divisions) + "\n")
     flags = ["--init", "checkpoint", "--weights", str(undisturbed[0]), "--finetune", "head", "--precision", "bf16"]
     flags += ["--accumulate", "2", "--clip-norm", "1", "--annotations", str(tmp_path), "--folds", "1", "2", *SHORT]
     done = train(motion_shards, tmp_path / "out", *flags, "--set", "bn_momentum=0.1")
@@ -201,11 +201,12 @@ def test_transfer_trains_the_classifier_only_on_each_fold(
     source = weights(undisturbed[0])
     for fold in (1, 2):
         found = weights(tmp_path / "out" / f"fold-{fold}")
+        assert all(line["failed"] == 0 and line["loss"] > 0 for line in lines(tmp_path / "out" / f"fold-{fold}"))
         changed = {name for name, tensor in found.items() if not torch.equal(tensor, source[name])}
         assert changed == {"logits.weight", "logits.bias"}
         assert found["logits.bias"].shape == (2,)
         evaluated = json.loads((tmp_path / "out" / f"fold-{fold}" / "evaluation" / "evaluation.json").read_text())
-        assert evaluated["expected"] == 2
+        assert evaluated["expected"] == evaluated["evaluated"] == 2
 
 
 def test_on_s3_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str, s3: str) -> None:

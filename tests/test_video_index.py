@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import shards
+from pipelines.ingest import open_video
 from pipelines.video_index import DataError, read_index, with_fold
 
 
@@ -50,7 +51,7 @@ def test_another_division_of_the_same_videos(motion_shards: str, tmp_path: Path)
     assert divided.table["label"].to_pylist() == [1, 1, 0]
     video = divided.row(0)
     row = shards.read_row(video["file"], video["row"], ["rgb"], version=video["version"])
-    assert row["id"] == "train~up~up_0000"
+    assert row["id"] == video["id"] == "train~up~up_0000"
 
 
 def test_official_folds_find_videos_by_the_name_of_their_file(tmp_path: Path, motion_shards: str) -> None:
@@ -59,4 +60,5 @@ def test_official_folds_find_videos_by_the_name_of_their_file(tmp_path: Path, mo
         (tmp_path / f"{name}_test_split2.txt").write_text("\n".join(lines) + "\n")
     divided = with_fold(read_index(motion_shards), [str(tmp_path)], 2)
     assert divided.table["status"].to_pylist() == ["ok"] * 4
+    assert open_video(divided.row(0), ["flow"])("flow", 0, 5).shape[0] == 5
     assert divided.table["split"].to_pylist().count("train") == 2
