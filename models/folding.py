@@ -44,7 +44,7 @@ class FoldedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, padding = pad_for_convolution(x.to(self.dtype), self.kernel, self.stride)
-        if not (x.is_cpu and torch.backends.mkldnn.is_available() and self.dtype != torch.float64):
+        if not (x.is_cpu and _onednn_takes(self.dtype)):
             return nn.functional.conv3d(x, self.weight, self.bias, self.stride, padding).relu_()
         dilation, groups = (1, 1, 1), 1
         if self.packed is None:  # oneDNN chooses its blocked layout by the input's shape
@@ -54,6 +54,13 @@ class FoldedUnit(nn.Module):
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.packed, self.bias, padding, self.stride, dilation, groups, "relu", [], ""
         )
+
+
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether oneDNN convolves in `dtype` on this processor: bfloat16 wants AVX-512, and PyTorch's own is slower."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return torch.backends.mkldnn.is_available() and dtype == torch.float32
 
 
 def _fold_children(module: nn.Module, dtype: torch.dtype) -> nn.Module:

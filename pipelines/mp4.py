@@ -5,11 +5,13 @@ One thread encodes and one decodes: a cluster is filled with videos rather than 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -70,7 +72,9 @@ class VideoWriter:
     def _write(self, frame: av.VideoFrame) -> None:
         frame.pts = self.num_frames
         self.num_frames += 1
-        self._container.mux(self._stream.encode(frame))
+        with ordinary_priority() if self.num_frames == 1 else contextlib.nullcontext():
+            packets = self._stream.encode(frame)
+        self._container.mux(packets)
 
     def close(self) -> bytes:
         """The mp4 file's bytes, or b"" where no frame was written."""
@@ -79,6 +83,24 @@ class VideoWriter:
         self._container.mux(self._stream.encode(None))
         self._container.close()
         return self._buffer.getvalue()
+
+
+@contextlib.contextmanager
+def ordinary_priority() -> Iterator[None]:
+    """Within, an encoder may start: afterwards no thread of this process has real-time priority that had none before.
+
+    SVT-AV1, started by root, gives it to its own threads and to the one that calls it, whose child processes inherit
+    it: a training among them that uses all cores then keeps even Ray and the shell from running.
+    """
+    before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None  # Linux has it
+    try:
+        yield
+    finally:
+        for path in Path("/proc/self/task").iterdir() if before == os.SCHED_OTHER else ():
+            thread = int(path.name)
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                if os.sched_getscheduler(thread) == os.SCHED_FIFO:
+                    os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
 
 
 def read_frames(data: bytes, *, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:

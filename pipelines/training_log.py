@@ -20,16 +20,16 @@ Line = dict[str, Any]
 class TrainingLog:
     """Collects lines and writes them out with each flush; only the first worker has one.
 
-    A resumed run keeps the lines up to the step it goes on from. The event file is a new one each time, as TensorBoard
+    A resumed run keeps the lines up to the clips it goes on from. The event file is a new one each time, as TensorBoard
     wants it.
     """
 
-    def __init__(self, output: str, mailbox: Any, *, first_step: int) -> None:
+    def __init__(self, output: str, mailbox: Any, *, clips_seen: int) -> None:
         self.uri = storage.join(output, "metrics.jsonl")
         self.events = storage.join(output, "tensorboard")
         self.mailbox = mailbox
-        held = storage.read_text(self.uri).splitlines() if first_step and storage.exists(self.uri) else []
-        self.lines = [line for line in map(json.loads, held) if line["step"] <= first_step]
+        held = storage.read_text(self.uri).splitlines() if clips_seen and storage.exists(self.uri) else []
+        self.lines = [line for line in map(json.loads, held) if line["clips"] <= clips_seen]
         self.folder = tempfile.mkdtemp(prefix="tensorboard-")
         self.writer = SummaryWriter(self.folder)
 

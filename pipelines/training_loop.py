@@ -47,7 +47,7 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> None:
         torch.set_num_threads(1)
     worker = Worker(run, scale, device, rank=context.get_world_rank(), num_workers=context.get_world_size())
     worker.restore(output)
-    with TrainingLog(output, mailbox, first_step=worker.step) if worker.rank == 0 else nullcontext() as log:
+    with TrainingLog(output, mailbox, clips_seen=worker.clips_seen) if worker.rank == 0 else nullcontext() as log:
         worker.run_to_end(log)
 
 
@@ -77,14 +77,20 @@ class Worker:
         self.run, self.scale, self.device, self.rank, self.num_workers = run, scale, device, rank, num_workers
         self.optimisation = run.optimisation
         self.batch = run.optimisation.global_batch(num_workers)
+        self.asked_batch = run.optimisation.global_batch(scale.num_workers)
         self.clips_seen = 0
         self.sums = Sums(device)
         self.errors: list[str] = []
 
     @property
     def step(self) -> int:
-        """Steps of the present global batch that the clips seen amount to."""
-        return self.clips_seen // self.batch
+        """Steps that the clips seen amount to, counted as of all workers asked for: with fewer, one takes several."""
+        return self.clips_seen // self.asked_batch
+
+    def _is_due(self, every: int) -> bool:
+        """Whether what is done every so many steps is done after the step that was just taken."""
+        clips = every * self.asked_batch
+        return self.clips_seen // clips > (self.clips_seen - self.batch) // clips
 
     def restore(self, output: str) -> None:
         """The model and the optimizer, from the last checkpoint of the run or from its initial weights."""
@@ -132,11 +138,11 @@ class Worker:
             self._take_step(batches)
             self.sums.add(seconds=time.monotonic() - started)
             last = self.clips_seen >= total
-            if last or self.step % reporting.log_every == 0:
+            if last or self._is_due(reporting.log_every):
                 metrics = self._describe_steps()
                 if log:
                     log.add("train", metrics)
-            if last or self.step % reporting.checkpoint_every == 0:
+            if last or self._is_due(reporting.checkpoint_every):
                 self._report(log)
 
     def _stream(self, steps: int) -> Iterator[Batch]:

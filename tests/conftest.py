@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,11 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_real_time() -> Iterator[None]:
+    """An encoder that a test starts as root must not leave this process, and all that it starts, real-time priority."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -413,3 +414,14 @@ def test_default_beats_jpeg_pairs_on_a_real_clip(shared_data: Path) -> None:
     assert len(ours) < len(jpeg) / 3
     assert our_error.mean < jpeg_error.mean
     assert our_error.rms < jpeg_error.rms
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="real-time priority is Linux's")
+@pytest.mark.parametrize("rgb_codec", RGB_CODECS)
+def test_encoding_leaves_no_thread_with_real_time_priority(rgb_codec: RGBCodec) -> None:
+    writer = RGBEncoder(CodecSettings(rgb_codec=rgb_codec), height=64, width=64)
+    for _ in range(3):
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    assert {os.sched_getscheduler(int(path.name)) for path in Path("/proc/self/task").iterdir()} == {os.SCHED_OTHER}
+    assert writer.close()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

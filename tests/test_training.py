@@ -178,12 +178,25 @@ def test_a_lost_node_is_replaced_and_the_weights_are_the_same(
     undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
+    train_on_nodes(motion_shards, output, "spare")
+    assert_same_run(output, undisturbed[0])
+
+
+def test_with_min_workers_training_goes_on_without_the_lost_node(motion_shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train_on_nodes(motion_shards, output, "elastic")
+    assert [line["step"] for line in lines(output)] == list(range(LOGGED, STEPS + 1, LOGGED))
+    assert [line["clips"] for line in lines(output)] == [8 * step for step in range(LOGGED, STEPS + 1, LOGGED)]
+    # One worker takes steps of half the clips at half the rate.
+    assert (lines(output)[0]["learning_rate"], lines(output)[-1]["learning_rate"]) == pytest.approx((0.05, 0.00025))
+
+
+def train_on_nodes(data: str, output: Path, way: str) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "tests/train_on_nodes.py", motion_shards, str(output)]
+    script = [sys.executable, "tests/train_on_nodes.py", data, str(output), way]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=800, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.index("lost a node") < done.stdout.index("trained")
-    assert_same_run(output, undisturbed[0])
 
 
 def test_transfer_trains_the_classifier_only_on_each_fold(

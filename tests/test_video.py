@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from pipelines.mp4 import ordinary_priority
 from pipelines.video import (
     KINDS,
     DecodeSettings,
@@ -58,7 +59,7 @@ def write_video(
     **options: str,
 ) -> Path:
     """A bar one pixel further every frame, brightness 4 levels up; size is (width, height), times in ms or 25 fps."""
-    with av.open(str(path), "w", container_options=container or {}) as output:
+    with ordinary_priority(), av.open(str(path), "w", container_options=container or {}) as output:
         stream = output.add_stream(codec, rate=25, options=options)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format

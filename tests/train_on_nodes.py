@@ -1,6 +1,7 @@
-"""Trains on two of three nodes, loses one in the middle: python train_on_nodes.py DATA OUTPUT.
+"""Trains on two nodes, loses one in the middle: python train_on_nodes.py DATA OUTPUT [spare | elastic].
 
-A script, because a process can hold one Ray only.
+With a spare node the lost one is replaced; else the training goes on with the worker that is left. A script, because a
+process can hold one Ray only.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from pipelines.training import train
 from pipelines.video_index import read_index
 
 
-def main(data: str, output: str) -> None:
+def main(data: str, output: str, way: str = "spare") -> None:
     """Train; when the first checkpoint is known, kill a node on which a worker runs."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(3):
+    for _ in range(3 if way == "spare" else 2):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     # More than half of a node's CPUs: one worker on each of two.
-    scale = Scale(num_workers=2, cpus_per_worker=1.5, data_cpus=1.0)
+    min_workers = None if way == "spare" else 1
+    scale = Scale(num_workers=2, min_workers=min_workers, cpus_per_worker=1.5, data_cpus=1.0)
     config = Train(
         data=data,
         output=output,
