@@ -9,30 +9,53 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import evaluate, extract_flow, train
 from jobs.cluster import connect
+from jobs.command import run_command
 from models.contract import STREAMS, Stream
 from pipelines.motion_videos import write_broken_videos, write_motion_videos
 
-FOLDER = Path("out/demo")
-VIDEOS_PER_CLASS = 36
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Go the whole way on videos that this machine makes itself."""
+
+    output: str = "out/demo"
+    """Folder of everything, on disk."""
+    videos_per_class: int = 36
+    """Videos of each of the six classes of motion, a third of them to test on."""
+    steps: int = 500
+    """Steps of each training."""
+
+    def __post_init__(self) -> None:
+        if self.videos_per_class < 3 or self.steps < 2:
+            raise ValueError(
+                f"--videos-per-class is {self.videos_per_class}, --steps {self.steps}: give at least 3 and 2"
+            )
 
 
 def main() -> None:
+    """Parse, go."""
+    run_command(Demo, run, __doc__)
+
+
+def run(config: Demo) -> None:
     """Make the videos, then do with them what the jobs do."""
-    motion, mixed = FOLDER / "motion", FOLDER / "mixed"
-    print(f"\nmaking videos in {FOLDER.absolute()}")
+    folder = Path(config.output)
+    motion, mixed = folder / "motion", folder / "mixed"
+    print(f"\nmaking videos in {folder.absolute()}")
     connect(log_to_driver=False)
-    make_videos(motion, mixed)
+    make_videos(motion, mixed, config.videos_per_class)
     print("\n— real clips and broken files —")
     extract_flow.run(extract_flow.ExtractFlow(videos=str(mixed / "videos"), output=str(mixed / "shards")))
     print("\n— six classes of motion —")
     extract(motion)
     for stream in STREAMS:
         print(f"\n— training the {stream} stream —")
-        train.run(train_on_motion(motion, stream))
+        train.run(train_on_motion(motion, stream, config.steps))
     print("\n— both streams on the test videos —")
     evaluate.run(
         evaluate.Evaluate(
@@ -44,13 +67,13 @@ def main() -> None:
         )
     )
     print("\nopen these pages in a browser:")
-    for folder in (mixed / "shards", motion / "shards", motion / "evaluation"):
-        print(f"  {(folder / 'report.html').absolute()}")
+    for page in (mixed / "shards", motion / "shards", motion / "rgb", motion / "flow", motion / "evaluation"):
+        print(f"  {(page / 'report.html').absolute()}")
 
 
-def make_videos(motion: Path, mixed: Path) -> None:
+def make_videos(motion: Path, mixed: Path, videos_per_class: int) -> None:
     """Both folders of videos."""
-    write_motion_videos(motion / "videos", videos_per_class=VIDEOS_PER_CLASS, seed=0)
+    write_motion_videos(motion / "videos", videos_per_class=videos_per_class, seed=0)
     write_broken_videos(mixed / "videos")
     clips = find_real_clips()
     if not clips:
@@ -65,14 +88,14 @@ def extract(motion: Path) -> None:
     extract_flow.run(extract_flow.ExtractFlow(videos=str(motion / "videos"), output=output, short_side=96))
 
 
-def train_on_motion(motion: Path, stream: Stream) -> train.Train:
+def train_on_motion(motion: Path, stream: Stream, steps: int) -> train.Train:
     """The small I3D on short clips; left and right are classes here, so nothing is mirrored."""
     return train.Train(
         data=str(motion / "shards"),
         output=str(motion / stream),
         stream=stream,
         preset="small",
-        steps=500,
+        steps=steps,
         batch=8,  # batch norm needs more than the four of the preset
         learning_rate=0.02,
         frames=16,
