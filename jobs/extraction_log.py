@@ -28,6 +28,7 @@ class RunLog:
         self.shards_left = shards
         self.started = time.time()
         self.timeline: list[tuple[float, int, int, int]] = []
+        self.nodes: dict[str, int] = {}
 
     def update(self, remaining: Remaining) -> None:
         """Take note of a committed shard; the first call says what there is to do."""
@@ -43,6 +44,7 @@ class RunLog:
     def add(self, tally: Tally) -> None:
         """Print one progress line."""
         self.timeline.append((round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined))
+        self.nodes = dict(tally.nodes)
         left = max(0, self.videos_to_do - tally.videos)
         eta = format_seconds(left * tally.seconds / tally.videos) if tally.videos else "unknown"
         print(
@@ -67,6 +69,7 @@ class RunLog:
             "seconds": round(time.time() - self.started, 1),
             "host": socket.gethostname(),
             "placement": asdict(placement),
+            "videos_by_node": self.nodes,
             "versions": {"python": platform.python_version(), **_find_versions()},
             "timeline": self.timeline,
         }

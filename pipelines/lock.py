@@ -2,6 +2,7 @@
 
 On disk the kernel holds the lock (flock), so it is gone the moment its process dies, however it dies. S3 has no such
 thing: there the lock is an object created with If-None-Match, renewed by a heartbeat, and void when the heart stops.
+The machine that it was taken on sees at once whether its process still lives; any other waits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pipelines import storage
 
@@ -68,7 +69,38 @@ def lock_output(output: str) -> Iterator[OutputLock]:
 
 
 def _describe() -> dict[str, object]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex, "beat": time.time()}
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "machine": _identify_machine(),
+        "began": _find_began(pid),
+        "token": uuid.uuid4().hex,
+        "beat": time.time(),
+    }
+
+
+def _identify_machine() -> str | None:
+    """What two processes share only if they see each other's pids: the boot and the pid namespace; None if unknown."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:  # not Linux, or /proc is hidden
+        return None
+
+
+def _find_began(pid: int) -> int | None:
+    """When a living process of this machine began, in ticks since the boot: a pid is used again. None: it is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _has_died(holder: dict[str, Any]) -> bool:
+    """Whether the holder ran on this machine and is seen to be dead."""
+    here = _identify_machine()
+    return here is not None and holder.get("machine") == here and _find_began(holder["pid"]) != holder["began"]
 
 
 def _refuse(output: str, holder: dict[str, object], remedy: str) -> OutputLockedError:
@@ -127,11 +159,12 @@ def _take_object(output: str, uri: str) -> dict[str, object]:
         holder = json.loads(found)
         if holder == mine:  # the answer to the creation was lost, and its repetition refused
             break
-        silent = time.time() - holder["beat"]
-        if silent < STALE_AFTER_S:
-            wait = f"its lock is void in {STALE_AFTER_S - silent:.0f} s: run this command again then."
-            raise _refuse(output, holder, f"If it was killed, {wait}")
-        time.sleep(2 * HEARTBEAT_S)  # clocks differ: a holder that lives shows it by a beat
+        if not _has_died(holder):
+            silent = time.time() - holder["beat"]
+            if silent < STALE_AFTER_S:
+                wait = f"its lock is void in {STALE_AFTER_S - silent:.0f} s: run this command again then."
+                raise _refuse(output, holder, f"If it was killed, {wait}")
+            time.sleep(2 * HEARTBEAT_S)  # clocks differ: a holder that lives shows it by a beat
         mine["beat"] = time.time()
         if not storage.exchange(uri, found, _encode(mine)):
             raise _refuse(output, holder, "Wait for it or stop it, or choose another --output.")

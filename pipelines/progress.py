@@ -1,19 +1,22 @@
 """How far a run is, counted where the work is done and shown where somebody looks.
 
 Ray counts blocks, and a block here is a whole shard; people count videos. Workers tell one small actor of each video,
-and a thread of the driver asks it every few seconds.
+and a thread of the driver asks it every few seconds. The actor lives on the driver's node, so that it is lost with the
+driver only.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Tally:
     videos: int
     frames: int
     quarantined: int
+    nodes: Mapping[str, int] = field(default_factory=dict)  # id of each node that worked → videos it finished
 
 
 class Progress(Protocol):
@@ -34,15 +38,16 @@ class Progress(Protocol):
 
 class _Counter:
     def __init__(self) -> None:
-        self.videos = self.frames = self.quarantined = 0
+        self.frames = self.quarantined = 0
+        self.nodes: Counter[str] = Counter()
 
-    def add(self, frames: int, quarantined: bool) -> None:
-        self.videos += 1
+    def add(self, frames: int, quarantined: bool, node: str) -> None:
         self.frames += frames
         self.quarantined += quarantined
+        self.nodes[node] += 1
 
-    def read(self) -> tuple[int, int, int]:
-        return self.videos, self.frames, self.quarantined
+    def read(self) -> tuple[int, int, dict[str, int]]:
+        return self.frames, self.quarantined, dict(self.nodes)
 
 
 class ActorProgress:
@@ -52,26 +57,27 @@ class ActorProgress:
         self.counter = counter
 
     def __call__(self, *, frames: int, quarantined: bool) -> None:
-        self.counter.add.remote(frames, quarantined)
+        self.counter.add.remote(frames, quarantined, ray.get_runtime_context().get_node_id())
 
 
 @contextmanager
 def watch_progress(on_tally: Callable[[Tally], None], *, every_s: float) -> Iterator[ActorProgress]:
     """Count videos in an actor and hand the tally to `on_tally` every few seconds and once at the end."""
-    counter = ray.remote(num_cpus=0, max_restarts=-1)(_Counter).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    counter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Counter).remote()
     started, stop = time.monotonic(), threading.Event()
 
     def tell() -> None:
-        videos, frames, quarantined = ray.get(counter.read.remote(), timeout=30)
-        seconds = time.monotonic() - started
-        on_tally(Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined))
+        try:
+            frames, quarantined, nodes = ray.get(counter.read.remote(), timeout=30)
+        except ray.exceptions.RayError:  # the actor is restarted or slow: the run matters, not its count
+            return
+        seconds, videos = time.monotonic() - started, sum(nodes.values())
+        on_tally(Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined, nodes=nodes))
 
     def poll() -> None:
         while not stop.wait(every_s):
-            try:
-                tell()
-            except ray.exceptions.RayError:  # the actor's node is gone or slow: the run matters, not its count
-                continue
+            tell()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -174,3 +174,27 @@ def test_a_creation_whose_answer_was_lost_counts(s3: str, s3_faults: list[str]) 
 def test_a_missing_bucket_is_one_clear_error(s3: str) -> None:
     with pytest.raises(OutputError, match=r"cannot write to s3://no-such-bucket/out: .*bucket does not exist"):
         lock_output("s3://no-such-bucket/out").__enter__()
+
+
+def test_a_lock_on_s3_whose_process_died_on_this_machine_is_free(s3: str) -> None:
+    with another_run(s3) as process:
+        process.kill()  # a zombie, until somebody waits for it
+        with lock_output(s3):
+            assert read_lock(s3)["pid"] == os.getpid()
+
+
+def test_a_pid_that_another_process_has_now_does_not_hold_a_lock_on_s3(s3: str) -> None:
+    with another_run(s3):
+        left = read_lock(s3)
+    storage.put(f"{s3}/lock.json", json.dumps({**left, "pid": os.getpid()}).encode())
+    with lock_output(s3):
+        assert read_lock(s3)["token"] != left["token"]
+
+
+@pytest.mark.parametrize("machine", ["another", None])
+def test_a_pid_says_nothing_about_a_process_of_another_machine(s3: str, machine: str | None) -> None:
+    with another_run(s3):
+        left = read_lock(s3)
+    storage.put(f"{s3}/lock.json", json.dumps({**left, "machine": machine}).encode())
+    with pytest.raises(OutputLockedError, match="is void in"), lock_output(s3):
+        pass
