@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import ray
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -55,8 +57,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def run_head(home: Path, *flags: str, **environment: str) -> Iterator[Head]:
-    """`ray start --head` with `flags` and settings of the environment, until the block is left."""
+def run_head(home: Path, *flags: str, autoscaler: dict[str, Any] | None = None, **environment: str) -> Iterator[Head]:
+    """`ray start --head` with `flags` and settings of the environment, until the block is left.
+
+    `autoscaler` is a cluster's configuration whose nodes are processes of this machine (provider fake_multinode).
+    """
     port, dashboard, agent = free_port(), free_port(), free_port()
     address = f"http://127.0.0.1:{dashboard}"
     settings = {
@@ -65,6 +70,7 @@ def run_head(home: Path, *flags: str, **environment: str) -> Iterator[Head]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_API_SERVER_ADDRESS": address,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs
         **environment,
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=settings, check=True, capture_output=True)
@@ -72,6 +78,10 @@ def run_head(home: Path, *flags: str, **environment: str) -> Iterator[Head]:
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     command = [RAY, "start", "--head", "--block", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
     command += [f"--temp-dir={temporary}", *ports, *flags]
+    if autoscaler:
+        autoscaler["provider"]["gcs_address"] = f"{ray.util.get_node_ip_address()}:{port}"
+        (home / "autoscaler.json").write_text(json.dumps(autoscaler))
+        command.append(f"--autoscaling-config={home / 'autoscaler.json'}")
     with (home / "head.log").open("w") as log:
         process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
         try:
@@ -81,7 +91,16 @@ def run_head(home: Path, *flags: str, **environment: str) -> Iterator[Head]:
         finally:
             process.send_signal(signal.SIGTERM)  # with --block this ends all processes of the head, and no others
             process.wait(timeout=120)
+            end_nodes(temporary)
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def end_nodes(temporary: Path) -> None:
+    """Kill the processes of nodes that an autoscaler started: they are known by the head's folder, and by that only."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{temporary}/".encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
