@@ -34,7 +34,27 @@ def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboar
         _start(num_cpus, log_to_driver, dashboard)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
-    return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs"
+    waiting = "" if cpus else "; tasks wait for workers to come"
+    return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs{waiting}"
+
+
+def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[float, int]:
+    """CPUs of the cluster now, and GPUs to use: `num_gpus` of them, or all.
+
+    A cluster that scales itself may have no workers now, only a head on which nothing runs. Then the flags must say
+    what to wait for, else ValueError; its CPUs are taken to be one for each worker.
+    """
+    import ray
+
+    resources = ray.cluster_resources()
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    if not cpus and not gpus and (num_gpus is None or not (num_workers or num_gpus)):
+        raise ValueError(
+            "the cluster has no workers now, so it does not say how many to use: give --num-workers N with "
+            "--num-gpus 0, or --num-gpus N, and the job waits for them to come"
+        )
+    gpus = gpus if num_gpus is None else num_gpus
+    return cpus or float(num_workers or gpus), gpus
 
 
 def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attempts: int = 3) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
-from jobs.cluster import connect
+from jobs.cluster import connect, count_processors
 from jobs.command import run_command
 from pipelines import shards, storage
 from pipelines.checkpoints import Which
@@ -112,12 +112,9 @@ def run(config: Evaluate) -> dict[str, Any]:
 
 def make_scorer(config: Evaluate) -> Scorer:
     """The networks and the workers that score with them."""
-    import ray
-
     from pipelines.evaluation import Entry, Scorer
 
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if config.num_gpus is None else config.num_gpus
+    cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     given = {"rgb": config.rgb, "flow": config.flow, "model": config.model}
     entries = tuple(
         Entry(name=name, uri=storage.absolute(uri), stream=None if name == "model" else name, which=config.which)
@@ -128,7 +125,7 @@ def make_scorer(config: Evaluate) -> Scorer:
         entries=entries,
         protocol=make_protocol(config),
         precision=config.precision,
-        num_workers=config.num_workers or gpus or int(resources.get("CPU", 1)),
+        num_workers=config.num_workers or gpus or int(cpus),
         use_gpu=gpus > 0,
     )
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from jobs.cluster import connect
+from jobs.cluster import connect, count_processors
 from jobs.command import run_command
 from pipelines import storage
 from pipelines.annotations import make_path_ids
@@ -75,6 +75,8 @@ class ExtractFeatures:
     """Workers, each with a GPU where there are some. None: all GPUs, else all CPUs."""
     num_cpus: int | None = None
     """CPUs of a Ray that is started here. None: all."""
+    num_gpus: int | None = None
+    """0: extract on CPUs though there are GPUs."""
 
     def __post_init__(self) -> None:
         if bool(self.videos) == (self.data is not None):
@@ -94,12 +96,10 @@ def run(config: ExtractFeatures) -> None:
     """Extract the parts that are not there yet."""
     source, rows = find_videos(config)
     print(f"videos      {len(rows):,}\nray         {connect(num_cpus=config.num_cpus)}", flush=True)
-    import ray
-
     from pipelines import features
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    num_workers = config.num_workers or gpus or int(ray.cluster_resources()["CPU"])
+    cpus, gpus = count_processors(config.num_workers, config.num_gpus)
+    num_workers = config.num_workers or gpus or int(cpus)
     given = {"rgb": config.rgb, "flow": config.flow}
     entries = tuple(
         features.Entry(name=name, uri=uri, stream=name, which=config.which) for name, uri in given.items() if uri

@@ -267,8 +267,10 @@ def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
     from pipelines.estimate import estimate
     from pipelines.extraction import Steps
 
+    cpus = config.num_cpus or ray.cluster_resources().get("CPU")
+    if not cpus:
+        raise FlagError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
     found = estimate(plan, Steps.of(plan, backend=backend), num_samples=config.dry_run_samples)
-    cpus = config.num_cpus or ray.cluster_resources()["CPU"]
     print(format_estimate(found, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0
 

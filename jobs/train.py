@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import models
-from jobs.cluster import connect
+from jobs.cluster import connect, count_processors
 from jobs.command import run_command
 from models.contract import ModelConfig, Stream
 from models.inflation import Mode
@@ -125,7 +125,7 @@ class Train:
     """Of initial weights, order, clips and dropout."""
 
     num_workers: int | None = None
-    """Workers, each with a GPU where there are some. None: all GPUs, else all CPUs of the cluster now."""
+    """Workers, each with a GPU where there are some. None: all GPUs, else all CPUs, of the cluster now."""
     min_workers: int | None = None
     """Go on with as few as these where the cluster has no more; learning rate and steps follow."""
     num_cpus: int | None = None
@@ -233,11 +233,7 @@ def train_one(config: Train, index: VideoIndex, output: str) -> Result:
 
 def make_scale(config: Train) -> Scale:
     """The workers, from the flags and the cluster at hand."""
-    import ray
-
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if config.num_gpus is None else config.num_gpus
-    cpus = resources.get("CPU", 1.0)
+    cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     num_workers = config.num_workers or gpus or int(cpus)
     # Half of the CPUs stay for decoding where the workers compute on CPUs themselves.
     cpus_per_worker = 1.0 if gpus else min(1.0, cpus / 2 / num_workers)

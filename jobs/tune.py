@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs import train
-from jobs.cluster import connect
+from jobs.cluster import connect, count_processors
 from jobs.command import run_command
 from models.contract import ModelConfig
 from models.inflation import Mode
@@ -132,11 +132,7 @@ def run(config: Tune) -> Outcome:
 
 def make_scale(config: Tune) -> tuple[Scale, int]:
     """The workers of one trial, and how many trials the cluster has room for."""
-    import ray
-
-    resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if config.num_gpus is None else config.num_gpus
-    cpus = resources.get("CPU", 1.0)
+    cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     num_workers = config.num_workers or 1
     # Where workers compute on CPUs, a trial has one for each worker: half to compute, half to decode, as shares.
     each = 1.0 if gpus else 0.5

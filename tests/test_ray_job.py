@@ -1,90 +1,217 @@
-"""A job submitted to a running head, as on a cluster: token authentication on, all sockets on loopback."""
+"""Jobs submitted to a running head, as on a cluster: token authentication on, all sockets on loopback."""
 
 from __future__ import annotations
 
-import os
-import shutil
+import hashlib
+import json
+import re
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from ray_head import Head, read_job, run_head, wait_until
+from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
-RAY = str(Path(sys.executable).parent / "ray")
+from pipelines.motion_videos import write_motion_videos
 
+EXTRACT = ("jobs/extract_flow.py", "--short-side", "96", "--videos-per-shard", "1")
+TRAIN = ("jobs/train.py", "--stream", "flow", "--preset", "debug", "--steps", "80", "--learning-rate", "0.02")
+SUBMITTED = re.compile(r"submitted +(raysubmit_\w+)")
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
-    """Address of a head's job server, and the environment that its clients need."""
-    home = tmp_path_factory.mktemp("home")
-    temporary = Path("/tmp") / f"ray-{os.getpid()}"
-    environment = {
-        **os.environ,
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # binds to 127.0.0.1 only
-    }
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    port, dashboard, agent = free_port(), free_port(), free_port()
-    flags = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
-    flags.append(f"--dashboard-agent-listen-port={agent}")
-    command = [RAY, "start", "--head", "--block", "--include-dashboard=true", f"--temp-dir={temporary}", *flags]
-    log = (home / "head.log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        for server in (dashboard, agent):  # the agent takes the jobs that the dashboard is handed
-            wait_until_up(server, process, home / "head.log")
-        yield address, environment
-    finally:
-        process.send_signal(signal.SIGTERM)  # with --block this ends all processes of the head, and no others
-        process.wait(timeout=60)
-        log.close()
-        shutil.rmtree(temporary, ignore_errors=True)
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    alone = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_JOB_STOP_WAIT_TIME_S": "120"}  # on 127.0.0.1 only
+    with run_head(tmp_path_factory.mktemp("home"), "--num-cpus=2", **alone) as head:
+        yield head
 
 
-def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while True:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=2).close()
-            return
-        except OSError:
-            time.sleep(0.5)
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("videos")
+    write_motion_videos(folder, videos_per_class=3, seed=0, num_frames=60, size=(128, 96))
+    return str(folder)
 
 
-def submit(head: tuple[str, dict[str, str]], *words: str) -> subprocess.CompletedProcess[str]:
-    """Submit from the project's root and wait for the job's end."""
-    address, environment = head
-    command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *words]
-    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=240, cwd=ROOT)
+@pytest.fixture(scope="module")
+def extracted(head: Head, videos: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Shards of an extraction that nothing disturbed, and what it said."""
+    output = tmp_path_factory.mktemp("extracted") / "shards"
+    status, text = head.submit(*EXTRACT, "--videos", videos, "--output", str(output))
+    assert status == 0, text
+    return output, text
 
 
-@pytest.mark.slow
-def test_the_debug_run_works_as_a_submitted_job(head: tuple[str, dict[str, str]], tmp_path: Path) -> None:
-    done = submit(head, "jobs/extract_flow.py", "--output", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "a cluster of 1 nodes" in done.stdout
-    assert "18 of 18 videos" in done.stdout
-    assert (tmp_path / "out" / "dataset.json").exists()
+@pytest.fixture(scope="module")
+def trained(head: Head, extracted: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that nothing disturbed, and what it said."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    status, text = head.submit(*TRAIN, *checkpoints(10), "--data", str(extracted[0]), "--output", str(output))
+    assert status == 0, text
+    return output, text
 
 
-@pytest.mark.slow
-def test_a_job_that_fails_says_so(head: tuple[str, dict[str, str]]) -> None:
-    done = submit(head, "jobs/extract_flow.py", "--videos", "nowhere", "--output", "out")
-    assert done.returncode != 0
-    assert "error: no videos folder" in done.stdout + done.stderr
+def checkpoints(every: int) -> tuple[str, str]:
+    return ("--checkpoint-every", str(every))
+
+
+def hashes(output: Path) -> dict[str, str]:
+    """sha256 of all that a data set holds, but for the lock, the logs of runs and the page that shows those."""
+    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    lasting = [p for p in files if "runs" not in p.parts and p.name not in (".lock", "report.html")]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in lasting}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    result = json.loads((run / "result.json").read_text())
+    return load_file(run / result["last"] / "weights.safetensors")
+
+
+def check_log(text: str) -> None:
+    """Lines of our own only: no progress bars, no boxes, no prefixes of workers, no tracebacks."""
+    log = text.split("Running entrypoint for job", 1)[1].split("WebSocket closed", 1)[0]
+    assert "\r" not in log
+    assert not re.search(r"\(pid=|Traceback|Progress|╭|\bINFO\b(?!.*WebSocket|.*sdk\.py)", log), log
+
+
+def test_an_extraction_says_what_it_does(extracted: tuple[Path, str]) -> None:
+    output, text = extracted
+    check_log(text)
+    assert "ray         a cluster of 1 nodes, 2 CPUs, 0 GPUs" in text
+    assert re.search(r"18 of 18 videos, \d+ frames/s, ETA 0 s, 0 quarantined, 0 shards left\n", text)
+    assert json.loads((output / "dataset.json").read_text())["totals"]["videos"] == 18
+
+
+def test_a_training_says_what_it_does(trained: tuple[Path, str]) -> None:
+    output, text = trained
+    check_log(text)
+    assert re.search(r"step +80  validation: top-1 [\d.]+% of 6 videos", text)
+    assert (output / "result.json").exists()
+
+
+def test_a_search_says_what_it_does(head: Head, extracted: tuple[Path, str], tmp_path: Path) -> None:
+    flags = ("--stream", "flow", "--preset", "debug", "--steps", "6", "--trials", "2", "--rungs", "1", "--confirm", "0")
+    status, text = head.submit("jobs/tune.py", *flags, "--data", str(extracted[0]), "--output", str(tmp_path / "sweep"))
+    assert status == 0, text
+    check_log(text)
+    assert "trials      2 finished, 0 stopped, 0 failed" in text
+    assert (tmp_path / "sweep" / "result.json").exists()
+
+
+def test_an_evaluation_says_what_it_found(
+    head: Head, extracted: tuple[Path, str], trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    flags = ("--data", str(extracted[0]), "--flow", str(trained[0]), "--output", str(tmp_path / "evaluation"))
+    status, text = head.submit("jobs/evaluate.py", *flags)
+    assert status == 0, text
+    check_log(text)
+    assert "evaluated   6 of 6 videos; 0 missing, 0 quarantined, 0 failed" in text
+    assert (tmp_path / "evaluation" / "evaluation.json").exists()
+
+
+def test_a_job_that_fails_says_why(head: Head) -> None:
+    words = ("jobs/extract_flow.py", "--videos", "nowhere", "--output", "out")
+    status, text = head.submit(*words)
+    assert status == 1
+    assert "error: no videos folder" in text
+    status, text = head.run("python", "jobs/submit.py", "--", *words)
+    assert status == 1
+    assert "error: no videos folder" in text
+    assert "Traceback" not in text
+
+
+def test_without_the_token_nobody_gets_in(head: Head, tmp_path: Path) -> None:
+    stranger = Head(head.address, {**head.environment, "HOME": str(tmp_path)})
+    status, text = stranger.submit("jobs/extract_flow.py")
+    assert status != 0
+    assert "AuthenticationError" in text
+    status, text = stranger.run("python", "jobs/submit.py", "--", "jobs/extract_flow.py")
+    assert status == 1
+    assert re.fullmatch(rf"error: {head.address} wants a token: .*\n", text)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    status, text = stranger.run("python", "jobs/submit.py", "--", "jobs/extract_flow.py")
+    assert status == 1
+    assert re.fullmatch(rf"error: {head.address} wants a token: .*\n", text)
+
+
+def test_an_extraction_that_was_stopped_ends_with_the_same_bytes(
+    head: Head, extracted: tuple[Path, str], videos: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "shards"
+    words = (*EXTRACT, "--num-cpus", "1", "--videos", videos, "--output", str(output))
+    text = stop_when(head, words, lambda: len(list((output / "commits").glob("*.json"))) > 0)
+    assert "stopped; the same command goes on from here" in text
+    assert not (output / "dataset.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (output / "shards").glob("*.parquet")}
+    assert 0 < len(kept) < 18
+    status, text = head.submit(*words)
+    assert status == 0, text
+    assert "0 shards are done" not in text
+    assert hashes(output) == hashes(extracted[0])
+    assert sum(path.stat().st_mtime_ns == then for path, then in kept.items()) >= 1
+
+
+def test_a_training_that_was_stopped_ends_with_the_same_weights(
+    head: Head, extracted: tuple[Path, str], trained: tuple[Path, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    words = (*TRAIN, *checkpoints(10), "--data", str(extracted[0]), "--output", str(output))
+    snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
+    text = stop_when(head, words, lambda: snapshot.exists() and "step-" in snapshot.read_text())
+    assert "stopped; the same command goes on" in text
+    assert not (output / "result.json").exists()
+    status, text = head.submit(*words)
+    assert status == 0, text
+    once, again = weights(trained[0]), weights(output)
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def stop_when(head: Head, words: tuple[str, ...], true: object) -> str:
+    """Submit, follow, and `ray job stop` the job once a condition holds; what the submitter printed."""
+    process = head.start("python", "jobs/submit.py", "--", *words)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    found = SUBMITTED.search(first)
+    assert found, first + process.communicate()[0]
+    wait_until(true, process)
+    status, text = head.run("ray", "job", "stop", found[1])
+    assert status == 0, text
+    text, _ = process.communicate(timeout=280)
+    assert process.returncode == 130, text
+    assert read_job(head, found[1])["status"] == "STOPPED"
+    return first + text
+
+
+def test_ctrl_c_leaves_the_job_alone_and_says_how_to_stop_it(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "wait.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)\n")
+    process = head.start("python", "jobs/submit.py", "--working-dir", str(tmp_path), "--", "wait.py")
+    assert process.stdout is not None
+    job = SUBMITTED.search(process.stdout.readline())
+    assert job
+    while "begun" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"the job goes on: follow it by `ray job logs --follow {job[1]}`, stop it by `ray job stop {job[1]}`" in text
+    assert read_job(head, job[1])["status"] == "RUNNING"
+    assert head.run("ray", "job", "stop", job[1])[0] == 0
+    assert read_job(head, job[1])["status"] == "STOPPED"
+
+
+def test_the_job_server_refuses_what_the_preflight_refuses(head: Head, tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text("print('ran')\n")
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(101 << 20)
+    status, text = head.run("ray", "job", "submit", "--working-dir", str(tmp_path), "--", "python", "job.py")
+    assert status != 0
+    assert "Maximum request body size" in text
+    (tmp_path / ".rayignore").write_text("*.bin\n")
+    status, text = head.run("python", "jobs/submit.py", "--working-dir", str(tmp_path), "--", "job.py")
+    assert (status, "ran" in text) == (0, True), text

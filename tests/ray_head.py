@@ -1,0 +1,135 @@
+"""A head of a Ray cluster as a process of its own: token authentication on, its own home, ended by its process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+ROOT = Path(__file__).resolve().parents[1]
+RAY = str(Path(sys.executable).parent / "ray")
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The address of a head's job server, and the environment that its clients need."""
+
+    address: str
+    environment: dict[str, str]
+
+    def start(self, *words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+        """A command in the cluster's environment; `words` begin with `ray` or `python`."""
+        command = [{"ray": RAY, "python": sys.executable}[words[0]], *words[1:]]
+        return subprocess.Popen(
+            command, env=self.environment, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def run(self, *words: str, cwd: Path = ROOT, timeout: float = 280) -> tuple[int, str]:
+        """Exit status and output of such a command."""
+        process = self.start(*words, cwd=cwd)
+        output, _ = process.communicate(timeout=timeout)
+        return process.returncode, output
+
+    def submit(self, *words: str, timeout: float = 280) -> tuple[int, str]:
+        """The job of these words through `ray job submit` from the project's root."""
+        command = ("ray", "job", "submit", "--working-dir", ".", "--", "python", *words)
+        return self.run(*command, timeout=timeout)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def run_head(home: Path, *flags: str, autoscaler: dict[str, Any] | None = None, **environment: str) -> Iterator[Head]:
+    """`ray start --head` with `flags` and settings of the environment, until the block is left.
+
+    `autoscaler` is a cluster's configuration whose nodes are processes of this machine (provider fake_multinode).
+    """
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    address = f"http://127.0.0.1:{dashboard}"
+    settings = {
+        **os.environ,
+        "HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_API_SERVER_ADDRESS": address,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs
+        **environment,
+    }
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=settings, check=True, capture_output=True)
+    temporary = Path("/tmp") / f"ray-{os.getpid()}-{port}"  # a socket's path may have 107 characters
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    command = [RAY, "start", "--head", "--block", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+    command += [f"--temp-dir={temporary}", *ports, *flags]
+    if autoscaler:
+        autoscaler["provider"]["gcs_address"] = f"{ray.util.get_node_ip_address()}:{port}"
+        (home / "autoscaler.json").write_text(json.dumps(autoscaler))
+        command.append(f"--autoscaling-config={home / 'autoscaler.json'}")
+    with (home / "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
+        try:
+            for server in (dashboard, agent):  # the agent takes the jobs that the dashboard is handed
+                wait_until_up(server, process, home / "head.log")
+            yield Head(address, settings)
+        finally:
+            process.send_signal(signal.SIGTERM)  # with --block this ends all processes of the head, and no others
+            process.wait(timeout=120)
+            end_nodes(temporary)
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def end_nodes(temporary: Path) -> None:
+    """Kill the processes of nodes that an autoscaler started: they are known by the head's folder, and by that only."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"{temporary}/".encode() in (entry / "cmdline").read_bytes():
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until somebody listens on the port."""
+    deadline = time.monotonic() + 180
+    while True:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+
+
+def read_job(head: Head, job: str) -> dict[str, Any]:
+    """What the job server says of a job: `status`, `driver_exit_code`, `message`."""
+    import urllib.request
+
+    token = (Path(head.environment["HOME"]) / ".ray" / "auth_token").read_text().strip()
+    request = urllib.request.Request(f"{head.address}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return dict(json.loads(answer.read()))
+
+
+def wait_until(true: Any, process: subprocess.Popen[str], *, timeout: float = 240) -> None:
+    """Until a condition holds, while the process runs."""
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
