@@ -28,7 +28,7 @@ from pipelines import report_plots, storage
 from pipelines.class_coverage import STATUSES, Count, cover_classes, group_troubles
 from pipelines.codec import scale_of
 from pipelines.preview import Card, choose_videos, draw_wheel, make_cards
-from pipelines.shards import Row
+from pipelines.shards import Row, to_json
 
 PAGES = Path(__file__).parent / "pages"
 NEAR_STATIC_PX = 0.1  # mean |flow| below this, on top of what stored zeros read as: hardly anything moves
@@ -74,6 +74,7 @@ def write_extraction_report(output: str, dataset: Mapping[str, Any]) -> str:
 
     `dataset` is what dataset.json holds or is about to hold; videos.parquet and the shards must be in place.
     """
+    dataset = json.loads(to_json(dataset))  # in the order in which it is read again
     with storage.open_read(storage.join(output, "videos.parquet")) as file:
         videos = pq.read_table(file, columns=list(COLUMNS))
     chosen = choose_videos(videos, still_px=find_still_px(dataset), clipped_share=HEAVILY_CLIPPED)

@@ -286,8 +286,10 @@ def test_the_command_makes_the_page_again(
     mixed: list[dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = write_dataset(tmp_path, mixed)
+    first = Path(report.write_extraction_report(str(tmp_path), dataset)).read_text()
     with pytest.raises(SystemExit, match=r"holds none of dataset\.json, .*give the --output"):
         command.main(str(tmp_path))
     storage.put(str(tmp_path / "dataset.json"), shards.to_json(dataset))
     command.main(str(tmp_path))
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text() == first
