@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
+import jinja2
 import tyro
 
 from pipelines import storage
@@ -20,24 +22,40 @@ def main(uri: tyro.conf.Positional[str]) -> None:
         uri: Folder that one of the jobs wrote, on disk or s3://.
     """
     try:
-        folder = storage.absolute(uri)
-        print(make_report(folder))
+        print(make_report(storage.absolute(uri)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 def make_report(folder: str) -> str:
-    """The URI of the new page. Raises ValueError where the folder is none of ours, or unfinished."""
-    found = next((kind for file, kind in KINDS.items() if storage.exists(storage.join(folder, file))), None)
-    if found == "evaluation":
+    """The URI of the new page. Raises ValueError where the folder is none of ours, unfinished, or damaged."""
+    file = next((file for file in KINDS if storage.exists(storage.join(folder, file))), None)
+    if file is None:
+        raise ValueError(
+            f"{folder} holds none of {', '.join(KINDS)}, which a page is made of: give the --output of a job. "
+            "If an extraction or an evaluation was interrupted, run its command again"
+        )
+    uri = storage.join(folder, file)
+    try:
+        described = json.loads(storage.read_bytes(uri))
+        if not isinstance(described, dict):
+            raise TypeError("it holds no JSON object")
+        return _write(KINDS[file], folder, described)
+    except (KeyError, TypeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
+
+
+def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
+    if kind == "evaluation":
         from pipelines.evaluation_page import write_evaluation_report
 
-        return write_evaluation_report(folder, json.loads(storage.read_bytes(storage.join(folder, "evaluation.json"))))
-    if found == "sweep":
+        return write_evaluation_report(folder, described)
+    if kind == "sweep":
         from pipelines.sweep_page import write_sweep_report
 
         return write_sweep_report(folder)
-    if found == "training":
+    if kind == "training":
         from pipelines.training_page import write_training_report
 
         return write_training_report(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,14 @@ import pyarrow.compute as pc
 STATUSES = ("ok", "missing", "quarantined")
 LOST_SHARE = 0.1  # share of missing and quarantined videos from which on a class is marked
 FEW_SHARE = 0.25  # of the median class: below this a class is marked as small
+# Kinds of oddity in the order in which they are told, and their headings.
+TROUBLES = {
+    "empty": "nothing usable",
+    "lost": "videos lost",
+    "absent": "a split is empty",
+    "still": "hardly any motion",
+    "few": "few videos",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class ClassCoverage:
     name: str
     splits: Mapping[str, Count]
     motion: Sequence[float] | None  # 5, 25, 50, 75 and 95% of its videos' mean |flow|, px
-    notes: Sequence[str] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)  # kind of oddity (a key of TROUBLES) → what is odd
 
     @property
     def total(self) -> Count:
@@ -68,7 +76,7 @@ def cover_classes(videos: pa.Table, names: Iterable[str], still_px: float) -> li
         for name, found in counts.items()
     ]
     usual = _find_usual(entries)
-    noted = [replace(entry, notes=tuple(_find_oddities(entry, usual, still_px))) for entry in entries]
+    noted = [replace(entry, notes=dict(_find_oddities(entry, usual, still_px))) for entry in entries]
     return sorted(noted, key=_suspicion)
 
 
@@ -95,20 +103,31 @@ def _find_usual(entries: Sequence[ClassCoverage]) -> _Usual:
     )
 
 
-def _find_oddities(entry: ClassCoverage, usual: _Usual, still_px: float) -> Iterator[str]:
+def _find_oddities(entry: ClassCoverage, usual: _Usual, still_px: float) -> Iterator[tuple[str, str]]:
     total = entry.total
     if total.expected == 0:
         return
     if total.ok == 0:
-        yield "nothing usable"
+        yield "empty", TROUBLES["empty"]
         return
     if total.lost >= LOST_SHARE:
-        yield f"{total.lost:.0%} lost"
-    yield from (f"nothing in {split}" for split in sorted(usual.splits) if entry.splits.get(split, Count()).ok == 0)
+        yield "lost", f"{total.lost:.0%} lost"
+    if absent := [split for split in sorted(usual.splits) if entry.splits.get(split, Count()).ok == 0]:
+        yield "absent", f"nothing in {' and '.join(absent)}"
     if total.ok < FEW_SHARE * usual.ok:
-        yield f"few videos (the median class has {usual.ok:g})"
+        yield "few", f"few videos (the median class has {usual.ok:g})"
     if entry.motion and entry.motion[2] < still_px:
-        yield "hardly any motion"
+        yield "still", TROUBLES["still"]
+
+
+def group_troubles(entries: Iterable[ClassCoverage]) -> dict[str, list[tuple[ClassCoverage, str]]]:
+    """Heading → the classes that it is true of, each with what is odd about it; the headings that some class has."""
+    entries = list(entries)
+    found = {
+        heading: [(entry, entry.notes[kind]) for entry in entries if kind in entry.notes]
+        for kind, heading in TROUBLES.items()
+    }
+    return {heading: odd for heading, odd in found.items() if odd}
 
 
 def _suspicion(entry: ClassCoverage) -> tuple[object, ...]:

@@ -206,13 +206,14 @@ def _preview_shard(uri: str, ids: set[str]) -> dict[str, Preview | PreviewError]
     made: dict[str, Preview | PreviewError] = {}
     for row in shards.read_rows(uri, ["id", "fps", "num_frames", "rgb", "flow"]):
         if row["id"] in ids:
-            made[row["id"]] = _try_preview(row)
+            made[row["id"]] = try_preview(row)
         if len(made) == len(ids):
             return made
     raise ValueError(f"{uri} has no row {min(ids - made.keys())!r}: make the page again after the extraction is done")
 
 
-def _try_preview(row: Row) -> Preview | PreviewError:
+def try_preview(row: Row) -> Preview | PreviewError:
+    """The preview of a shard's row, or why there is none, which is logged."""
     try:
         return make_preview(row)
     except PreviewError as error:  # a page without one preview is worth more than no page

@@ -25,10 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import report_plots, storage
-from pipelines.class_coverage import STATUSES, Count, cover_classes
+from pipelines.class_coverage import STATUSES, Count, cover_classes, group_troubles
 from pipelines.codec import scale_of
 from pipelines.preview import Card, choose_videos, draw_wheel, make_cards
-from pipelines.shards import Row
+from pipelines.shards import Row, to_json
 
 PAGES = Path(__file__).parent / "pages"
 NEAR_STATIC_PX = 0.1  # mean |flow| below this, on top of what stored zeros read as: hardly anything moves
@@ -38,6 +38,7 @@ NUM_SUSPECTS = 20  # of each kind
 NUM_OPEN_CLASSES = 20  # the others unfold
 NUM_OPEN_QUARANTINED = 15
 NUM_RUNS = 20
+NUM_NAMED = 4  # classes of each kind of trouble that the head of the page names
 
 COLUMNS = (
     *("id", "class_name", "split", "status", "shard", "source", "stage", "error_kind", "error_message"),
@@ -73,6 +74,7 @@ def write_extraction_report(output: str, dataset: Mapping[str, Any]) -> str:
 
     `dataset` is what dataset.json holds or is about to hold; videos.parquet and the shards must be in place.
     """
+    dataset = json.loads(to_json(dataset))  # in the order in which it is read again
     with storage.open_read(storage.join(output, "videos.parquet")) as file:
         videos = pq.read_table(file, columns=list(COLUMNS))
     chosen = choose_videos(videos, still_px=find_still_px(dataset), clipped_share=HEAVILY_CLIPPED)
@@ -113,7 +115,6 @@ def render_extraction(
     still_px = find_still_px(dataset)
     usable = videos.filter(pc.equal(videos["status"], "ok"))
     classes = cover_classes(videos, dataset["classes"], still_px)
-    script = (PAGES / "previews.js").read_text()
     return (
         make_environment()
         .get_template("extraction.html.j2")
@@ -138,8 +139,8 @@ def render_extraction(
             suspects=find_suspects(usable, still_px),
             still_px=still_px,
             wheel=draw_wheel(160),
-            script=markupsafe.Markup(script),
-            script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            troubles=group_troubles(classes),
+            num_named=NUM_NAMED,
             num_open_classes=NUM_OPEN_CLASSES,
             num_open_quarantined=NUM_OPEN_QUARANTINED,
             num_runs=NUM_RUNS,
@@ -219,7 +220,12 @@ def make_environment() -> jinja2.Environment:
         "flat": _flatten,
         "hours": lambda hours: _format_seconds(3600 * hours),
     }
-    environment.globals["found_count"] = lambda found: Count(**{name: found[name] for name in STATUSES})
+    script = (PAGES / "previews.js").read_text()
+    environment.globals |= {
+        "found_count": lambda found: Count(**{name: found[name] for name in STATUSES}),
+        "script": markupsafe.Markup(script),
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
     return environment
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
 Values = npt.NDArray[np.floating]
 
@@ -44,6 +45,8 @@ _STYLE: Any = {
     "xtick.minor.size": 0,
 }
 WIDE, NARROW = (9.0, 2.3), (4.4, 2.3)  # inches
+OPACITIES = 8  # steps, of a confusion matrix
+MOST_NUMBERED = 20  # points that still get their numbers
 CLIPPED_EDGES = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 _TIME_UNITS = ((2 * 3600, 3600, "hours"), (120, 60, "minutes"), (0, 1, "seconds"))
 
@@ -137,29 +140,47 @@ def plot_error(errors: Mapping[str, Values]) -> str:
 
 
 def plot_confusion(matrix: npt.NDArray[np.integer]) -> str:
-    """Shares of each row of a confusion matrix, as squares whose opacity is the share."""
+    """Shares of each row of a confusion matrix, as squares whose opacity grows with the root of the share.
+
+    Squares of like opacity are one path, so that a matrix of hundreds of classes stays small; of so many classes a
+    square is larger than its place, to be seen at all.
+    """
     count = len(matrix)
-    side = float(np.clip(1.2 + 0.35 * count, 3.0, 8.0))
-    figure, axes = _axes((side, side), x="taken for", y="is")
+    figure, axes = _axes((4.4, 4.4), x="taken for, class number", y="shows, class number")
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    for row, column in zip(*np.nonzero(shares), strict=True):
-        colour = _FIRST if row == column else _SECOND
-        place = (float(column) - 0.5, float(row) - 0.5)
-        axes.add_patch(Rectangle(place, 1, 1, facecolor=colour, alpha=float(shares[row, column]), linewidth=0))
+    levels = np.ceil(OPACITIES * np.sqrt(shares)).astype(int)
+    right = np.eye(count, dtype=bool)
+    side = max(1.0, count / 160)
+    for colour, where in ((_FIRST, right), (_SECOND, ~right)):
+        for level in range(1, OPACITIES + 1):
+            places = np.argwhere(where & (levels == level))
+            if len(places):
+                path = Path.make_compound_path(*[_square(float(column), float(row), side) for row, column in places])
+                axes.add_patch(PathPatch(path, facecolor=colour, alpha=level / OPACITIES, linewidth=0))
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(mpl.ticker.MaxNLocator(min(count, 20), integer=True))
+        axis.set_major_locator(mpl.ticker.MaxNLocator(8, integer=True))
     return _to_svg(figure, "Confusion matrix")
 
 
-def plot_front(gflops: Values, scores: Values, front: Values, paper: Values) -> str:
-    """Top-1 over GFLOPs a video: (n,) and (n,) of all trials; (k, 2) of the joined front; (m, 2) of the ringed."""
-    figure, axes = _axes((6.4, 3.0), x="GFLOPs of a test video", y="top-1, %")
-    axes.scatter(gflops, 100 * scores, s=22, color=_MUTED, alpha=0.6, linewidth=0)
+def _square(x: float, y: float, side: float) -> Path:
+    low_x, low_y, high_x, high_y = x - side / 2, y - side / 2, x + side / 2, y + side / 2
+    return Path([(low_x, low_y), (high_x, low_y), (high_x, high_y), (low_x, high_y), (low_x, low_y)], closed=True)
+
+
+def plot_front(points: Values, numbers: Sequence[int], front: Values, paper: Values) -> str:
+    """Top-1 over GFLOPs a video, (n, 2) rows (GFLOPs, share) of all trials with their numbers; (k, 2) of the joined
+    front; (m, 2) of the ringed."""
+    figure, axes = _axes(NARROW, x="GFLOPs of a test video", y="top-1, %")
+    axes.scatter(points[:, 0], 100 * points[:, 1], s=22, color=_MUTED, alpha=0.6, linewidth=0)
     axes.plot(front[:, 0], 100 * front[:, 1], color=_FIRST, marker="o", markersize=5, linewidth=1.4)
     axes.scatter(paper[:, 0], 100 * paper[:, 1], s=90, facecolor="none", edgecolor=_SECOND, linewidth=1.6)
+    if len(points) <= MOST_NUMBERED:
+        for (gflops, score), number in zip(points, numbers, strict=True):
+            axes.annotate(str(number), (gflops, 100 * score), (7, 4), textcoords="offset points", color=_MUTED, size=8)
+    axes.margins(0.08, 0.12)
     _log_axis(axes)
     return _to_svg(figure, "Top-1 over GFLOPs a video")
 
@@ -184,11 +205,11 @@ def plot_parallel(columns: Mapping[str, Sequence[float | str]], scores: Values, 
             }
         axes.axvline(index, color=_GRID, linewidth=1)
         for text, place in ticks.items():
-            axes.text(index + 0.04, place, text, color=_MUTED, fontsize=7, va="center")
+            axes.text(index + 0.04, place, text, color=_MUTED, fontsize=8, va="center")
     for line, good in zip(places, places[:, -1], strict=True):
         axes.plot(line, color=_FIRST, alpha=0.15 + 0.6 * float(good), linewidth=1)
     axes.plot(places[best], color=_SECOND, linewidth=2.2)
-    axes.set_xticks(range(len(shown)), [name.replace("_", "\n") for name in shown], fontsize=7)
+    axes.set_xticks(range(len(shown)), [name.replace("_", "\n") for name in shown], fontsize=8)
     axes.set_yticks([])
     axes.grid(visible=False)
     return _to_svg(figure, "Choices of each trial, and its top-1")
@@ -196,7 +217,7 @@ def plot_parallel(columns: Mapping[str, Sequence[float | str]], scores: Values, 
 
 def plot_curves(curves: Sequence[tuple[Values, Values]], *, y: str, highlighted: int | None = None) -> str:
     """Lines over steps, (n,) and (n,) each; one may be in the second colour."""
-    figure, axes = _axes((6.4, 2.6), x="steps", y=y)
+    figure, axes = _axes(NARROW, x="steps", y=y)
     for index, (steps, values) in enumerate(curves):
         chosen = index == highlighted
         single = len(curves) == 1
@@ -210,6 +231,8 @@ def plot_curves(curves: Sequence[tuple[Values, Values]], *, y: str, highlighted:
             markersize=2.5,
         )
     axes.set_xlim(0)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     return _to_svg(figure, f"{y} over the steps")
 
 
@@ -220,7 +243,7 @@ def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=y == "videos"))
+        axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=y == "videos", steps=[1, 2, 2.5, 5, 10]))
     return figure, axes
 
 

@@ -54,10 +54,9 @@ def _plot_all(found: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, st
     on_front = {entry["id"] for entry in found["front"]}
     front = points[[trial.id in on_front for trial in finished]]
     paper = points[[found["paper"] is not None and trial.id == found["paper"]["id"] for trial in finished]]
-    return {
-        "front": report_plots.plot_front(points[:, 0], points[:, 1], front[np.argsort(front[:, 0])], paper),
-        "parallel": report_plots.plot_parallel(
-            {name: [trial.geometry[name] for trial in finished] for name in names}, points[:, 1], best
+    plots = {
+        "front": report_plots.plot_front(
+            points, [trial.number for trial in finished], front[np.argsort(front[:, 0])], paper
         ),
         "curves": report_plots.plot_curves(
             [_curve(trial.curve) for trial in curved],
@@ -65,6 +64,10 @@ def _plot_all(found: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, st
             highlighted=next(index for index, trial in enumerate(curved) if trial.id == found["best"]["id"]),
         ),
     }
+    if names:  # else there is one trial, or no choice
+        columns = {name: [trial.geometry[name] for trial in finished] for name in names}
+        plots["parallel"] = report_plots.plot_parallel(columns, points[:, 1], best)
+    return plots
 
 
 def _curve(reports: Sequence[Metrics]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import markupsafe
@@ -18,9 +17,9 @@ from pipelines.checkpoints import find_checkpoint
 from pipelines.networks import load_network
 from pipelines.preview import colour_flow
 from pipelines.report import make_environment, put_page
-from pipelines.run import SCORE, Metrics
+from pipelines.run import INITIAL, SCORE, Metrics
 
-FILTER_SCALE = 5  # pixels of the picture for each weight
+SQUARE_SIDE = 390  # px at least, of the square of one time step's filters
 CURVES = (
     ("loss", "train", "loss", 1.0),
     ("top-1 of training clips, %", "train", "top1", 100.0),
@@ -42,15 +41,23 @@ def write_training_report(output: str) -> str:
     lines = [json.loads(line) for line in storage.read_text(log).splitlines()] if storage.exists(log) else []
     result_uri = storage.join(output, "result.json")
     result = json.loads(storage.read_bytes(result_uri)) if storage.exists(result_uri) else None
-    filters = first_filters(find_checkpoint(output)) if result else None
-    page = render_training(output, run, lines, result, filters)
-    return put_page(output, page)
+    drawn = {
+        name: first_filters(uri)
+        for name, uri in (("trained", find_checkpoint(output)), ("initial", storage.join(output, INITIAL)))
+        if result and storage.exists(storage.join(uri, "model.json"))
+    }
+    filters = {name: squares for name, squares in drawn.items() if squares}
+    return put_page(output, render_training(output, run, lines, result, filters))
 
 
 def render_training(
-    output: str, run: Metrics, lines: Sequence[Metrics], result: Metrics | None, filters: bytes | None
+    output: str,
+    run: Metrics,
+    lines: Sequence[Metrics],
+    result: Metrics | None,
+    filters: Mapping[str, Sequence[bytes]],
 ) -> str:
-    """The page as HTML: what run.json, metrics.jsonl and result.json hold, and a PNG of the first filters."""
+    """The page as HTML: what run.json, metrics.jsonl and result.json hold, and the filters, a PNG a time step."""
     steps = [line for line in lines if line["kind"] == "train"]
     return (
         make_environment()
@@ -65,7 +72,7 @@ def render_training(
             waiting=_mean([line["wait_share"] for line in steps]),
             speed=_mean([line["clips_per_s"] for line in steps]),
             plots=_plot_all(lines),
-            filters=base64.b64encode(filters).decode() if filters else None,
+            filters=filters,
         )
     )
 
@@ -84,8 +91,8 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def first_filters(checkpoint: str) -> bytes | None:
-    """A PNG of an I3D's conv1 filters: all of them in a square for each time step, left to right (paper, Figure 4).
+def first_filters(checkpoint: str) -> list[bytes] | None:
+    """An I3D's conv1 filters: a PNG for each time step, with all of them in a square, as in the paper's Figure 4.
 
     RGB filters as colours around grey, flow filters as vectors on the colour wheel; all at one scale. None where the
     network is no I3D.
@@ -97,22 +104,26 @@ def first_filters(checkpoint: str) -> bytes | None:
     return draw_filters(np.moveaxis(weights, 1, -1), flow=model.config.stream == "flow")
 
 
-def draw_filters(filters: npt.NDArray[np.floating], *, flow: bool) -> bytes:
-    """Filters (N, T, H, W, 3 or 2) as a PNG of T squares side by side, in each of which the filters lie row by row."""
+def draw_filters(filters: npt.NDArray[np.floating], *, flow: bool) -> list[bytes]:
+    """Filters (N, T, H, W, 3 or 2) as T PNGs, in each of which the filters lie row by row in a square."""
     reach = float(np.abs(filters).max()) or 1.0
     if flow:
         images = colour_flow(filters.astype(np.float32), reach)
     else:
         images = np.rint(127.5 * (1 + filters / reach)).astype(np.uint8)
-    num, time, height, width, _ = images.shape
+    return [_draw_square(images[:, time]) for time in range(images.shape[1])]
+
+
+def _draw_square(images: npt.NDArray[np.uint8]) -> bytes:
+    """Images (N, H, W, 3), row by row with transparent gaps between them, as a PNG."""
+    num, height, width, _ = images.shape
     columns = math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
-    gap = 1
-    canvas = np.zeros((time, rows * (height + gap) + gap, columns * (width + gap) + gap, 4), np.uint8)
-    for index in range(num):
-        top, left = index // columns * (height + gap) + gap, index % columns * (width + gap) + gap
-        canvas[:, top : top + height, left : left + width, :3] = images[index, ..., ::-1]
-        canvas[:, top : top + height, left : left + width, 3] = 255
-    wide = np.concatenate([np.pad(square, ((0, 0), (0, 2 * gap), (0, 0))) for square in canvas], axis=1)
-    scaled = cv2.resize(wide, None, fx=FILTER_SCALE, fy=FILTER_SCALE, interpolation=cv2.INTER_NEAREST)
+    canvas = np.zeros((rows * (height + 1) + 1, columns * (width + 1) + 1, 4), np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
+        canvas[top : top + height, left : left + width, :3] = image[..., ::-1]
+        canvas[top : top + height, left : left + width, 3] = 255
+    scale = math.ceil(SQUARE_SIDE / canvas.shape[1])
+    scaled = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     return bytes(cv2.imencode(".png", scaled)[1].tobytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["fixtures_motion", "fixtures_s3"]
+pytest_plugins = ["fixtures_browser", "fixtures_motion", "fixtures_s3"]
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -15,22 +15,19 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from page_folders import PAPER, SEARCH, SPACE, make_book, make_sweep, make_trial, report_of
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 import models
 from models.contract import ModelConfig
 from models.cost import count_flops
-from pipelines.run import Scale
-from pipelines.sweep import Book, Proposals, Records, Rungs, Search, Trial, chosen_few
+from pipelines.sweep import Book, Proposals, Records, Rungs, Trial, chosen_few
 from pipelines.sweep_page import write_sweep_report
-from pipelines.sweep_results import conclude, count_cost, find_front, write_outcome
+from pipelines.sweep_results import conclude, count_cost, find_front
 from pipelines.sweep_space import Geometry, Space, describe_geometry, identify, model_settings, read_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
-SPACE = Space(paper_frames=16, frames=(8,))
-SEARCH = Search(space=SPACE, num_trials=12, steps=90, first_rung=10, scale=Scale(num_workers=1, data_cpus=0.5))
-PAPER = identify(SPACE.paper())
 
 
 def configure(geometry: Geometry) -> ModelConfig:
@@ -38,33 +35,11 @@ def configure(geometry: Geometry) -> ModelConfig:
     return models.configure("i3d", num_classes=6, **settings)
 
 
-def report(step: int, score: float, loss: float = 1.0) -> dict[str, Any]:
-    return {"step": step, "clips": 8 * step, "seconds": 1.0, "val_top1": score, "val_loss": loss}
-
-
-def make_trial(number: int, curve: list[dict[str, Any]], state: str = "finished", gflops: float = 1.0) -> Trial:
-    geometry = {
-        **SPACE.paper(),
-        "pool_2a_kernel": 2,
-        "conv1_kernel": 3 + 2 * (number % 3),
-        "frame_step": (1, 2, 4)[number // 3 % 3],
-    }
-    return Trial(
-        id=identify(geometry) if number else PAPER,
-        number=number,
-        geometry=geometry if number else SPACE.paper(),
-        gflops=gflops,
-        state=state,  # type: ignore[arg-type]
-        seconds=60,
-        curve=curve,
-    )
-
-
 def propose(proposals: Proposals, book: Book, name: str, scores: list[float]) -> dict[str, Any]:
     """One trial from its proposal to its end."""
     proposed = proposals.suggest(name)
     trial = book.trials[proposed["id"]]
-    trial.curve = [report(10 * (index + 1), score) for index, score in enumerate(scores)]
+    trial.curve = [report_of(10 * (index + 1), score) for index, score in enumerate(scores)]
     trial.state = "finished"
     book.save(trial)
     proposals.on_trial_complete(name)
@@ -165,8 +140,11 @@ def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_pa
 
 def test_a_report_that_a_killed_sweep_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
-    book.save(make_trial(0, [report(10, 0.3)], "running"))
-    lines = [{"kind": "train", "step": 15}, *({"kind": "validation", **report(step, step / 100)} for step in (10, 20))]
+    book.save(make_trial(0, [report_of(10, 0.3)], "running"))
+    lines = [
+        {"kind": "train", "step": 15},
+        *({"kind": "validation", **report_of(step, step / 100)} for step in (10, 20)),
+    ]
     log = tmp_path / "trials" / PAPER / "metrics.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = Book(str(tmp_path), PAPER).trials[PAPER].curve
@@ -174,7 +152,7 @@ def test_a_report_that_a_killed_sweep_did_not_hear_of_is_read_from_the_run(tmp_p
 
 
 def result_of(trial: Trial, step: int, score: float) -> tuple[Any, dict[str, Any]]:
-    return type("TuneTrial", (), {"config": {"id": trial.id}, "trial_id": "x"})(), report(step, score)
+    return type("TuneTrial", (), {"config": {"id": trial.id}, "trial_id": "x"})(), report_of(step, score)
 
 
 def test_rungs_stop_the_worse_but_never_the_papers(tmp_path: Path) -> None:
@@ -198,7 +176,7 @@ def test_rungs_stop_the_worse_but_never_the_papers(tmp_path: Path) -> None:
 def test_rungs_survive_a_kill(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     for number, score in enumerate((0.6, 0.7, 0.8)):
-        book.save(make_trial(number, [report(10, score), report(20, score)]))
+        book.save(make_trial(number, [report_of(10, score), report_of(20, score)]))
     newcomer = make_trial(3, [], "running")
     book.save(newcomer)
     weak = result_of(newcomer, 10, 0.5)
@@ -206,26 +184,12 @@ def test_rungs_survive_a_kill(tmp_path: Path) -> None:
     assert Rungs(Book(str(tmp_path / "new"), PAPER), SEARCH).judge(newcomer.id, weak[1]) == TrialScheduler.CONTINUE
 
 
-def full_book(folder: Path) -> Book:
-    book = Book(str(folder), PAPER)
-    scores = [(0.6, 4.0), (0.8, 6.0), (0.5, 2.0), (0.7, 8.0)]
-    for number, (score, gflops) in enumerate(scores):
-        book.save(make_trial(number, [report(10, 0.3), report(90, score)], gflops=gflops))
-    book.save(make_trial(4, [report(10, 0.9)], "stopped", gflops=1.0))
-    book.save(make_trial(5, [], "failed", gflops=1.0))
-    return book
-
-
-def prepare(geometry: Geometry, seed: int) -> Any:
-    return SimpleNamespace(run=SimpleNamespace(describe=lambda: {"model": model_settings(geometry), "seed": seed}))
-
-
 def test_the_front_is_of_finished_trials_that_none_beats(tmp_path: Path) -> None:
-    assert [trial.number for trial in find_front(full_book(tmp_path).trials.values())] == [2, 0, 1]
+    assert [trial.number for trial in find_front(make_book(tmp_path).trials.values())] == [2, 0, 1]
 
 
 def test_cost_counts_clips_hours_and_what_stopping_saved(tmp_path: Path) -> None:
-    cost = count_cost(full_book(tmp_path), SEARCH)
+    cost = count_cost(make_book(tmp_path), SEARCH)
     assert cost.clips == 4 * 720 + 80
     assert cost.saved_clips == 720 - 80
     assert cost.cpu_hours == pytest.approx(6 / 60 * 1.5)
@@ -233,12 +197,14 @@ def test_cost_counts_clips_hours_and_what_stopping_saved(tmp_path: Path) -> None
 
 
 def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
-    book = full_book(tmp_path)
+    book = make_book(tmp_path)
     for trial, scores in ((book.finished()[0], (0.2, 0.2)), (book.finished()[1], (0.7, 0.7))):
         for seed, score in enumerate(scores, start=1):
             run = tmp_path / "confirm" / f"{trial.id}-seed-{seed}"
             run.mkdir(parents=True)
-            run.joinpath("result.json").write_text(json.dumps({"last": "a", "best": "a", "metrics": report(90, score)}))
+            run.joinpath("result.json").write_text(
+                json.dumps({"last": "a", "best": "a", "metrics": report_of(90, score)})
+            )
     assert [trial.number for trial in chosen_few(book, 2)] == [1, 3, 0]
     outcome = conclude(book, SEARCH, num_best=2)
     assert outcome is not None
@@ -246,8 +212,7 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
     assert outcome.best.scores == [0.7, 0.7, 0.7]
     assert outcome.paper is not None
     assert outcome.paper.scores == [0.6]
-    write_outcome(book, outcome, prepare)
-    (tmp_path / "sweep.json").write_text(json.dumps({"run": {"model": {"stream": "flow"}}, "steps": 90}))
+    make_sweep(tmp_path, book=book)
     page = Path(write_sweep_report(str(tmp_path))).read_text()
     assert page.count("<svg") == 3
     assert "not the flow over s frames" in page

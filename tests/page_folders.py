@@ -1,0 +1,216 @@
+"""Small folders of each kind that a page is made of: an extraction, a training, an evaluation, a sweep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+import models
+from models import checkpoint
+from pipelines import evaluation, report, shards, storage
+from pipelines.class_coverage import Count
+from pipelines.codec import CodecSettings, FlowEncoder, RGBEncoder
+from pipelines.plan import ExtractionSettings
+from pipelines.run import Scale
+from pipelines.shards import ShardSettings
+from pipelines.sweep import Book, Search, Trial
+from pipelines.sweep_results import conclude, write_outcome
+from pipelines.sweep_space import Geometry, Space, identify, model_settings
+from pipelines.video_index import read_index
+
+CODEC = CodecSettings(flow_codec="h264")
+CONVENTION = {
+    "schema_version": shards.SCHEMA_VERSION,
+    "flow": CODEC.flow_convention(),
+    "rgb": {"codec": "h264"},
+    "members": {"rgb": "rgb.mp4", "flow": "flow.mp4"},
+}
+
+
+def make_video(
+    name: str, *, class_name: str = "wave", split: str = "train", speed: float = 2.0, size: int = 32
+) -> dict:
+    """A row of a shard: 6 frames of a grey ramp that moves to the right at `speed` px a frame."""
+    rgb, flow = RGBEncoder(CODEC, height=size, width=size), FlowEncoder(CODEC, height=size, width=size)
+    for _ in range(6):
+        rgb.write(np.full((size, size, 3), (200, 60, 20), np.uint8))
+    for _ in range(5):
+        flow.write(np.broadcast_to(np.float32([speed, 0]), (size, size, 2)))
+    facts = {"id": name, "class_name": class_name, "split": split, "label": 0, "source": f"{name}.mp4", "fps": 25.0}
+    shape = {"num_frames": 6, "height": size, "width": size, "timing": "time", "partial": False}
+    blobs = {"rgb": rgb.close(), "flow": flow.close()}
+    measured = {"flow_mean": flow.mean_magnitude, "flow_clipped": flow.clipped_share, "flow_error_mean": 0.01}
+    errors = {"flow_error_rms": 0.02, "flow_error_p999": 0.1, "flow_error_max": 0.3}
+    row = dict.fromkeys(shards.ROW_SCHEMA.names) | facts | shape | blobs | measured | errors
+    return row | {"status": "ok", "rgb_bytes": len(blobs["rgb"]), "flow_bytes": len(blobs["flow"])}
+
+
+def make_lost(name: str, status: str, **facts: object) -> dict:
+    row = {"id": name, "class_name": "wave", "split": "train", "status": status, "source": f"{name}.mp4"}
+    if status == "quarantined":
+        row |= {"stage": "decode", "error_kind": "no_frames", "error_message": "not one frame could be decoded"}
+    return row | facts
+
+
+def write_dataset(folder: Path | str, videos: list[dict], *, format: str = "parquet") -> dict[str, Any]:
+    """Shards, tables and the dict that goes into dataset.json, one shard a split."""
+    output, settings = str(folder), ShardSettings(format=format)
+    for split in dict.fromkeys(video["split"] for video in videos):
+        planned = [video | {"shard": f"{split}-00000"} for video in videos if video["split"] == split]
+        described = [{name: video.get(name) for name in shards.VIDEO_SCHEMA.names} for video in planned]
+        usable = [video for video in planned if video["status"] == "ok"]
+        shards.commit_shard(
+            output, f"{split}-00000", usable, described, settings=settings, convention=CONVENTION, fingerprint="f00d"
+        )
+    commits = list(shards.write_tables(output, shards.read_commits(output)))
+    return summarise(videos, commits, settings)
+
+
+def summarise(videos: list[dict], commits: list[shards.Commit], settings: ShardSettings) -> dict[str, Any]:
+    usable = [video for video in videos if video["status"] == "ok"]
+    kinds = [video["error_kind"] for video in videos if video["status"] == "quarantined"]
+    splits = {}
+    for commit in commits:
+        states = [video["status"] for video in commit.videos]
+        splits[commit.split] = {"expected": len(states), **{name: states.count(name) for name in asdict(Count())}}
+    return {
+        "schema_version": shards.SCHEMA_VERSION,
+        "fingerprint": "f00d",
+        "settings": json.loads(shards.to_json({**asdict(ExtractionSettings(shards=settings)), "kernel": "numba:test"})),
+        "convention": CONVENTION,
+        "classes": sorted({video["class_name"] for video in videos}),
+        "splits": splits,
+        "totals": {
+            "frames": sum(video["num_frames"] for video in usable),
+            "flow_frames": sum(video["num_frames"] - 1 for video in usable),
+            "rgb_bytes": sum(video["rgb_bytes"] for video in usable),
+            "flow_bytes": sum(video["flow_bytes"] for video in usable),
+        },
+        "quarantine_reasons": {kind: kinds.count(kind) for kind in kinds},
+        "flow_error_px": {"videos": len(usable), "mean": 0.01, "rms": 0.02, "p999": 0.1, "max": 0.3}
+        if usable
+        else None,
+        "shards": [
+            {"file": c.file, "split": c.split, "bytes": c.num_bytes, "sha256": c.sha256} for c in commits if c.file
+        ],
+    }
+
+
+def write_run(folder: Path, started: str, timeline: list[list[float]]) -> None:
+    run = {"started": started, "host": "node-7", "seconds": timeline[-1][0], "timeline": timeline}
+    run |= {"placement": {"num_cpus": 2}, "versions": {"ray": "2.60.0"}}
+    storage.put(str(folder / "runs" / f"{started}.json"), json.dumps(run).encode())
+
+
+def make_page(folder: Path, videos: list[dict], **settings: str) -> str:
+    return Path(report.write_extraction_report(str(folder), write_dataset(folder, videos, **settings))).read_text()
+
+
+def make_extraction(folder: Path, videos: list[dict]) -> Path:
+    """A finished data set of these videos, with the record of a run."""
+    write_run(folder, "2026-11-23T10:00:00+00:00", [[0, 0, 0, 0], [10, 3, 18, 1], [20, 5, 30, 1]])
+    storage.put(str(folder / "dataset.json"), shards.to_json(write_dataset(folder, videos)))
+    return folder
+
+
+def make_training(folder: Path, *, finished: bool = True) -> Path:
+    """A run's folder with twenty logged steps and a flow I3D of 8 first filters."""
+    config = models.configure("i3d", num_classes=3, stream="flow", width=0.125, size=32, frames=16)
+    run = {"model": {"name": "i3d", "stream": "flow"}, "data": "<b>data</b>"}
+    run |= {"train_videos": 12, "validation_videos": 6}
+    train = {"clips": 8, "epoch": 1.0, "learning_rate": 0.1, "top1": 0.5, "clips_per_s": 9.5, "wait_share": 0.01}
+    lines: list[dict[str, Any]] = [
+        {"kind": "train", "step": step, "loss": 2 / step, **train, "failed": int(step == 3)} for step in range(1, 20)
+    ]
+    lines[2]["errors"] = ["train~x: FileNotFoundError: gone"]
+    lines += [{"kind": "validation", "step": step, "val_loss": 1.0, "val_top1": 0.4} for step in (10, 19)]
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        for seed, name in enumerate(("initial", "last")):
+            torch.manual_seed(seed)
+            checkpoint.save(folder / name, models.build_from(config), checkpoint.Metadata(classes=("a", "b", "c")))
+        metrics = {"step": 19, "val_top1": 0.4}
+        (folder / "result.json").write_text(json.dumps({"last": "last", "best": "last", "metrics": metrics}))
+    return folder
+
+
+def make_evaluation(folder: Path, classes: Sequence[str]) -> Path:
+    """An evaluation of RGB and flow, four videos a class: of each third class flow takes all for the next class."""
+    base = make_video("", split="test")
+    videos = [
+        base | {"id": f"{label}~{number}", "label": label, "class_name": name}
+        for label, name in enumerate(classes)
+        for number in range(4)
+    ]
+    dataset = write_dataset(folder / "shards", videos) | {"classes": list(classes)}
+    dataset["settings"]["decode"]["short_side"] = 32
+    storage.put(str(folder / "shards" / "dataset.json"), shards.to_json(dataset))
+    index = read_index(str(folder / "shards"))
+    rows = [_score(index.row(place)["label"], place, len(classes)) for place in range(len(index))]
+    table = evaluation.tabulate(index, index, rows, ["rgb", "flow"])
+    found = evaluation.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
+    found |= {"classes": list(classes), "settings": {"data": index.data, "split": "test"}}
+    output = folder / "evaluation"
+    output.mkdir()
+    pq.write_table(table, output / "scores.parquet")
+    storage.put(str(output / "evaluation.json"), shards.to_json(found))
+    return output
+
+
+def _score(label: int, place: int, num_classes: int) -> dict[str, Any]:
+    rgb, flow = np.zeros(num_classes), np.zeros(num_classes)
+    rgb[label] = 2
+    flow[(label + (label % 3 == 0)) % num_classes] = 3
+    return {"place": place, "error": "", "logits_rgb": rgb.tolist(), "logits_flow": flow.tolist()}
+
+
+SPACE = Space(paper_frames=16, frames=(8,))
+SEARCH = Search(space=SPACE, num_trials=12, steps=90, first_rung=10, scale=Scale(num_workers=1, data_cpus=0.5))
+PAPER = identify(SPACE.paper())
+
+
+def report_of(step: int, score: float, loss: float = 1.0) -> dict[str, Any]:
+    """What a trial reports."""
+    return {"step": step, "clips": 8 * step, "seconds": 1.0, "val_top1": score, "val_loss": loss}
+
+
+def make_trial(number: int, curve: list[dict[str, Any]], state: str = "finished", gflops: float = 1.0) -> Trial:
+    """A trial, number 0 of the paper's geometry."""
+    chosen = {"conv1_kernel": 3 + 2 * (number % 3), "frame_step": (1, 2, 4)[number // 3 % 3]}
+    geometry = SPACE.paper() | ({"pool_2a_kernel": 2, **chosen} if number else {})
+    facts = {"id": identify(geometry), "number": number, "geometry": geometry, "gflops": gflops}
+    return Trial(**facts, state=state, seconds=60, curve=curve)
+
+
+def make_book(folder: Path) -> Book:
+    """Four finished trials, a stopped and a failed one."""
+    book = Book(str(folder), PAPER)
+    for number, (score, gflops) in enumerate([(0.6, 4.0), (0.8, 6.0), (0.5, 2.0), (0.7, 8.0)]):
+        book.save(make_trial(number, [report_of(10, 0.3), report_of(90, score)], gflops=gflops))
+    book.save(make_trial(4, [report_of(10, 0.9)], "stopped", gflops=1.0))
+    book.save(make_trial(5, [], "failed", gflops=1.0))
+    return book
+
+
+def make_sweep(folder: Path, *, book: Book | None = None) -> Path:
+    """A finished sweep of the trials of a book."""
+    book = book or make_book(folder)
+    outcome = conclude(book, SEARCH, num_best=2)
+    assert outcome is not None
+    write_outcome(book, outcome, _prepare)
+    (folder / "sweep.json").write_text(json.dumps({"run": {"model": {"stream": "flow"}}, "steps": 90}))
+    return folder
+
+
+def _prepare(geometry: Geometry, seed: int) -> Any:
+    return SimpleNamespace(run=SimpleNamespace(describe=lambda: {"model": model_settings(geometry), "seed": seed}))
