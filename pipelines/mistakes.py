@@ -145,8 +145,9 @@ def _locate(data: str, ids: Iterable[str]) -> dict[str, Row]:
     with storage.open_read(storage.join(index.data, "videos.parquet")) as file:
         facts = pq.read_table(file, columns=["id", "fps"])
     fps = {row["id"]: row["fps"] for row in facts.filter(pc.is_in(facts["id"], wanted)).to_pylist()}
-    usable = index.usable().table
-    found = usable.filter(pc.is_in(usable["id"], wanted)).to_pylist()
+    # Not its usable ones: other annotations may have labelled a video that has no label here.
+    chosen = pc.and_(pc.equal(index.table["status"], "ok"), pc.is_in(index.table["id"], wanted))
+    found = index.table.filter(chosen).to_pylist()
     return {row["id"]: row | {"fps": fps[row["id"]]} for row in found}
 
 
