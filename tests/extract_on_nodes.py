@@ -1,0 +1,41 @@
+"""Extracts on RAY_ADDRESS with flow on an actor that holds a GPU: python extract_on_nodes.py VIDEOS OUTPUT.
+
+The GPU may be a pretended one: the actor computes on its CPU, so that the bytes are those of a run without GPUs.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.cluster import connect
+from jobs.extract_flow import ExtractFlow, make_settings
+from pipelines.catalog import read_catalog
+from pipelines.lock import lock_output
+from pipelines.plan import Plan, make_plan
+
+SETTINGS = make_settings(ExtractFlow(short_side=64, videos_per_shard=2))
+FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--flow-backend", "cpu")  # the same for the job
+
+
+def make(videos: str, output: str) -> Plan:
+    """The plan of an extraction with these settings."""
+    from pipelines import tvl1
+
+    kernel = tvl1.kernel_target("cpu")
+    return make_plan(read_catalog(videos), SETTINGS, videos=videos, output=output, kernel=kernel)
+
+
+def main(videos: str, output: str) -> None:
+    connect()
+    from pipelines import dataset
+    from pipelines.extraction import Placement, extract
+
+    plan = make(videos, output)
+    with lock_output(output):
+        for left in extract(plan, backend="cpu", placement=Placement(flow_actors=1)):
+            print(f"{left.shards} shards left", flush=True)
+        dataset.finish(plan, dataset.assemble(plan))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
