@@ -1,4 +1,7 @@
-"""A real S3 server over HTTP on this machine, for tests of whatever reads and writes s3://."""
+"""Real S3 servers over HTTP on this machine, for tests of whatever reads and writes s3://.
+
+`s3` is moto in this process: up at once, and told which answers to get wrong. `weed` is SeaweedFS in one of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import fsspec
 import pytest
 import s3fs
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from seaweed import Seaweed, running_seaweed
 from werkzeug.serving import make_server
 
 Answer = Iterable[bytes]
@@ -69,6 +73,25 @@ def s3(s3_server: tuple[str, FaultyApp], monkeypatch: pytest.MonkeyPatch) -> Ite
     fsspec.filesystem("s3").mkdir(bucket)
     yield f"s3://{bucket}"
     s3_server[1].faults.clear()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A SeaweedFS server with its bucket `data`."""
+    with running_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def weed(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty folder of SeaweedFS, as s3://data/NAME; the environment, child processes' too, leads to its server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seaweed.environment().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield f"s3://data/{uuid.uuid4().hex[:12]}"
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
