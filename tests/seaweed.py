@@ -13,10 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.session import get_session
 
 BUCKET = "data"  # is there from the start
 START_S = 120.0
@@ -83,7 +86,7 @@ def _start(folder: Path, credentials: Credentials, *, attempts: int = 3) -> tupl
         endpoint = f"http://127.0.0.1:{ports['s3.port']}"
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(_command(folder, ports, credentials), stdout=log, stderr=log)
-        if _wait(process, f"{endpoint}/healthz"):
+        if _wait(process, endpoint, credentials):
             return process, endpoint
         process.kill()
         process.wait()
@@ -125,10 +128,17 @@ def _find_weed() -> str:
     return found
 
 
-def _wait(process: subprocess.Popen[bytes], url: str) -> bool:
+def _wait(process: subprocess.Popen[bytes], endpoint: str, credentials: Credentials) -> bool:
+    """Whether the server takes objects before it dies or START_S have passed; it answers some time before it does."""
+    keys = dict(zip(("aws_access_key_id", "aws_secret_access_key"), credentials, strict=True))
+    once = Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=5)
+    s3 = get_session().create_client("s3", endpoint_url=endpoint, region_name="us-east-1", config=once, **keys)
     until = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < until:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-        time.sleep(0.1)
+    with contextlib.closing(s3):
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(BotoCoreError, ClientError):
+                s3.put_object(Bucket=BUCKET, Key="started", Body=b"")
+                s3.delete_object(Bucket=BUCKET, Key="started")
+                return True
+            time.sleep(0.1)
     return False

@@ -12,9 +12,7 @@ from pipelines import storage
 
 
 @pytest.mark.slow
-def test_a_killed_server_comes_back_with_what_it_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weed: str
-) -> None:
+def test_a_killed_server_comes_back_with_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_seaweed(tmp_path / "server", Credentials("another", "secret")) as first:
         for name, value in first.environment().items():
             monkeypatch.setenv(name, value)
@@ -23,3 +21,4 @@ def test_a_killed_server_comes_back_with_what_it_held(
     with running_seaweed(tmp_path / "server", Credentials("another", "secret")) as second:
         assert (second.endpoint, second.process.pid != first.process.pid) == (first.endpoint, True)
         assert storage.read_bytes("s3://data/x") == b"kept"
+    s3fs.S3FileSystem.clear_instance_cache()
