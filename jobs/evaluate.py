@@ -70,8 +70,9 @@ class Evaluate:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.rgb is None and self.flow is None):
             raise ValueError("give --rgb, --flow or both, or else --model")
-        for uri in (self.data, self.output):
-            storage.absolute(uri)
+        for uri in (self.data, self.output, self.rgb, self.flow, self.model, *self.annotations):
+            if uri is not None:
+                storage.absolute(uri)
 
 
 def main() -> None:

@@ -85,6 +85,9 @@ class ExtractFeatures:
             raise ValueError("no network is given: name one by --rgb, by --flow, or one by each")
         if self.videos_per_part < 1:
             raise ValueError(f"--videos-per-part is {self.videos_per_part}: give at least 1")
+        for uri in (*self.videos, self.data, self.output, self.rgb, self.flow):
+            if uri is not None:
+                storage.absolute(uri)
 
 
 def main() -> None:

@@ -75,7 +75,7 @@ class Predict:
             raise ValueError("no network is given: name one by --rgb, by --flow, or one by each")
         if self.top < 1:
             raise ValueError(f"--top is {self.top}: give at least 1")
-        for uri in (self.video, *self.clips, self.classes):
+        for uri in (self.video, *self.clips, self.rgb, self.flow, self.classes):
             if uri is not None:
                 storage.absolute(uri)
 

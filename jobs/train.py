@@ -146,8 +146,9 @@ class Train:
             raise ValueError("--finetune needs weights to start from: give --init and --weights")
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or self.min_workers):
             raise ValueError(f"--min-workers is {self.min_workers}: give 1 up to --num-workers")
-        for uri in (self.data, self.output):
-            storage.absolute(uri)
+        for uri in (self.data, self.output, self.weights, self.from_sweep, *self.annotations):
+            if uri is not None:
+                storage.absolute(uri)
 
 
 AnyTrain = TypeVar("AnyTrain", bound=Train)

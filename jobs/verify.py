@@ -17,7 +17,7 @@ import tyro
 
 from pipelines import shards, storage, verification
 from pipelines.verification import Finding, Recomputed
-from pipelines.video_index import DataError, VideoIndex, read_index
+from pipelines.video_index import VideoIndex, read_index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +33,20 @@ class Verify:
     seed: int = 0
     """Which videos."""
 
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ValueError(f"--samples is {self.samples}: give 0 or more")
+        for uri in (self.data, self.videos):
+            if uri is not None:
+                storage.absolute(uri)
+
 
 def main() -> None:
     """Parse, verify, print."""
     config = tyro.cli(Verify, description=__doc__)
     try:
         findings = run(config)
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     sys.exit(1 if findings else 0)
 
@@ -52,6 +59,7 @@ def run(config: Verify) -> list[Finding]:
     samples = verification.choose_samples(index, config.samples, config.seed)
     checks = {
         f"{len(dataset['shards']):,} shards against their hashes": verification.check_shards(output, dataset),  # type: ignore[arg-type]
+        f"{len(index):,} videos of the catalog": verification.check_catalog(output, dataset),
         f"{len(index):,} videos in the tables": verification.check_tables(output, dataset),
         f"{len(samples):,} videos decoded": (found for video in samples for found in verification.check_sample(video)),
     }

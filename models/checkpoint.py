@@ -10,6 +10,7 @@ model.json is written last: a directory without it is not a checkpoint.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,6 +85,14 @@ def load(directory: str | Path, *, device: str = "cpu") -> tuple[VideoModel, Met
 
 
 def load_training_state(directory: str | Path, *, device: str = "cpu") -> dict[str, object] | None:
-    """The training state of a checkpoint, or None where it was saved without; no pickled code is run."""
+    """The training state of a checkpoint, or None where it was saved without.
+
+    Raises ValueError where it is more than tensors, numbers and strings: no pickled code is run.
+    """
     path = Path(directory) / "training.pt"
-    return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+    try:
+        return torch.load(path, map_location=device, weights_only=True) if path.is_file() else None
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is no training state of this project; what needs pickled code run is not read."
+        ) from error

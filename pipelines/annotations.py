@@ -33,6 +33,7 @@ SPLIT_SYNONYMS = {
 WHOLE = "all"  # the split of rows that name none
 MAX_ID_BYTES = 200  # a file name holds 255, and readers append endings such as .flow.mp4
 _UNSAFE = re.compile(r"[^\w\-+=,@/]")
+_NO_ID = re.compile(r"[^\w\-+=,@~%]")
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,11 @@ def make_id(name: str) -> str:
         return made
     head = made.encode()[: MAX_ID_BYTES - 17].decode(errors="ignore")
     return f"{head}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def is_id(name: object) -> bool:
+    """Whether `make_id` may have made this: what it may not have made must not become a file's name."""
+    return isinstance(name, str) and 0 < len(name.encode(errors="replace")) <= MAX_ID_BYTES and not _NO_ID.search(name)
 
 
 def make_path_ids(paths: Sequence[str]) -> list[str]:
@@ -263,9 +269,10 @@ def _read_spans(table: _CsvTable) -> list[tuple[float, float]]:
 
 def _read_splits(table: _CsvTable) -> list[str]:
     splits = [SPLIT_SYNONYMS.get(split.lower(), split) for split in table.column("split", WHOLE)]
-    known = {split: bool(re.fullmatch(r"\w[\w-]{0,63}", split)) for split in set(splits)}
+    known = {split: bool(re.fullmatch(r"\w[\w-]*", split)) and len(split.encode()) <= 64 for split in set(splits)}
     wrong = [f"{place} {split!r}" for place, split in zip(table.places(), splits, strict=True) if not known[split]]
-    refuse("unusable split names", wrong, "A split names shards: letters, digits, '_' and '-', such as train")
+    remedy = "A split names shards: letters, digits, '_' and '-', at most 64 bytes, such as train"
+    refuse("unusable split names", wrong, remedy)
     return splits
 
 

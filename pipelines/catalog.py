@@ -156,9 +156,13 @@ def _order(rows: Sequence[Annotation], split: str | None) -> list[Annotation]:
     splits = {row.split for row in rows}
     if split is not None and split not in splits:
         raise CatalogError(f"split {split!r} has no rows. Choose one of {', '.join(sorted(splits)) or 'none: no rows'}")
-    rank = {"train": 0, "val": 1, "test": 2}
     kept = (row for row in rows if split in (None, row.split))
-    return sorted(kept, key=lambda row: (rank.get(row.split, 3), row.split, _scatter(row.id), row.id))
+    return sorted(kept, key=lambda row: (*split_rank(row.split), _scatter(row.id), row.id))
+
+
+def split_rank(split: str) -> tuple[int, str]:
+    """What splits are ordered by: train, val, test, then others by name."""
+    return {"train": 0, "val": 1, "test": 2}.get(split, 3), split
 
 
 def _scatter(name: str) -> bytes:

@@ -2,7 +2,8 @@
 
 The parent may be a Ray worker, so the child is a plain subprocess. It gets path, span and settings as one line of JSON
 and answers with messages of a type, a length and JSON or raw pixels: nothing that a hijacked decoder sends is ever
-unpickled. It sees neither credentials nor FFmpeg's network protocols, and it ends with its parent.
+unpickled. It sees neither credentials nor FFmpeg's network protocols, its memory, its processor time for a video and
+the size of any file that it writes are limited by the kernel, and it ends with its parent.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ FRAME, ALIVE, INFO, ERROR = b"F", b"A", b"I", b"E"
 MAX_JSON = 65_536  # bytes
 ALIVE_EVERY_S = 1.0
 PIPE_BYTES = 1 << 20  # room for the next frames while the parent works on one
+WRITABLE_BYTES = 1 << 20  # of any file, its error log among them; pipes have no limit
 
 # What Python, the loader and the C library need; everything else, credentials above all, stays with the parent.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
@@ -222,12 +224,19 @@ class _Child:
                 raise VideoError("decoder_hung", f"the decoder gave no sign of life for {settings.timeout_s:g} s")
             count = os.readv(self.answers.fileno(), [buffer])
             if count == 0:
-                raise VideoError("decoder_crashed", self.explain_death())
+                raise self.explain_death(settings)
             buffer = buffer[count:]
 
-    def explain_death(self) -> str:
-        """A sentence on how the child ended, with the last line it wrote."""
+    def explain_death(self, settings: DecodeSettings) -> VideoError:
+        """How the child ended, with the last line it wrote."""
         code = self.process.wait()
+        if code == -signal.SIGXCPU:
+            limit = f"cpu_limit_s={settings.cpu_limit_s}"
+            return VideoError("too_slow", f"decoding needs more processor time than {limit}")
+        return VideoError("decoder_crashed", self.describe_death(code))
+
+    def describe_death(self, code: int) -> str:
+        """A sentence on an exit status."""
         self.stderr.seek(max(0, self.stderr.seek(0, os.SEEK_END) - 500))
         lines = self.stderr.read().decode(errors="replace").strip().splitlines()
         last = f": {lines[-1]}" if lines else ""
@@ -243,6 +252,7 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (WRITABLE_BYTES, WRITABLE_BYTES))
     silence_ffmpeg()
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=watch, args=(requests, lines), daemon=True).start()
@@ -269,6 +279,7 @@ def answer(request: Request, answers: BinaryIO) -> None:
     """Decode one video and write its frames and its VideoInfo, or the error."""
     settings = DecodeSettings(**request["settings"])
     limit_memory(settings.memory_limit_mb)
+    limit_time(settings.cpu_limit_s)
     try:
         frames = decode(
             request["path"],
@@ -292,6 +303,14 @@ def answer(request: Request, answers: BinaryIO) -> None:
 def limit_memory(limit_mb: int | None) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (hard if limit_mb is None else limit_mb << 20, hard))
+
+
+def limit_time(limit_s: int | None) -> None:
+    """End the process by SIGXCPU once it has computed for so long from now on."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    spent = time.process_time()
+    soft = hard if limit_s is None else math.ceil(spent + limit_s)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def reached_limit(limit_mb: int | None) -> bool:

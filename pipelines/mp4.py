@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+# What is read came out of `VideoWriter`, or pretends to: FFmpeg is not to look what else it may be, such as a playlist.
+READ = {"format": "mp4", "container_options": {"protocol_whitelist": "none"}}
 FULL_RANGE, VIDEO_RANGE = 2, 1  # FFmpeg's AVCOL_RANGE_JPEG and AVCOL_RANGE_MPEG
 BT601 = 6  # FFmpeg's AVCOL_SPC_SMPTE170M: the matrix that OpenCV converts RGB with
 
@@ -105,7 +107,7 @@ def ordinary_priority() -> Iterator[None]:
 
 def read_frames(data: bytes, *, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames in display order with their indices, from the last keyframe at or before `start` on."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), **READ) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
@@ -117,7 +119,7 @@ def read_frames(data: bytes, *, start: int = 0) -> Iterator[tuple[int, av.VideoF
 
 def find_keyframes(data: bytes) -> list[int]:
     """Indices of the frames that decoding can start at, in ascending order; nothing is decoded."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), **READ) as container:
         stream = container.streams.video[0]
         ticks_per_frame = 1 / (stream.average_rate * stream.time_base)
         keyframes = [packet.pts for packet in container.demux(stream) if packet.is_keyframe and packet.pts is not None]

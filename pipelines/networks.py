@@ -57,9 +57,10 @@ def _load(uri: str, stream: str | None) -> Network:
         return Network(
             model=model, classes=metadata.classes, settings=settings_of(metadata.clips, metadata.flow_convention)
         )
-    if storage.is_remote(uri) or (not Path(uri).is_file() and find_prefix(uri) is None):
-        raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
-    return Network(model=load_released(uri, stream=stream))
+    with local_checkpoint(uri) as path:
+        if not Path(path).is_file() and find_prefix(path) is None:
+            raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
+        return Network(model=load_released(path, stream=stream))
 
 
 def _explain(error: Exception) -> str:

@@ -25,7 +25,7 @@ from pipelines.shards import Commit, ShardSettings
 from pipelines.video import DecodeSettings
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
-LIMITS = ("max_frames", "timeout_s", "memory_limit_mb")
+LIMITS = ("max_frames", "timeout_s", "memory_limit_mb", "cpu_limit_s")
 ENCODERS = ("av", "numpy", "opencv-contrib-python-headless", "pyarrow")  # libraries that the bytes come from
 PLAN_SCHEMA = pa.schema(
     [
@@ -103,7 +103,7 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
         "schema_version": shards.SCHEMA_VERSION,
         "settings": {**_name_settings(settings), "kernel": kernel},
         "derived": _derive(settings),
-        "catalog": {"videos": len(table), "classes": list(catalog.classes), "sha256": _hash_catalog(table)},
+        "catalog": {"videos": len(table), "classes": list(catalog.classes), "sha256": hash_catalog(table)},
     }
     return Plan(
         output=output,
@@ -149,7 +149,8 @@ def _relative(path: str | None, folder: str) -> str | None:
     return path.removeprefix(folder + "/") if path.startswith(folder + "/") else path.rpartition("/")[2]
 
 
-def _hash_catalog(table: pa.Table) -> str:
+def hash_catalog(table: pa.Table) -> str:
+    """Sha256 of the ids, labels, class names and splits of a catalog's rows, in its order."""
     # Not the paths: whether a file is there, and where the folder lies, may change between two starts.
     sha = hashlib.sha256()
     for row in zip(*(table[name].to_pylist() for name in ("id", "label", "class_name", "split")), strict=True):

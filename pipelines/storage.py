@@ -3,24 +3,56 @@
 S3 goes through s3fs, which takes credentials, region and endpoint from the standard AWS variables and files
 (AWS_ENDPOINT_URL for a server that is not Amazon's). Every write here is atomic: a reader sees the old bytes or the new
 ones, never a part. Whatever is wrong with a file, a bucket, credentials or the network is an OSError naming the URI.
+
+A server that throttles, breaks, cuts connections or is away is asked again. There are two layers of that. botocore
+repeats single requests, a part of a large file among them: three attempts in its "standard" mode, or what
+AWS_MAX_ATTEMPTS says. Around it, a whole read or write is repeated for PATIENCE_S, and at least TRIES times. s3fs has a
+third layer, in places twice, which is off: multiplied, they would wait for a server that hangs for half an hour.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import io
 import os
+import random
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 import fsspec
-from botocore.exceptions import BotoCoreError
+from aiohttp import ClientError as HTTPError
+from botocore import exceptions as boto
 
 UNFINISHED = ".part-"  # how names of files begin that are being written
+
+CONNECT_S = 5.0  # for a connection to be made
+SILENCE_S = 20.0  # without a byte of an answer, after which a request counts as lost
+PATIENCE_S = 120.0  # that a read or write is repeated for: a server that restarts, a minute of throttling
+TRIES = 3  # of a read or write that takes longer than that
+SLOWEST_BYTES_S = 1 << 18  # of an upload; nothing else notices a server that takes no bytes and says nothing
+PART_BYTES = 32 << 20  # of an upload
+BUFFER_BYTES = 1 << 18  # what a reader fetches at a time where less is asked for
+
+_TRANSIENT = (
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    HTTPError,
+    asyncio.TimeoutError,
+    TimeoutError,
+    ConnectionError,
+)
+# Besides 5xx. NoSuchUpload: a large file was completed, the answer got lost, and the repetition found nothing to do.
+_TRANSIENT_STATUS = (408, 409, 429)
+_TRANSIENT_CODES = ("BadDigest", "IncompleteBody", "NoSuchUpload", "RequestTimeout", "XAmzContentSHA256Mismatch")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,8 +64,14 @@ class File:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI lies on S3; ValueError for a scheme that is neither local nor S3."""
-    scheme, separator, _ = uri.partition("://")
+    """Whether the URI lies on S3; ValueError for a scheme that is neither local nor S3, and for credentials in it."""
+    scheme, separator, rest = uri.partition("://")
+    bucket = rest.partition("/")[0]
+    if separator and scheme != "file" and ("@" in bucket or ":" in bucket):  # the message must not repeat them
+        raise ValueError(
+            f"a URI that begins with {scheme}:// names more than a bucket: allowed is s3://bucket/key. Credentials and "
+            "endpoint belong into the AWS variables or files, where nothing prints them"
+        )
     if separator and scheme not in ("s3", "file"):
         raise ValueError(f"cannot open {uri!r}: allowed are local paths and s3://bucket/key")
     return scheme == "s3" and bool(separator)
@@ -48,15 +86,67 @@ def _local(uri: str) -> Path:
     return Path(uri.removeprefix("file://")).expanduser()
 
 
+def _connect() -> Any:
+    """The S3 file system of this process: one for all threads.
+
+    An object is read as one stream: whatever runs here reads many at a time, and only that way costs one request each.
+    """
+    config = {
+        "retries": {"mode": "standard"},
+        "connect_timeout": CONNECT_S,
+        "read_timeout": SILENCE_S,
+        "max_pool_connections": 32,
+    }
+    s3 = fsspec.filesystem("s3", use_listings_cache=False, max_concurrency=1, config_kwargs=config)
+    s3.retries = 1
+    return s3
+
+
 @contextlib.contextmanager
-def _open_s3(uri: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
-    """The S3 file system and the path in it. botocore's own errors become OSErrors, and those name the URI."""
+def _explain(uri: str) -> Iterator[None]:
+    """Make whatever goes wrong on the way to S3 an OSError that names the URI and no credentials."""
     try:
-        yield fsspec.filesystem("s3", use_listings_cache=False), uri.removeprefix("s3://")
+        yield
     except (FileNotFoundError, FileExistsError, PermissionError) as error:
         raise type(error)(f"{uri}: {error}") from error
-    except (OSError, BotoCoreError) as error:
-        raise OSError(f"{uri}: {error}") from error
+    except (OSError, HTTPError, boto.BotoCoreError, boto.ClientError, asyncio.TimeoutError) as error:
+        what = re.sub("//[^/@]*@", "//", str(error)) or "the server does not answer"
+        raise OSError(f"{uri}: {what}") from error
+
+
+def _on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
+    """What the action makes of the file system and the path in it; see the module's docstring for what is repeated."""
+    until = time.monotonic() + PATIENCE_S
+    for tries, pause_s in enumerate(_pauses(), start=1):
+        try:
+            with _explain(uri):
+                return action(_connect(), uri.removeprefix("s3://"))
+        except OSError as error:
+            if not _is_transient(error) or (tries >= TRIES and time.monotonic() + pause_s > until):
+                raise
+            time.sleep(pause_s)
+    raise AssertionError("the pauses never end")
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds, doubling up to eight; random, so that many workers do not come back at once."""
+    longest = 0.5
+    while True:
+        yield random.uniform(0.5, 1) * longest
+        longest = min(2 * longest, 8.0)
+
+
+def _is_transient(error: BaseException | None) -> bool:
+    """Whether the same may succeed a moment later: the network's or the server's fault, not the request's."""
+    while error is not None:
+        if isinstance(error, boto.ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            code = error.response.get("Error", {}).get("Code")
+            return status >= 500 or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
+        if isinstance(error, _TRANSIENT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def join(uri: str, *parts: str) -> str:
@@ -68,16 +158,14 @@ def exists(uri: str) -> bool:
     """Whether a file or folder (on S3: a key or a prefix) is there."""
     if not is_remote(uri):
         return _local(uri).exists()
-    with _open_s3(uri) as (s3, path):
-        return bool(s3.exists(path))
+    return bool(_on_s3(uri, lambda s3, path: s3.exists(path)))
 
 
 def is_dir(uri: str) -> bool:
     """Whether the URI is a folder (on S3: a prefix with keys under it)."""
     if not is_remote(uri):
         return _local(uri).is_dir()
-    with _open_s3(uri) as (s3, path):
-        return bool(s3.isdir(path))
+    return bool(_on_s3(uri, lambda s3, path: s3.isdir(path)))
 
 
 def list_files(uri: str) -> Iterator[File]:
@@ -92,9 +180,8 @@ def list_files(uri: str) -> Iterator[File]:
 
 
 def _list_s3(uri: str) -> dict[str, int]:
-    with _open_s3(uri) as (s3, root):
-        prefix = root.rstrip("/") + "/"
-        found = s3.find(root, detail=True)
+    prefix = uri.removeprefix("s3://").rstrip("/") + "/"
+    found = _on_s3(uri, lambda s3, root: s3.find(root, detail=True))
     # A key that ends in a slash is what consoles make of an empty folder.
     return {full.removeprefix(prefix): int(found[full]["size"]) for full in found if not full.endswith("/")}
 
@@ -124,8 +211,7 @@ def read_bytes(uri: str) -> bytes:
     """The whole file; FileNotFoundError where there is none."""
     if not is_remote(uri):
         return _local(uri).read_bytes()
-    with _open_s3(uri) as (s3, path):
-        return bytes(s3.cat_file(path))
+    return bytes(_on_s3(uri, lambda s3, path: s3.cat_file(path)))
 
 
 def read_many(uris: Sequence[str]) -> Iterator[bytes]:
@@ -141,12 +227,43 @@ def read_text(uri: str) -> str:
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """A seekable binary reader, which fetches only what is read."""
+    """A seekable binary reader, which fetches only what is read. An object that is replaced meanwhile is an OSError."""
     if not is_remote(uri):
         return _local(uri).open("rb")
-    with _open_s3(uri) as (s3, path):
-        reader: IO[bytes] = s3.open(path, "rb")
-        return reader
+    return io.BufferedReader(_Reader(uri), BUFFER_BYTES)
+
+
+class _Reader(io.RawIOBase):
+    """Ranges of one version of an object, each fetched with as much patience as a whole one."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        # s3fs's own caches fetch up to 50 MiB more than what is read.
+        self.file = _on_s3(uri, lambda s3, path: s3.open(path, "rb", cache_type="none"))
+        self.position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.file.size}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self.position + len(buffer), self.file.size)
+        if stop <= self.position:
+            return 0
+        data = _on_s3(self.uri, lambda s3, path: self.file._fetch_range(self.position, stop))
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 def put(uri: str, data: bytes) -> None:
@@ -155,8 +272,13 @@ def put(uri: str, data: bytes) -> None:
         with _temporary_file(_local(uri), data) as written:
             written.replace(_local(uri))
         return
-    with _open_s3(uri) as (s3, path):
-        s3.pipe_file(path, data)
+    _on_s3(uri, lambda s3, path: _upload(s3, path, data))
+
+
+def _upload(s3: Any, path: str, data: bytes, **conditions: str) -> None:
+    """One put, or of two parts and more a multipart upload, which nobody sees before it is complete."""
+    timeout = TRIES * SILENCE_S + len(data) / SLOWEST_BYTES_S
+    s3.pipe_file(path, data, chunksize=PART_BYTES, max_concurrency=8, timeout=timeout, **conditions)
 
 
 @contextlib.contextmanager
@@ -184,32 +306,41 @@ def sweep(uri: str) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write a file only if there is none; of several writers exactly one gets True."""
+    """Write a file only if there is none; of several writers exactly one gets True.
+
+    `data` must differ from what the others write: on S3 that tells whose creation it was when an answer is lost.
+    """
+    if is_remote(uri):
+        return _upload_if(uri, data, mode="create")
     try:
-        if not is_remote(uri):
-            with _temporary_file(_local(uri), data) as written:
-                os.link(written, _local(uri))
-        else:
-            with _open_s3(uri) as (s3, path):
-                s3.pipe_file(path, data, mode="create")
+        with _temporary_file(_local(uri), data) as written:
+            os.link(written, _local(uri))
     except FileExistsError:
         return False
     return True
 
 
 def exchange(uri: str, old: bytes, new: bytes) -> bool:
-    """Replace a file on S3 if it still holds `old`; of several writers exactly one gets True."""
-    with _open_s3(uri) as (s3, path):
-        tag = s3.info(path)["ETag"]
-        if s3.cat_file(path) != old:
-            return False
-        try:
-            s3.pipe_file(path, new, IfMatch=tag)
-        except OSError as error:
-            if "PreconditionFailed" not in str(error.__cause__):
-                raise
-            return False
-    return True
+    """Replace a file on S3 if it still holds `old`; of several writers, whose `new` differ, exactly one gets True."""
+    tag = _on_s3(uri, lambda s3, path: s3.info(path))["ETag"]
+    return read_bytes(uri) == old and _upload_if(uri, new, IfMatch=tag)
+
+
+def _upload_if(uri: str, data: bytes, **conditions: str) -> bool:
+    """Whether the object holds this data afterwards, which it does too where only the first answer was lost."""
+    try:
+        _on_s3(uri, lambda s3, path: _upload(s3, path, data, **conditions))
+        return True
+    except OSError as error:
+        refused = error.__cause__ and error.__cause__.__cause__
+        if not (
+            isinstance(refused, boto.ClientError) and refused.response["Error"].get("Code") == "PreconditionFailed"
+        ):
+            raise
+    try:
+        return read_bytes(uri) == data
+    except FileNotFoundError:
+        return False
 
 
 def delete(uri: str) -> None:
@@ -217,8 +348,8 @@ def delete(uri: str) -> None:
     if not is_remote(uri):
         _local(uri).unlink(missing_ok=True)
         return
-    with _open_s3(uri) as (s3, path), contextlib.suppress(FileNotFoundError):
-        s3.rm_file(path)
+    with contextlib.suppress(FileNotFoundError):
+        _on_s3(uri, lambda s3, path: s3.rm_file(path))
 
 
 @contextlib.contextmanager
@@ -229,9 +360,8 @@ def local_copy(uri: str) -> Iterator[str]:
         return
     folder = tempfile.mkdtemp(prefix="video-")
     try:
-        local = str(Path(folder) / uri.rpartition("/")[2])
-        with _open_s3(uri) as (s3, path):
-            s3.get_file(path, local)
+        local = str(Path(folder) / uri.rpartition("/")[2][-60:])  # keys may be longer than file names
+        _on_s3(uri, lambda s3, path: s3.get_file(path, local))
         yield local
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,14 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import shards, storage, tvl1
+from pipelines.catalog import split_rank
 from pipelines.codec import FlowError, decode_flow, decode_rgb, flow_error
 from pipelines.decoder_process import process_decoder
+from pipelines.plan import hash_catalog
 from pipelines.shards import Commit, Row
 from pipelines.video import DecodeSettings, VideoError
 from pipelines.video_index import VideoIndex
@@ -69,6 +73,33 @@ def _check_shard(output: str, commit: Commit, listed: Mapping[str, Any] | None) 
         yield Finding(commit.file, "its bytes are not those of its record (sha256)")
 
 
+def check_catalog(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the commit records account for the catalog that the run began with: each of its rows, once."""
+    try:
+        plan = json.loads(storage.read_bytes(storage.join(output, "plan.json")))
+    except (OSError, ValueError) as error:
+        yield Finding("plan.json", f"cannot be read: {error}")
+        return
+    if shards.digest(plan) != dataset["fingerprint"]:
+        yield Finding("plan.json", "its settings are not those that dataset.json was made with (fingerprint)")
+    commits = sorted(shards.read_commits(output), key=_place_in_catalog)
+    for commit in commits:
+        if commit.fingerprint != dataset["fingerprint"]:
+            yield Finding(f"commits/{commit.shard}.json", "was made with other settings (fingerprint)")
+    rows = [row for commit in commits for row in commit.videos]
+    for name, count in Counter(row["id"] for row in rows).items():
+        if count > 1:
+            yield Finding(name, f"{count} commit records hold it")
+    if len(rows) != plan["catalog"]["videos"]:
+        yield Finding("plan.json", f"the catalog has {plan['catalog']['videos']:,} videos, the records {len(rows):,}")
+    elif hash_catalog(pa.Table.from_pylist(rows, schema=shards.VIDEO_SCHEMA)) != plan["catalog"]["sha256"]:
+        yield Finding("plan.json", "the records' ids, labels or splits are not those of the catalog (sha256)")
+
+
+def _place_in_catalog(commit: Commit) -> tuple[int, str, int]:
+    return (*split_rank(commit.split), int(commit.shard.rpartition("-")[2]))
+
+
 def check_tables(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
     """videos.parquet, quarantine.parquet and dataset.json against what the commit records say of each video."""
     expected = [row for commit in shards.read_commits(output) for row in commit.videos]
@@ -99,10 +130,10 @@ def _read_table(output: str, name: str) -> list[Row] | None:
 
 
 def choose_samples(index: VideoIndex, count: int, seed: int) -> list[Row]:
-    """Some usable videos, drawn by the seed."""
-    usable = index.usable()
-    chosen = np.random.default_rng(seed).permutation(len(usable))[:count]
-    return [usable.row(int(place)) for place in sorted(chosen)]
+    """Some of the videos that lie in shards, unlabelled ones too, drawn by the seed."""
+    places = np.flatnonzero(np.array(index.table["status"].to_pylist()) == "ok")
+    chosen = np.random.default_rng(seed).permutation(places)[:count]
+    return [index.row(int(place)) for place in sorted(chosen)]
 
 
 def check_sample(video: Row) -> Iterator[Finding]:

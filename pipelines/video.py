@@ -43,6 +43,7 @@ Kind = Literal[
     "no_video_stream",
     "out_of_memory",
     "too_long",
+    "too_slow",
     "truncated",
     "unreadable",
 ]
@@ -99,6 +100,7 @@ class DecodeSettings:
     max_frames: int = 15_000  # a longer video or span is refused (15,000 frames are 10 minutes at 25 fps)
     timeout_s: float = 60.0  # seconds without a sign of life after which the decoder counts as hung
     memory_limit_mb: int | None = 3072  # address space of the decoder process, MiB; None = unlimited
+    cpu_limit_s: int | None = 3600  # processor seconds that one video may take; None = unlimited
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 1000:
@@ -109,6 +111,8 @@ class DecodeSettings:
             raise ValueError(f"max_frames is {self.max_frames}; give at least 1")
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s is {self.timeout_s}; give seconds above 0")
+        if self.cpu_limit_s is not None and self.cpu_limit_s < 1:
+            raise ValueError(f"cpu_limit_s is {self.cpu_limit_s}; give at least 1, None for no limit")
         if self.memory_limit_mb is not None and self.memory_limit_mb < 512:
             raise ValueError(f"memory_limit_mb is {self.memory_limit_mb}; FFmpeg needs at least 512, None for no limit")
 

@@ -7,6 +7,7 @@ quarantined ones too, so that an evaluation can count them.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import shards, storage
-from pipelines.annotations import Annotation, read_annotations
+from pipelines.annotations import Annotation, is_id, read_annotations
 
 COLUMNS = ("id", "label", "class_name", "split", "source", "status", "shard", "num_frames", "error_kind")
 
@@ -71,6 +72,7 @@ def read_index(data: str) -> VideoIndex:
             table = pq.read_table(file, columns=list(COLUMNS))
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
+    _check_names(data, table["id"].to_pylist(), [entry["file"] for entry in dataset["shards"]])
     files = {posixpath.splitext(posixpath.basename(entry["file"]))[0]: entry for entry in dataset["shards"]}
     return VideoIndex(
         data=data,
@@ -79,6 +81,17 @@ def read_index(data: str) -> VideoIndex:
         convention=dataset["convention"],
         short_side=int(dataset["settings"]["decode"]["short_side"]),
     )
+
+
+def _check_names(data: str, ids: Sequence[object], files: Sequence[object]) -> None:
+    """DataError where a name would lead out of the folder that it is to lie in: shards come from anywhere."""
+    wrong = [name for name in ids if not is_id(name)]
+    wrong += [name for name in files if not (isinstance(name, str) and re.fullmatch(r"shards/[\w-]+\.\w+", name))]
+    if wrong:
+        raise DataError(
+            f"{data} was not written by jobs/extract_flow.py: {len(wrong)} names of videos or shards are not as that "
+            f"makes them, such as {str(wrong[0])[:80]!r}. Extract again"
+        )
 
 
 def _locate(table: pa.Table, data: str, files: Mapping[str, Any]) -> pa.Table:

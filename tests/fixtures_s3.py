@@ -1,6 +1,7 @@
 """Real S3 servers over HTTP on this machine, for tests of whatever reads and writes s3://.
 
-`s3` is moto in this process: up at once, and told which answers to get wrong. `weed` is SeaweedFS in one of its own.
+`s3` is moto in this process: up at once, and told which answers to get wrong. `weed` is SeaweedFS in one of its own,
+and `weed_proxy` the network before it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import fsspec
 import pytest
 import s3fs
+from faulty_s3 import FaultyProxy, running_proxy
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from seaweed import Seaweed, running_seaweed
 from werkzeug.serving import make_server
@@ -92,6 +94,15 @@ def weed(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
     yield f"s3://data/{uuid.uuid4().hex[:12]}"
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def weed_proxy(weed: str, seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy before the server of `weed`, to which the environment leads: tell it what to do to requests."""
+    with running_proxy(seaweed.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
 
 
 @pytest.fixture

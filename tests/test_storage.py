@@ -241,7 +241,7 @@ def test_no_server_is_an_error_of_the_uri(
     s3: str, reset_s3: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(storage, "PATIENCE_S", 0)
     reset_s3()
     with pytest.raises(OSError, match=rf"{s3}/x: Could not connect to the endpoint"):
         storage.put(f"{s3}/x", b"")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import Verify, run
+from pipelines.decoder_process import ROOT
+from pipelines.verification import choose_samples
+from pipelines.video_index import read_index
 
 
 @pytest.fixture
@@ -54,9 +62,39 @@ def empty_the_quarantine(output: Path) -> None:
     pq.write_table(pa.table(table.schema.empty_table()), output / "quarantine.parquet")
 
 
+def edit_commit(output: Path, change: Callable[[dict[str, Any]], object], name: str = "train-00000") -> None:
+    path = output / "commits" / f"{name}.json"
+    commit = json.loads(path.read_text())
+    change(commit)
+    path.write_text(json.dumps(commit))
+
+
+def take_a_video_twice(output: Path) -> None:
+    other = json.loads((output / "commits" / "train-00001.json").read_text())["videos"][0]
+    edit_commit(output, lambda commit: commit["videos"].append(other))
+
+
+def relabel_a_video(output: Path) -> None:
+    edit_commit(output, lambda commit: commit["videos"][0].update(label=5))
+
+
+def lose_a_missing_video(output: Path) -> None:
+    for name in ("test-00000", "test-00001"):
+        edit_commit(
+            output,
+            lambda commit: commit.update(videos=[row for row in commit["videos"] if row["status"] != "missing"]),
+            name,
+        )
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (take_a_video_twice, "2 commit records hold it"),
+        (relabel_a_video, "ids, labels or splits are not those of the catalog"),
+        (lose_a_missing_video, "the catalog has 20 videos, the records 19"),
+        (lambda output: edit_commit(output, lambda commit: commit.update(fingerprint="x")), "made with other settings"),
+        (lambda output: (output / "plan.json").write_text("{}"), "plan.json: its settings are not those"),
         (flip_a_byte, "train-00000.parquet: its bytes are not those of its record"),
         (cut_a_shard, "test-00000.parquet: has"),
         (lambda output: (output / "shards" / "train-00001.parquet").unlink(), "train-00001.parquet: cannot be read"),
@@ -82,3 +120,29 @@ def test_another_source_is_found(motion_shards: str, tmp_path: Path) -> None:
     for path in videos.rglob("*.mp4"):
         path.write_bytes(path.read_bytes() + b"\0")
     assert "is not the file that it was made of" in found(Path(motion_shards), videos=str(videos), samples=2)
+
+
+def test_the_exit_status_and_one_line_say_it(copy: Path) -> None:
+    def verify(*flags: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "jobs/verify.py", *flags], cwd=ROOT, capture_output=True, text=True)
+
+    good = verify(str(copy), "--samples", "2")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "ok      2 videos decoded" in good.stdout
+    assert "ok      20 videos of the catalog" in good.stdout
+    flip_a_byte(copy)
+    bad = verify(str(copy), "--samples", "0")
+    assert (bad.returncode, bad.stderr) == (1, "")
+    assert "WRONG" in bad.stdout
+    (copy / "dataset.json").unlink()
+    unfinished = verify(str(copy))
+    assert unfinished.returncode == 1
+    assert unfinished.stderr.startswith("error: ")
+    assert "Traceback" not in unfinished.stderr
+
+
+def test_unlabelled_videos_are_sampled_too(motion_shards: str) -> None:
+    index = read_index(motion_shards)
+    place = index.table.schema.get_field_index("label")
+    table = index.table.set_column(place, "label", pa.array([-1] * len(index), pa.int32()))
+    assert len(choose_samples(replace(index, table=table), 8, seed=0)) == 8

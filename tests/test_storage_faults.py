@@ -1,0 +1,190 @@
+"""What networks and busy servers do to S3, by a proxy before a real server: success in the end, or one clear error."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from faulty_s3 import FaultyProxy
+
+from pipelines import storage
+
+PASSING = ["busy", "broken", "cut request", "cut answer", "lost answer", "busy answer", "slow"]
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses: what is tested is that there are some."""
+    monkeypatch.setattr(storage, "_pauses", lambda: iter([0.01] * 1000))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # botocore's own pauses are seconds
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """What goes up in three parts."""
+    monkeypatch.setattr(storage, "PART_BYTES", 5 * MIB)  # S3 takes no smaller ones
+    return os.urandom(11 * MIB)
+
+
+def fetch(uri: str) -> bytes:
+    with storage.local_copy(uri) as path:
+        return Path(path).read_bytes()
+
+
+def read_end(uri: str) -> bytes:
+    with storage.open_read(uri) as file:
+        file.seek(-1000, os.SEEK_END)
+        return file.read()
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes_leaves_the_bytes_whole(weed: str, weed_proxy: FaultyProxy, fault: str) -> None:
+    data = os.urandom(300_000)
+    for action in (storage.put, storage.create):
+        weed_proxy.faults += [fault, fault]
+        action(f"{weed}/{action.__name__}", data)
+        for read in (storage.read_bytes, fetch):
+            weed_proxy.faults += [fault, fault]
+            assert read(f"{weed}/{action.__name__}") == data
+    weed_proxy.faults += [fault, fault]
+    assert read_end(f"{weed}/put") == data[-1000:]
+    weed_proxy.faults += [fault, fault]
+    assert {file.path: file.size for file in storage.list_files(weed)} == {"create": 300_000, "put": 300_000}
+    assert weed_proxy.done[fault] >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_multipart_upload_survives_a_fault_at_any_of_its_requests(
+    weed: str, weed_proxy: FaultyProxy, large: bytes, fault: str
+) -> None:
+    for place in range(5):  # begin, three parts, complete
+        weed_proxy.faults += ["passed"] * place + [fault]
+        storage.put(f"{weed}/{place}", large)
+        assert storage.read_bytes(f"{weed}/{place}") == large
+    assert weed_proxy.done[fault] == 5
+
+
+def test_a_multipart_upload_that_fails_half_way_leaves_the_old_bytes(
+    weed: str, weed_proxy: FaultyProxy, large: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.put(f"{weed}/file", b"old")
+    monkeypatch.setattr(storage, "PATIENCE_S", 0)
+    weed_proxy.faults += ["passed", "passed"] + ["cut request"] * 200
+    with pytest.raises(OSError, match=f"^{weed}/file: "):
+        storage.put(f"{weed}/file", large)
+    weed_proxy.faults.clear()
+    assert storage.read_bytes(f"{weed}/file") == b"old"
+    assert [file.path for file in storage.list_files(weed)] == ["file"]
+
+
+ACTIONS: dict[str, Callable[[str], object]] = {
+    "put": lambda uri: storage.put(uri, bytes(8 * MIB)),
+    "create": lambda uri: storage.create(uri, b""),
+    "read": storage.read_bytes,
+    "fetch": fetch,
+    "open": read_end,
+    "list": lambda uri: list(storage.list_files(uri)),
+    "exists": storage.exists,
+    "delete": storage.delete,
+}
+
+
+@pytest.mark.parametrize("fault", ["hang", "deaf"])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_a_server_that_hangs_for_ever_is_an_error_in_bounded_time(
+    weed: str, weed_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, action: str, fault: str
+) -> None:
+    monkeypatch.setattr(storage, "SILENCE_S", 0.3)
+    monkeypatch.setattr(storage, "SLOWEST_BYTES_S", 64 * MIB)
+    monkeypatch.setattr(storage, "PATIENCE_S", 0)
+    weed_proxy.faults += [fault] * 1000
+    with pytest.raises(OSError, match=f"^{weed}/x: "):
+        ACTIONS[action](f"{weed}/x")
+    assert 0 < weed_proxy.done[fault] <= 9
+
+
+@pytest.mark.parametrize("fault", ["busy", "broken", "cut request", "lost answer"])
+def test_a_fault_that_lasts_is_one_error_of_the_uri(
+    weed: str, weed_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(storage, "PATIENCE_S", 0)
+    weed_proxy.faults += [fault] * 1000
+    for name, action in ACTIONS.items():
+        if (name, fault) != ("create", "lost answer"):
+            with pytest.raises(OSError, match=f"^{weed}/x: "):
+                action(f"{weed}/x")
+
+
+def test_of_eight_writers_one_creates_and_knows_it(weed: str, weed_proxy: FaultyProxy) -> None:
+    weed_proxy.share = 0.5
+    for name in ("1", "2", "3"):
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda writer: storage.create(f"{weed}/{name}", f"{writer}".encode()), range(8)))  # noqa: B023
+        assert won.count(True) == 1
+        assert storage.read_text(f"{weed}/{name}") == str(won.index(True))
+    assert weed_proxy.done["passed"] < weed_proxy.done.total()
+
+
+def test_of_eight_writers_one_exchanges_and_knows_it(weed: str, weed_proxy: FaultyProxy) -> None:
+    for name in ("1", "2", "3"):
+        weed_proxy.share = 0
+        storage.put(f"{weed}/{name}", b"old")
+        weed_proxy.share = 0.5
+        with ThreadPoolExecutor(8) as pool:
+            swap = lambda writer: storage.exchange(f"{weed}/{name}", b"old", f"{writer}".encode())  # noqa: B023, E731
+            won = list(pool.map(swap, range(8)))
+        assert won.count(True) == 1
+        assert storage.read_text(f"{weed}/{name}") == str(won.index(True))
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_an_error(weed: str, weed_proxy: FaultyProxy) -> None:
+    storage.put(f"{weed}/file", bytes(MIB))
+    with storage.open_read(f"{weed}/file") as file:
+        assert file.read(10) == bytes(10)
+        storage.put(f"{weed}/file", b"\1" * MIB)
+        file.seek(600_000)
+        with pytest.raises(OSError, match=f"^{weed}/file: "):
+            file.read(10)
+
+
+def test_a_reader_fetches_what_is_read(weed: str, weed_proxy: FaultyProxy) -> None:
+    data = os.urandom(2 * MIB)
+    storage.put(f"{weed}/file", data)
+    weed_proxy.sent = 0
+    with storage.open_read(f"{weed}/file") as file:
+        file.seek(MIB)
+        assert file.read(100) == data[MIB : MIB + 100]
+    assert weed_proxy.sent < 2 * storage.BUFFER_BYTES
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"AWS_ACCESS_KEY_ID": "AKIAWRONGWRONGWRONG1"}, "access key|AccessKeyId|[Ff]orbidden"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong/secret/wrong/secret/wrong/secret00"}, "signature|[Ff]orbidden"),
+    ],
+)
+def test_wrong_credentials_are_one_error_that_does_not_tell_them(
+    weed: str, weed_proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], said: str, action: str
+) -> None:
+    begun = time.monotonic()
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PermissionError, match=f"(?s)^{weed}/x: .*({said})") as error:
+        ACTIONS[action](f"{weed}/x")
+    assert not any(value in str(error.value) for value in wrong.values())
+    assert weed_proxy.done.total() == 1, time.monotonic() - begun
+
+
+@pytest.mark.parametrize("action", ["put", "create", "read", "fetch", "open"])
+def test_a_missing_bucket_is_named_at_once(weed: str, weed_proxy: FaultyProxy, action: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^s3://no-such-bucket/x: "):
+        ACTIONS[action]("s3://no-such-bucket/x")
+    assert weed_proxy.done.total() <= 3
