@@ -13,15 +13,13 @@ its blocks. A video that fails stays a row, with the reason, and ends in the qua
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -42,15 +40,12 @@ from pipelines.video import VideoError
 logger = logging.getLogger(__name__)
 
 ERROR_SAMPLE_FRAMES = 32  # flow frames of a sampled video whose error is measured
-OUTAGE_S = 120.0  # a storage that is silent for longer ends the run
-OUTAGE_PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # before it is asked again; the last one is repeated
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
 FINISHED_COLUMNS = tuple(dict.fromkeys([*PLAN_SCHEMA.names, *VIDEO_SCHEMA.names, *ROW_SCHEMA.names, "kernel"]))
 
 Flow = npt.NDArray[np.float32]  # (H, W, 2), px
 GreyFrame = npt.NDArray[np.uint8]  # (H, W)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +112,6 @@ class Steps:
 
     def commit(self, batch: pa.Table) -> pa.Table:
         """Write one shard and its commit record; returns one row of counts. An error here ends the run."""
-        return _outlast(lambda: self._commit(batch), self.output)
-
-    def _commit(self, batch: pa.Table) -> pa.Table:
         planned = [row for row in batch.to_pylist() if row["status"] != "pad"]
         (name,) = {row["shard"] for row in planned}
         self._check_kernel(planned)
@@ -287,31 +279,12 @@ def _fetch(uri: str) -> Iterator[str]:
     """A local path of the video. What is wrong with one file costs that file; a storage that is down ends the run."""
     with ExitStack() as stack:
         try:
-            path = _outlast(lambda: stack.enter_context(storage.local_copy(uri)), uri)
+            path = stack.enter_context(storage.local_copy(uri))
         except (FileNotFoundError, PermissionError) as error:
             raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
         except OSError as error:
             raise StorageDownError(f"{uri} could not be fetched: {error}") from error
         yield path
-
-
-def _outlast(act: Callable[[], T], uri: str) -> T:
-    """What `act` returns, done again while the S3 of `uri` does not answer, for at most OUTAGE_S seconds.
-
-    A file or bucket that is not there, or is not allowed, is an answer.
-    """
-    until = time.monotonic() + OUTAGE_S
-    for pause in itertools.chain(OUTAGE_PAUSES_S, itertools.repeat(OUTAGE_PAUSES_S[-1])):
-        try:
-            return act()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            if not storage.is_remote(uri) or time.monotonic() + pause > until:
-                raise
-            logger.warning("the storage does not answer; next try in %g s: %s", pause, error)
-            time.sleep(pause)
-    raise AssertionError("the pauses never end")
 
 
 def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
