@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import cv2
@@ -72,7 +74,10 @@ class VideoWriter:
     def _write(self, frame: av.VideoFrame) -> None:
         frame.pts = self.num_frames
         self.num_frames += 1
-        self._container.mux(self._stream.encode(frame))
+        packets = self._stream.encode(frame)
+        if self.num_frames == 1 and self._format.encoder == "libsvtav1":  # its threads begin with the first frame
+            leave_real_time()
+        self._container.mux(packets)
 
     def close(self) -> bytes:
         """The mp4 file's bytes, or b"" where no frame was written."""
@@ -81,6 +86,20 @@ class VideoWriter:
         self._container.mux(self._stream.encode(None))
         self._container.close()
         return self._buffer.getvalue()
+
+
+def leave_real_time() -> None:
+    """Make this process's real-time threads ordinary ones again.
+
+    SVT-AV1, run by root, makes its threads and its caller's real-time ones of the highest priority: they starve the
+    machine, and every process that is started afterwards inherits that.
+    """
+    if not hasattr(os, "SCHED_FIFO"):  # Linux only
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            if os.sched_getscheduler(int(thread.name)) == os.SCHED_FIFO:
+                os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def read_frames(data: bytes, *, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -413,3 +414,16 @@ def test_default_beats_jpeg_pairs_on_a_real_clip(shared_data: Path) -> None:
     assert len(ours) < len(jpeg) / 3
     assert our_error.mean < jpeg_error.mean
     assert our_error.rms < jpeg_error.rms
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_FIFO"), reason="Linux only")
+def test_av1_leaves_no_real_time_thread() -> None:
+    encoder = RGBEncoder(CodecSettings(rgb_codec="av1"), height=64, width=64, fps=25)
+    for _ in range(3):
+        encoder.write(np.zeros((64, 64, 3), np.uint8))
+    threads = [int(path.name) for path in Path("/proc/self/task").iterdir()]
+    policies = [os.sched_getscheduler(thread) for thread in threads]
+    assert len(policies) > 2
+    assert os.SCHED_FIFO not in policies
+    encoder.close()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+from pipelines.mp4 import leave_real_time
 from pipelines.video import (
     KINDS,
     DecodeSettings,
@@ -69,6 +70,7 @@ def write_video(
             frame.pts, frame.time_base = (times[index] if times else index), tick
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
+    leave_real_time()
     return path
 
 
