@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-fast lint format bench
+.PHONY: setup browser demo test test-fast lint format bench
 
 setup: $(READY)
 
@@ -22,7 +22,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: $(READY) lint  ## what CI runs: linter, types, all tests
+browser:  ## Chromium, in which the pages are tested; where it cannot be had those tests are skipped
+	@command -v chromedriver > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium chromium-driver > /dev/null; } || \
+		echo "no chromium with chromedriver: the tests in a browser are skipped"
+
+test: $(READY) browser lint  ## what CI runs: linter, types, all tests
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)  ## without the tests marked slow
