@@ -70,7 +70,7 @@ class Measured:
     """Bytes of the commit record of a shard of 32 videos."""
     table_bytes: float = 134.0
     """Bytes of videos.parquet for each video."""
-    index_bytes: float = 481.0
+    index_bytes: float = 412.0
     """Bytes of memory for each video in the index that a training holds."""
     key_bytes: float = 1276.0
     """Bytes of memory for each key while a listing is made."""
