@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import os
 import random
 import re
@@ -53,6 +54,8 @@ _TRANSIENT = (
 _TRANSIENT_STATUS = (408, 409, 429)
 _TRANSIENT_CODES = ("BadDigest", "IncompleteBody", "NoSuchUpload", "RequestTimeout", "XAmzContentSHA256Mismatch")
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ def _on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
         except OSError as error:
             if not _is_transient(error) or (tries >= TRIES and time.monotonic() + pause_s > until):
                 raise
+            if tries == TRIES:
+                logger.warning("%s; trying again for up to %g s", error, PATIENCE_S)
             time.sleep(pause_s)
     raise AssertionError("the pauses never end")
 
