@@ -228,6 +228,7 @@ class Round:
 
     starts: int
     failures: tuple[str, ...]  # why a driver that nobody killed gave up
+    waits: int  # reads and writes that waited for the server, as far as the drivers were told of them
     wrong: tuple[str, ...] = ()
 
 
@@ -258,7 +259,7 @@ def run_rounds(
 def run_round(site: Site, fire: Fire, name: str) -> Round:
     """Run the command until it ends well, as a user would: killed or failed, it is started again."""
     deadline = time.monotonic() + ROUND_S
-    starts, failures = 0, []
+    starts, waits, failures = 0, 0, []
     while True:
         starts += 1
         log = site.start_driver(name)
@@ -268,8 +269,9 @@ def run_round(site: Site, fire: Fire, name: str) -> Round:
             time.sleep(0.1)
             if time.monotonic() > deadline:
                 raise ChaosError(f"{name} is not done after {ROUND_S:.0f} s: {tail(log)}")
+        waits += log.read_text(errors="replace").count("; trying again for up to")
         if status == 0:
-            return Round(starts=starts, failures=tuple(failures))
+            return Round(starts=starts, failures=tuple(failures), waits=waits)
         if status != -signal.SIGKILL:
             failures.append(tail(log))
             print(f"{name}: the driver gave up: {failures[-1]}", flush=True)
@@ -338,6 +340,7 @@ def report(config: Chaos, catalog: dict[str, str], fire: Fire, rounds: list[Roun
         ("videos a round", f"{len(catalog)} ({', '.join(f'{count} {name}' for name, count in statuses.items())})"),
         ("starts of the driver", sum(done.starts for done in rounds)),
         ("drivers that gave up", failures.total()),
+        ("waits for the server that were logged", sum(done.waits for done in rounds)),
         ("every row accounted for once, all hashes equal", f"{equal} of {len(rounds)} rounds"),
     ]
     print(format_table((f"{config.minutes:g} minutes, seed {config.seed}", ""), lines))
