@@ -38,6 +38,7 @@ from pipelines import shards, storage, verification
 from pipelines.motion_videos import write_broken_videos, write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests"))  # its starters of a server and of nodes
 FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--flow-backend", "cpu")
 BUCKET = "s3://data"
 GHOST = "train/left/ghost.mp4"  # in the annotations only
@@ -84,37 +85,32 @@ def main() -> int:
 class Site:
     """What an extraction runs on: cluster, S3 server, and the driver of the moment."""
 
-    def __init__(self, folder: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, nodes: int, server: ExitStack) -> None:
         from ray.cluster_utils import Cluster
+        from ray_nodes import HEAD, persist
 
         self.folder = folder
-        self.server = ExitStack()
+        self.driver: subprocess.Popen[bytes] | None = None
+        self.drivers = 0
+        self.server = server
         self.start_server()
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        self.cluster = persist(lambda: Cluster(initialize_head=True, head_node_args=HEAD))
         os.environ["RAY_ADDRESS"] = self.cluster.address
         for _ in range(nodes):
             self.start_node()
-        self.driver: subprocess.Popen[bytes] | None = None
-        self.drivers = 0
 
     def start_server(self) -> None:
         """Start the S3 server on the folder and the ports that it had before."""
-        sys.path.append(str(ROOT / "tests"))
         from seaweed import running_seaweed
 
         server = self.server.enter_context(running_seaweed(self.folder / "s3"))
         os.environ |= server.environment()
         self.server_process = server.process
 
-    def start_node(self, *, attempts: int = 3) -> None:
-        """Start a node. On a busy machine it may miss Ray's deadline of 30 s, which no setting moves: try again."""
-        for left in reversed(range(attempts)):
-            try:
-                self.cluster.add_node(num_cpus=1)
-                return
-            except Exception:  # Ray raises no narrower one
-                if left == 0:
-                    raise
+    def start_node(self) -> None:
+        from ray_nodes import persist
+
+        persist(lambda: self.cluster.add_node(num_cpus=1))
 
     def start_driver(self, name: str) -> Path:
         """Run the job, which writes to this prefix; the file of what it says."""
@@ -159,16 +155,16 @@ class Site:
             self.driver.wait()
         for node in self.cluster.list_all_nodes():
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-        self.server.close()
 
 
 @contextmanager
 def running_site(folder: Path, nodes: int) -> Iterator[Site]:
-    site = Site(folder, nodes)
-    try:
-        yield site
-    finally:
-        site.close()
+    with ExitStack() as server:  # stopped even if the cluster does not start
+        site = Site(folder, nodes, server)
+        try:
+            yield site
+        finally:
+            site.close()
 
 
 def children(pid: int) -> list[int]:

@@ -8,13 +8,17 @@ A script, because a process can hold one Ray only.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 from ray.cluster_utils import Cluster
 
+HEAD = {"num_cpus": 0, "include_dashboard": False}  # as in cluster.yaml, no work runs on the head
+T = TypeVar("T")
+
 
 def main() -> None:
-    # As in cluster.yaml, no work runs on the head.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = persist(lambda: Cluster(initialize_head=True, head_node_args=HEAD))
     print(cluster.address, flush=True)
     for line in sys.stdin:
         command, *words = line.split()
@@ -23,8 +27,19 @@ def main() -> None:
         node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
+def persist(start: Callable[[], T], *, attempts: int = 3) -> T:
+    """What `start` returns. On a busy machine a node may miss Ray's deadline of 30 s, which no setting moves."""
+    for left in reversed(range(attempts)):
+        try:
+            return start()
+        except Exception:  # Ray raises no narrower one
+            if left == 0:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
 def add(cluster: Cluster, cpus: str, gpus: str) -> str:
-    return str(cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus)).node_id)
+    return str(persist(lambda: cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus))).node_id)
 
 
 def lose(cluster: Cluster, name: str) -> str:
