@@ -156,7 +156,7 @@ def lay_out_hmdb51(videos: Path, folder: Path) -> None:
                     file.write(f"clip_{name}_{index}.mp4 {2 if index == fold - 1 else 1}\n")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_recipes_run_on_data_of_their_layout(tree: Path, tmp_path: Path, s3: str) -> None:
     videos = tmp_path / "videos"
