@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup browser demo test test-fast lint format bench
+.PHONY: setup browser demo test test-fast test-soak lint format bench
 
 setup: $(READY)
 
@@ -28,10 +28,13 @@ browser:  ## Chromium, in which the pages are tested; where it cannot be had tho
 		echo "no chromium with chromedriver: the tests in a browser are skipped"
 
 test: $(READY) browser lint  ## what CI runs: linter, types, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not soak'
 
 test-fast: $(READY)  ## without the tests marked slow
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not soak'
+
+test-soak: $(READY) browser  ## those that take minutes each
+	$(BIN)/python -m pytest -m soak
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

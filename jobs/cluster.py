@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 
 def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False) -> str:
@@ -26,12 +27,15 @@ def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboar
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's boxes, printed by verbosity 0 as well
     import ray
 
+    on_stop = signal.getsignal(signal.SIGTERM)
     if ray.is_initialized():
         pass
     elif submitted:
         ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
         _start(num_cpus, log_to_driver, dashboard)
+    if on_stop is signal.default_int_handler:  # Ray has put its own there, which ends the process with a stack trace
+        signal.signal(signal.SIGTERM, on_stop)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
     place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
     waiting = "" if cpus else "; tasks wait for workers to come"

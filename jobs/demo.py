@@ -96,6 +96,7 @@ def train_on_motion(motion: Path, stream: Stream, steps: int) -> train.Train:
         stream=stream,
         preset="small",
         steps=steps,
+        warmup_steps=steps // 10,
         batch=8,  # batch norm needs more than the four of the preset
         learning_rate=0.02,
         frames=16,

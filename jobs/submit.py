@@ -134,7 +134,7 @@ def open_client(address: str | None) -> Any:
     try:
         return JobSubmissionClient(address)
     except AuthenticationError as error:
-        reason = error.message.split(". ")[0]
+        reason = error.message.split("\n")[0].split(". ")[0]
         raise SubmitError(
             f"{address} wants a token: {reason}. Put the cluster's token into ~/.ray/auth_token (cluster.yaml says how)"
         ) from error

@@ -194,7 +194,7 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
         space=space,
         num_trials=config.trials,
         steps=steps,
-        first_rung=max(1, steps // config.reduction ** (config.rungs - 1)),
+        first_rung=-(-steps // config.reduction ** (config.rungs - 1)),  # rounded up: the last rung is the end itself
         reduction=config.reduction,
         objective=config.objective,
         seed=config.seed,

@@ -98,13 +98,16 @@ class _Handler(socketserver.BaseRequestHandler):
             self.server.closing.wait()
             return
         headers = dict(line.lower().split(b":", 1) for line in head.splitlines()[1:])
-        size = int(headers.get(b"content-length", 0))
         if b"100-continue" in headers.get(b"expect", b""):
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if headers.get(b"transfer-encoding", b"").strip() == b"chunked":
+            body = b"".join(read_chunks(reader))
+        else:
+            body = reader.read(int(headers.get(b"content-length", 0)))
         if fault == "cut request":
-            self.pass_on(_Request(head, reader.read(size // 2)), answered=False)
-            return
-        self.carry_out(fault, _Request(head, reader.read(size)))
+            self.pass_on(_Request(head, body[: len(body) // 2]), answered=False)
+        else:
+            self.carry_out(fault, _Request(head, body))
 
     def carry_out(self, fault: str, request: _Request) -> None:
         if fault == "hang":
@@ -144,3 +147,15 @@ class _Handler(socketserver.BaseRequestHandler):
                 time.sleep(0.05)
             self.request.sendall(answer[start : start + step])
         self.server.sent += len(answer)
+
+
+def read_chunks(reader: BinaryIO) -> Iterator[bytes]:
+    """A chunked body as it is on the wire, trailers included."""
+    while line := reader.readline():
+        yield line
+        size = int(line.split(b";")[0], 16)
+        if size == 0:
+            yield from iter(reader.readline, b"\r\n")
+            yield b"\r\n"
+            return
+        yield reader.read(size + 2)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from faulty_s3 import FaultyProxy
 
-from pipelines import storage
+from pipelines import dataset, storage, tvl1
+from pipelines.catalog import read_catalog
+from pipelines.extraction import Steps
+from pipelines.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.plan import ExtractionSettings, find_committed, iter_blocks, make_plan, settle
+from pipelines.shards import ShardSettings
+from pipelines.video import DecodeSettings
 
 PASSING = ["busy", "broken", "cut request", "cut answer", "lost answer", "busy answer", "slow"]
 MIB = 1 << 20
@@ -187,3 +196,37 @@ def test_a_missing_bucket_is_named_at_once(weed: str, weed_proxy: FaultyProxy, a
     with pytest.raises(FileNotFoundError, match=r"^s3://no-such-bucket/x: "):
         ACTIONS[action]("s3://no-such-bucket/x")
     assert weed_proxy.done.total() <= 3
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_shards_made_through_faults_are_those_on_disk(
+    weed: str, weed_proxy: FaultyProxy, tmp_path: Path, seed: int
+) -> None:
+    write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=6, size=(48, 32))
+    write_broken_videos(tmp_path / "videos" / "train" / "broken")
+    for path in (tmp_path / "videos").rglob("*.*"):
+        storage.put(f"{weed}/videos/{path.relative_to(tmp_path / 'videos')}", path.read_bytes())
+    there = make_shards(str(tmp_path / "videos"), str(tmp_path / "out"))
+    weed_proxy.draw, weed_proxy.share = random.Random(seed), 0.3
+    weed_proxy.done.clear()
+    assert make_shards(f"{weed}/videos", f"{weed}/out") == there
+    faults = weed_proxy.done.total() - weed_proxy.done["passed"]
+    weed_proxy.share = 0
+    assert faults >= 5
+    assert len(there) > 6
+    assert {file.path for file in storage.list_files(f"{weed}/out")} == there.keys()
+
+
+def make_shards(videos: str, output: str) -> dict[str, str]:
+    """Sha256 of each file of an extraction, by the graph's own steps without Ray."""
+    settings = ExtractionSettings(decode=DecodeSettings(short_side=32), shards=ShardSettings(videos_per_shard=3))
+    kernel = tvl1.kernel_target("cpu")
+    plan = make_plan(read_catalog(videos), settings, videos=videos, output=output, kernel=kernel)
+    steps = Steps.of(plan, backend="cpu")
+    settle(plan)
+    for block in iter_blocks(plan, find_committed(plan), retry=False):
+        rows = [steps.extract(row) for row in block.to_pylist()]
+        steps.commit(pa.Table.from_pylist(rows))
+    dataset.finish(plan, dataset.assemble(plan))
+    paths = [file.path for file in storage.list_files(output)]
+    return {path: hashlib.sha256(storage.read_bytes(storage.join(output, path))).hexdigest() for path in paths}

@@ -20,8 +20,10 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 import models
+from jobs.tune import Tune, make_search
 from models.contract import ModelConfig
 from models.cost import count_flops
+from pipelines.run import Scale
 from pipelines.sweep import Book, Proposals, Records, Rungs, Trial, chosen_few
 from pipelines.sweep_page import write_sweep_report
 from pipelines.sweep_results import conclude, count_cost, find_front
@@ -171,6 +173,20 @@ def test_rungs_stop_the_worse_but_never_the_papers(tmp_path: Path) -> None:
     rungs.on_trial_result(None, *result_of(trials[4], 30, 0.9))
     assert rungs.on_trial_result(None, *result_of(trials[0], 30, 0.1)) == TrialScheduler.CONTINUE
     assert rungs.on_trial_result(None, *result_of(trials[1], 90, 0.1)) == TrialScheduler.CONTINUE
+
+
+def test_no_trial_is_stopped_a_few_steps_before_its_end(tmp_path: Path) -> None:
+    config = Tune(data="data", output="sweep", stream="flow", preset="small", steps=400)
+    search = make_search(config, Scale(num_workers=1), concurrent=1)
+    book = Book(str(tmp_path), PAPER)
+    book.trials = {trial.id: trial for trial in (make_trial(number, [], "running") for number in range(9))}
+    rungs = Rungs(book, search)
+    for step in (45, 135, 396, 400):
+        decisions = [
+            rungs.on_trial_result(None, *result_of(trial, step, number / 10))
+            for number, trial in reversed(list(enumerate(book.trials.values())))
+        ]
+        assert (TrialScheduler.STOP in decisions) == (step < 396)
 
 
 def test_rungs_survive_a_kill(tmp_path: Path) -> None:
