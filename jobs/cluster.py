@@ -24,6 +24,7 @@ def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboar
     if not submitted:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, said aloud: left unset, it warns
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too this is what keeps sockets on 127.0.0.1
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a dashboard reports to Ray's authors
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's boxes, printed by verbosity 0 as well
     import ray
 
