@@ -69,6 +69,7 @@ def run_head(home: Path, *flags: str, autoscaler: dict[str, Any] | None = None, 
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
+        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": address,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for what still runs
         **environment,
