@@ -37,13 +37,13 @@ class Head:
             command, env=self.environment, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def run(self, *words: str, cwd: Path = ROOT, timeout: float = 280) -> tuple[int, str]:
+    def run(self, *words: str, cwd: Path = ROOT, timeout: float = 800) -> tuple[int, str]:
         """Exit status and output of such a command."""
         process = self.start(*words, cwd=cwd)
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
 
-    def submit(self, *words: str, timeout: float = 280) -> tuple[int, str]:
+    def submit(self, *words: str, timeout: float = 800) -> tuple[int, str]:
         """The job of these words through `ray job submit` from the project's root."""
         command = ("ray", "job", "submit", "--working-dir", ".", "--", "python", *words)
         return self.run(*command, timeout=timeout)
@@ -83,17 +83,31 @@ def run_head(home: Path, *flags: str, autoscaler: dict[str, Any] | None = None, 
         autoscaler["provider"]["gcs_address"] = f"{ray.util.get_node_ip_address()}:{port}"
         (home / "autoscaler.json").write_text(json.dumps(autoscaler))
         command.append(f"--autoscaling-config={home / 'autoscaler.json'}")
-    with (home / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, start_new_session=True)
-        try:
-            for server in (dashboard, agent):  # the agent takes the jobs that the dashboard is handed
-                wait_until_up(server, process, home / "head.log")
-            yield Head(address, settings)
-        finally:
-            process.send_signal(signal.SIGTERM)  # with --block this ends all processes of the head, and no others
-            process.wait(timeout=120)
-            end_nodes(temporary)
-            shutil.rmtree(temporary, ignore_errors=True)
+    process = start_head(command, settings, home / "head.log")
+    try:
+        wait_until_up(agent, process, home / "head.log")  # it takes the jobs that the dashboard is handed
+        yield Head(address, settings)
+    finally:
+        process.send_signal(signal.SIGTERM)  # with --block this ends all processes of the head, and no others
+        process.wait(timeout=120)
+        end_nodes(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def start_head(command: list[str], settings: dict[str, str], log: Path, attempts: int = 3) -> subprocess.Popen[bytes]:
+    """The process of a head that has started. On a busy machine it may miss its own deadlines: then it starts again."""
+    for left in reversed(range(attempts)):
+        with log.open("w") as file:
+            process = subprocess.Popen(command, env=settings, stdout=file, stderr=file, start_new_session=True)
+        while "Ray runtime started" not in log.read_text():
+            if process.poll() is not None:
+                assert left, log.read_text()
+                assert "timed out during startup" in log.read_text(), log.read_text()
+                break
+            time.sleep(0.5)
+        else:
+            return process
+    raise AssertionError(log.read_text())
 
 
 def end_nodes(temporary: Path) -> None:

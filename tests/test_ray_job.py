@@ -20,7 +20,7 @@ EXTRACT = ("jobs/extract_flow.py", "--short-side", "96", "--videos-per-shard", "
 TRAIN = ("jobs/train.py", "--stream", "flow", "--preset", "debug", "--steps", "80", "--learning-rate", "0.02")
 SUBMITTED = re.compile(r"submitted +(raysubmit_\w+)")
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def stop_when(head: Head, words: tuple[str, ...], true: object) -> str:
     wait_until(true, process)
     status, text = head.run("ray", "job", "stop", found[1])
     assert status == 0, text
-    text, _ = process.communicate(timeout=280)
+    text, _ = process.communicate(timeout=800)
     assert process.returncode == 130, text
     assert read_job(head, found[1])["status"] == "STOPPED"
     return first + text
