@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_to_the_bytes_of_an_undisturbed_one(
     process = start("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
     wait_for_commits(out, 1, process)
     process.send_signal(how)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)  # a busy machine is no failure
     assert not (out / "dataset.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in (out / "commits").glob("*.json")}
     run("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
