@@ -209,6 +209,7 @@ def test_after_the_head_is_lost_with_the_driver_a_new_cluster_goes_on(
     assert hashes(output) == undisturbed
 
 
+@pytest.mark.soak
 def test_under_fire_every_row_is_accounted_for_once_and_all_bytes_are_equal(tmp_path: Path) -> None:
     flags = ["--minutes", "0.3", "--seed", "1", "--videos-per-class", "2", "--frames", "120", "--pause-s", "2", "5"]
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), *flags]
