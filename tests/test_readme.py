@@ -107,7 +107,7 @@ def test_benchmarks_of_the_readme_take_the_flags_they_name(command: str) -> None
         assert all(flag in done.stdout for flag in flags)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_the_tour_runs_as_it_is_written(tree: Path) -> None:
     printed = {command: run(command, tree) for command in commands("Five minutes")}

@@ -182,6 +182,7 @@ def test_a_lost_node_is_replaced_and_the_weights_are_the_same(
     assert_same_run(output, undisturbed[0])
 
 
+@pytest.mark.soak
 def test_with_min_workers_training_goes_on_without_the_lost_node(motion_shards: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train_on_nodes(motion_shards, output, "elastic")
