@@ -30,7 +30,8 @@ def main(data: str, output: str, way: str = "spare") -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     # More than half of a node's CPUs: one worker on each of two.
     min_workers = None if way == "spare" else 1
-    scale = Scale(num_workers=2, min_workers=min_workers, cpus_per_worker=1.5, data_cpus=1.0)
+    data_cpus = 1.0 if way == "spare" else None  # what is left of one node is less
+    scale = Scale(num_workers=2, min_workers=min_workers, cpus_per_worker=1.5, data_cpus=data_cpus)
     config = Train(
         data=data,
         output=output,
