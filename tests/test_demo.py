@@ -17,7 +17,9 @@ def demo(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_make_demo_is_this_job() -> None:
-    done = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Under `make test` make is called from make, which then says where it is.
+    command = ["make", "--no-print-directory", "--dry-run", "demo"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].endswith("bin/python jobs/demo.py")
 
 
