@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+from typing import Any
 
 
 def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False) -> str:
@@ -66,8 +68,13 @@ def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attemp
     """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
     import ray
 
-    settings = {"num_cpus": num_cpus, "include_dashboard": dashboard, "log_to_driver": log_to_driver}
+    settings: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": dashboard, "log_to_driver": log_to_driver}
     for left in reversed(range(attempts)):
+        if dashboard:
+            settings["dashboard_port"] = port = _free_port()
+            # For the workers, which inherit it. Untold they ask the Ray that was last started on this machine, alive
+            # or not, for the state of actors; what stopped trials had reserved then stays reserved, and a search waits.
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         try:
             ray.init(address="local", logging_level=logging.WARNING, **settings)
             return
@@ -75,3 +82,9 @@ def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attemp
             if left == 0 or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

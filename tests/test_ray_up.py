@@ -13,6 +13,11 @@ import pytest
 from pipelines.motion_videos import write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
+FORWARD = """
+ray dashboard docs/cluster-local.yaml --port 8266 &
+until (exec 3<>/dev/tcp/127.0.0.1/8266) 2>/dev/null; do sleep 0.5; done
+"$@"
+"""
 PROBE = """
 import sys
 import ray
@@ -50,8 +55,8 @@ def test_ray_up_makes_a_cluster_whose_two_nodes_extract(tmp_path: Path) -> None:
     write_motion_videos(tmp_path / "videos", videos_per_class=2, seed=0, num_frames=60, size=(128, 96))
     output = tmp_path / "shards"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"}
-    command = ["docs/cluster-local.sh", str(tmp_path / "cluster"), "ray", "job", "submit"]
-    command += ["--address", "http://127.0.0.1:8265", "--working-dir", ".", "--"]
+    command = ["docs/cluster-local.sh", str(tmp_path / "cluster"), "bash", "-euc", FORWARD, "--"]
+    command += ["ray", "job", "submit", "--address", "http://127.0.0.1:8266", "--working-dir", ".", "--"]
     command += ["python", "-c", PROBE, str(tmp_path / "videos"), str(output)]
     pipe = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipe)  # type: ignore[call-overload]

@@ -23,8 +23,8 @@ from pipelines import storage
 from pipelines.checkpoints import find_checkpoint, local_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 160, 40  # some seconds between checkpoints, of which Ray takes note every two seconds
-LOGGED = 20
+STEPS, EVERY = 120, 30  # some seconds between checkpoints, of which Ray takes note every two seconds
+LOGGED = 15
 FLAGS = ["--preset", "debug", "--stream", "flow", "--num-workers", "2"]
 FLAGS += f"--steps {STEPS} --log-every {LOGGED} --checkpoint-every {EVERY}".split()
 
@@ -35,7 +35,7 @@ def command(data: str, output: Path | str, *more: str) -> list[str]:
     return [sys.executable, "jobs/train.py", "--data", data, "--output", str(output), *FLAGS, *more]
 
 
-SHORT = ["--steps", "40", "--checkpoint-every", "20"]
+SHORT = ["--steps", "16", "--checkpoint-every", "8"]
 
 
 def train(data: str, output: Path | str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -110,21 +110,21 @@ def test_a_run_leaves_a_folder_that_explains_itself(undisturbed: tuple[Path, str
     run = json.loads((output / "run.json").read_text())
     assert (run["data"], run["seed"], run["train_videos"], run["validation_videos"]) == (motion_shards, 0, 12, 6)
     assert [line["step"] for line in lines(output)] == list(range(LOGGED, STEPS + 1, LOGGED))
-    assert [line["step"] for line in lines(output, "validation")] == [40, 80, 120, 160]
+    assert [line["step"] for line in lines(output, "validation")] == [30, 60, 90, 120]
     assert all(0 <= line["wait_share"] <= 1 and line["failed"] == 0 for line in lines(output))
     result = json.loads((output / "result.json").read_text())
-    assert result["last"] == "checkpoints/step-0000160"
+    assert result["last"] == "checkpoints/step-0000120"
     assert len(list((output / "checkpoints").glob("step-*"))) <= 2
     assert list((output / "tensorboard").iterdir())
 
 
 def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> None:
-    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "step-0000160")
+    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "step-0000120")
     assert model.config.width == 0.125
     assert metadata.classes == ("down", "grow", "left", "right", "shrink", "up")
     assert metadata.flow_convention is not None
     assert metadata.clips == {"resize": "shorter", "flow_bound": 20.0, "short_side": 40}
-    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "step-0000160")
+    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "step-0000120")
     assert state is not None
     assert state["clips_seen"] == STEPS * 8
 
@@ -132,7 +132,7 @@ def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> N
 def test_it_prints_lines_that_read_well_in_a_log(undisturbed: tuple[Path, str]) -> None:
     printed = undisturbed[1]
     assert "workers     2 CPUs, 4 × 1 clips each a step" in printed
-    assert "step     160  validation: top-1" in printed
+    assert "step     120  validation: top-1" in printed
     assert "RayTrainWorker" not in printed
     assert "\r" not in printed
 
@@ -145,7 +145,7 @@ def test_weights_have_left_their_beginning(undisturbed: tuple[Path, str]) -> Non
 
 def test_a_finished_run_is_not_repeated(undisturbed: tuple[Path, str], motion_shards: str) -> None:
     before = (undisturbed[0] / "metrics.jsonl").read_bytes()
-    assert "step-0000160" in train(motion_shards, undisturbed[0]).stdout
+    assert "step-0000120" in train(motion_shards, undisturbed[0]).stdout
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
 
 
@@ -233,9 +233,9 @@ def test_on_s3_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str
     assert "clips could not be decoded" in done.stdout
     assert "not decoded: train~" in done.stdout
     found = [json.loads(line) for line in storage.read_text(f"{s3}/run/metrics.jsonl").splitlines()]
-    assert 0 < sum(line["failed"] for line in found) < 40 * 8
+    assert 0 < sum(line["failed"] for line in found) < 16 * 8
     with local_checkpoint(find_checkpoint(f"{s3}/run")) as folder:
-        assert checkpoint.load(folder)[1].extra["step"] == 40
+        assert checkpoint.load(folder)[1].extra["step"] == 16
 
 
 def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str, tmp_path: Path) -> None:

@@ -37,9 +37,9 @@ def main(data: str, output: str, way: str = "spare") -> None:
         output=output,
         stream="flow",
         preset="debug",
-        steps=160,
-        log_every=20,
-        checkpoint_every=40,
+        steps=120,
+        log_every=15,
+        checkpoint_every=30,
         num_workers=2,
     )
     run = make_run(config, read_index(data), scale)

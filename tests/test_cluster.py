@@ -1,0 +1,48 @@
+"""A Ray of our own beside others: which one its workers ask."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ASK = """
+from jobs.cluster import connect
+
+connect(num_cpus=1, log_to_driver=False, dashboard=True)
+import ray
+from ray.train.v2._internal.state.util import is_actor_alive
+
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def id(self):
+        return ray.get_runtime_context().get_actor_id()
+
+
+actor = Actor.remote()
+name = ray.get(actor.id.remote())
+print("alive", ray.get(ray.remote(num_cpus=0)(is_actor_alive).remote(name, 60)))
+"""
+
+
+@pytest.mark.slow
+def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path may have 107 characters
+    try:
+        (folder / "ray").mkdir()
+        (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # of a Ray that was killed
+        environment = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+        environment["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"  # of a cluster elsewhere
+        command = [sys.executable, "-c", ASK]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith("alive True\n")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
