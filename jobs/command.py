@@ -5,11 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
+from pipelines import storage
+
 Settings = TypeVar("Settings")
+
+
+class FlagError(ValueError):
+    """A flag asks for what the cluster does not have, or would lose."""
 
 
 def run_command(settings: type[Settings], run: Callable[[Settings], object], description: str | None) -> None:
@@ -23,3 +30,14 @@ def run_command(settings: type[Settings], run: Callable[[Settings], object], des
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", flush=True)
         sys.exit(130)
+
+
+def locate_output(output: str) -> str:
+    """The absolute URI of what --output names. Raises FlagError where a submitted job would lose what it writes."""
+    here = Path.cwd()
+    if not storage.is_remote(output) and not Path(output).is_absolute() and "working_dir_files" in here.parts:
+        raise FlagError(
+            f"--output is {output}: a submitted job stands in a copy of the project that the cluster deletes after it; "
+            "give s3://… or an absolute path that all nodes share"
+        )
+    return storage.absolute(output)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow.parquet as pq
 
 from jobs.cluster import connect, count_processors
-from jobs.command import run_command
+from jobs.command import locate_output, run_command
 from pipelines import shards, storage
 from pipelines.checkpoints import Which
 from pipelines.clips import PROTOCOLS, Protocol, ProtocolName
@@ -86,7 +86,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     if config.annotations:
         index = with_fold(index, config.annotations, config.fold)
     index = index.of_split(config.split)
-    output = storage.absolute(config.output)
+    output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos of split {config.split}, {len(index.classes)} classes")
     print(f"ray         {connect(num_cpus=config.num_cpus)}", flush=True)
     from pipelines import evaluation

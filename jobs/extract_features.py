@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from jobs.cluster import connect, count_processors
-from jobs.command import run_command
+from jobs.command import locate_output, run_command
 from pipelines import storage
 from pipelines.annotations import make_path_ids
 from pipelines.checkpoints import Which
@@ -111,7 +111,7 @@ def run(config: ExtractFeatures) -> None:
     features.check_windows(windows, {entry.name: features.load_i3d(entry) for entry in entries})
     extractor = features.Extractor(entries=entries, windows=windows, num_workers=num_workers, use_gpu=gpus > 0)
     read = features.ReadVideo(source, flow_preset=config.flow_preset)
-    output, failed = storage.absolute(config.output), []
+    output, failed = locate_output(config.output), []
     for part, first in enumerate(range(0, len(rows), config.videos_per_part)):
         uri = storage.join(output, "features", f"{part:05d}.parquet")
         if storage.exists(uri):
@@ -153,7 +153,7 @@ def describe(config: ExtractFeatures, windows: Windows, video: Row, row: Row, st
     if config.format == "npy":
         sink = io.BytesIO()
         np.save(sink, vectors)
-        uri = storage.join(storage.absolute(config.output), "features", f"{video['id']}.{stream}.npy")
+        uri = storage.join(locate_output(config.output), "features", f"{video['id']}.{stream}.npy")
         storage.put(uri, sink.getvalue())
     return [
         {**video, "stream": stream, "start_s": start, "end_s": end, "features": vector}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from jobs.cluster import connect
+from jobs.command import FlagError, locate_output
 from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
 from pipelines.catalog import Catalog, CatalogError, read_catalog
@@ -120,10 +121,6 @@ class ExtractFlow:
         make_settings(self)
 
 
-class FlagError(ValueError):
-    """A flag asks for what the cluster does not have."""
-
-
 def main() -> None:
     """Parse, extract, report."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C
@@ -176,7 +173,7 @@ def run(config: ExtractFlow) -> int:
     settings = make_settings(config)
     assert config.videos, "filled in by prepare"
     assert config.output, "filled in by prepare"
-    output = storage.absolute(config.output)
+    output = locate_output(config.output)
     annotations = list(config.annotations) or None
     try:
         catalog = read_catalog(config.videos, annotations, split=config.split, limit=config.limit, fold=config.fold)

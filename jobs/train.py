@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import models
 from jobs.cluster import connect, count_processors
-from jobs.command import run_command
+from jobs.command import locate_output, run_command
 from models.contract import ModelConfig, Stream
 from models.inflation import Mode
 from pipelines import storage
@@ -162,7 +162,7 @@ def main() -> None:
 def run(config: Train) -> list[Result]:
     """Train, for each fold where folds are given; prints as it goes."""
     index = read_index(config.data)
-    output = storage.absolute(config.output)
+    output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
     if config.from_sweep:
         config = take_best(config, config.from_sweep)

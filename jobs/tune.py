@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jobs import train
 from jobs.cluster import connect, count_processors
-from jobs.command import run_command
+from jobs.command import locate_output, run_command
 from models.contract import ModelConfig
 from models.inflation import Mode
 from pipelines import shards, storage
@@ -94,7 +94,7 @@ def main() -> None:
 def run(config: Tune) -> Outcome:
     """Search, confirm, write, print."""
     index = read_index(config.data)
-    output = storage.absolute(config.output)
+    output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
     with lock_output(output):
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)

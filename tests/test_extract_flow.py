@@ -177,6 +177,7 @@ def test_from_s3_to_s3_gives_the_bytes_of_the_disk(undisturbed: Path, videos: Pa
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_ut_interaction_loses_nothing(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "ut_interaction"
     run("--videos", folder, "--annotations", folder / "annotations.csv", "--output", "out", "--short-side", "64",

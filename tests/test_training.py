@@ -200,6 +200,7 @@ def train_on_nodes(data: str, output: Path, way: str) -> None:
     assert done.stdout.index("lost a node") < done.stdout.index("trained")
 
 
+@pytest.mark.soak
 def test_transfer_trains_the_classifier_only_on_each_fold(
     undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
 ) -> None:
