@@ -194,7 +194,7 @@ def load_tars(tars: list[str], contract: InputContract, clips: int) -> Iterable[
         first = int(rng.integers(max(0, num_frames - span) + 1))
         return cut(decode_rgb(sample["rgb.mp4"], start=first, stop=first + span), contract, rng)
 
-    pipeline = webdataset.WebDataset(tars, shardshuffle=100, resampled=True).shuffle(100).map(decode)
+    pipeline = webdataset.WebDataset(tars, shardshuffle=False, resampled=True).shuffle(100).map(decode)
     dataset = pipeline.with_epoch(clips // CORES // BATCH * BATCH)
     return torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=CORES, drop_last=True)
 
