@@ -119,9 +119,9 @@ PRESETS: dict[str, Preset] = {
 
 def drop_at(steps: int, rate: float, shares: Sequence[float]) -> tuple[tuple[int, float], ...]:
     """Phases of `steps` in all whose rate falls to a tenth at each of the shares (0 to 1, ascending)."""
-    borders = [0, *(round(steps * share) for share in shares), steps]
+    borders = [0.0, *shares, 1.0]
     if sorted(set(borders)) != borders:
-        given = " ".join(map(str, shares))
-        raise ValueError(f"--drops {given} of {steps} steps: give ascending shares between 0 and 1")
-    lengths = [end - start for start, end in itertools.pairwise(borders)]
-    return tuple((length, rate * 0.1**index) for index, length in enumerate(lengths))
+        raise ValueError(f"--drops is {' '.join(map(str, shares))}: give ascending shares between 0 and 1")
+    lengths = [round(steps * end) - round(steps * start) for start, end in itertools.pairwise(borders)]
+    # Of a few steps a phase may be left none.
+    return tuple((length, rate * 0.1**index) for index, length in enumerate(lengths) if length)

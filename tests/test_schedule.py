@@ -46,6 +46,7 @@ def test_the_rate_rises_linearly_in_the_first_steps() -> None:
 def test_drops_divide_by_ten_at_their_shares() -> None:
     assert drop_at(100, 0.5, (0.6, 0.85)) == ((60, 0.5), (25, 0.05), (15, pytest.approx(0.005)))
     assert drop_at(100, 0.5, ()) == ((100, 0.5),)
+    assert drop_at(2, 0.5, (0.6, 0.85)) == ((1, 0.5), (1, 0.05))
 
 
 @pytest.mark.parametrize("shares", [(0.9, 0.5), (0.0,), (1.0,), (1.5,)])
