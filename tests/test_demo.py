@@ -29,7 +29,7 @@ def test_too_few_videos_are_refused() -> None:
     assert "give at least 3 and 2" in " ".join((done.stdout + done.stderr).replace("│", " ").split())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_it_goes_the_whole_way(tmp_path: Path) -> None:
     done = demo("--output", str(tmp_path), "--videos-per-class", "3", "--steps", "4")

@@ -94,6 +94,7 @@ def test_a_wrong_flag_is_one_clear_error(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_without_arguments_it_extracts_videos_of_its_own(tmp_path: Path) -> None:
     text = run(cwd=tmp_path)
     described = shards.read_dataset(str(tmp_path / "out" / "debug" / "shards"))
@@ -119,7 +120,7 @@ def test_other_settings_on_the_same_output_are_refused_by_name(undisturbed: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
 def test_a_killed_run_goes_on_to_the_bytes_of_an_undisturbed_one(
     undisturbed: Path, videos: Path, tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -190,6 +190,7 @@ def test_a_killed_driver_goes_on_and_the_only_gpu_is_lost_and_replaced(
         nodes.lose(node)
 
 
+@pytest.mark.soak
 def test_after_the_head_is_lost_with_the_driver_a_new_cluster_goes_on(
     videos: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

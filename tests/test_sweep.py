@@ -245,9 +245,7 @@ def test_a_sweep_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None
         read_outcome(str(tmp_path))
 
 
-FLAGS = (
-    "--stream flow --preset debug --steps 18 --learning-rate 0.02 --trials 4 --rungs 3 --confirm 1 --confirm-seeds 2"
-)
+FLAGS = "--stream flow --preset debug --steps 18 --learning-rate 0.02 --trials 3 --rungs 3 --confirm 0"
 
 
 def tune(data: str, output: Path, *more: str) -> list[str]:
@@ -309,13 +307,12 @@ def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_
     assert f"{len(kept)} of them known already" in printed
     assert {name: ended()[name] for name in kept} == kept
     table = pq.read_table(output / "sweep.parquet").to_pylist()
-    assert [row["number"] for row in table] == [0, 1, 2, 3]
+    assert [row["number"] for row in table] == [0, 1, 2]
     assert all(row["state"] in ("finished", "stopped") for row in table)
     assert table[0]["paper"]
     assert table[0]["step"] == 18
     assert [point["step"] for point in table[0]["curve"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
     assert json.loads(table[0]["configuration"])["model"]["conv1_kernel"] == 7
-    assert len(json.loads((output / "result.json").read_text())["paper"]["seeds"]) == 2
     assert "CPU hours" in printed
     refused = subprocess.run(
         tune(motion_shards, output, "--steps", "72"), cwd=ROOT, capture_output=True, text=True, timeout=200

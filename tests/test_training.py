@@ -174,6 +174,7 @@ def test_a_killed_worker_is_replaced_a_killed_driver_goes_on_and_the_weights_are
     assert_same_run(output, undisturbed[0])
 
 
+@pytest.mark.soak
 def test_a_lost_node_is_replaced_and_the_weights_are_the_same(
     undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
 ) -> None:
