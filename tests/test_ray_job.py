@@ -96,20 +96,8 @@ def test_a_training_says_what_it_does(trained: tuple[Path, str]) -> None:
 
 @pytest.mark.soak
 def test_a_search_says_what_it_does(head: Head, extracted: tuple[Path, str], tmp_path: Path) -> None:
-    flags = (
-        "--stream",
-        "flow",
-        "--preset",
-        "debug",
-        "--steps",
-        "6",
-        "--trials",
-        "2",
-        "--rungs",
-        "1",
-        "--confirm-seeds",
-        "2",
-    )
+    flags = ["--stream", "flow", "--preset", "debug", "--steps", "6", "--trials", "2", "--rungs", "1"]
+    flags += ["--confirm-seeds", "2"]
     status, text = head.submit("jobs/tune.py", *flags, "--data", str(extracted[0]), "--output", str(tmp_path / "sweep"))
     assert status == 0, text
     check_log(text)
