@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -97,6 +97,7 @@ def main() -> None:
 
 def run(config: ExtractFeatures) -> None:
     """Extract the parts that are not there yet."""
+    config = replace(config, output=locate_output(config.output))  # before networks are loaded
     source, rows = find_videos(config)
     print(f"videos      {len(rows):,}\nray         {connect(num_cpus=config.num_cpus)}", flush=True)
     from pipelines import features
@@ -111,9 +112,9 @@ def run(config: ExtractFeatures) -> None:
     features.check_windows(windows, {entry.name: features.load_i3d(entry) for entry in entries})
     extractor = features.Extractor(entries=entries, windows=windows, num_workers=num_workers, use_gpu=gpus > 0)
     read = features.ReadVideo(source, flow_preset=config.flow_preset)
-    output, failed = locate_output(config.output), []
+    failed: list[Row] = []
     for part, first in enumerate(range(0, len(rows), config.videos_per_part)):
-        uri = storage.join(output, "features", f"{part:05d}.parquet")
+        uri = storage.join(config.output, "features", f"{part:05d}.parquet")
         if storage.exists(uri):
             continue
         places = range(first, min(first + config.videos_per_part, len(rows)))
@@ -128,8 +129,8 @@ def run(config: ExtractFeatures) -> None:
         put_table(uri, table, SCHEMA if config.format == "parquet" else SCHEMA.remove(len(SCHEMA) - 1))
         print(f"part        {part:05d}: {len(table):,} windows of {len(places):,} videos", flush=True)
     if failed:
-        put_table(storage.join(output, "failed.parquet"), failed, FAILED)
-    print(f"output      {output}; {len(failed):,} failed")
+        put_table(storage.join(config.output, "failed.parquet"), failed, FAILED)
+    print(f"output      {config.output}; {len(failed):,} failed")
 
 
 def find_videos(config: ExtractFeatures) -> tuple[VideoIndex | tuple[str, ...], list[Row]]:
@@ -153,7 +154,7 @@ def describe(config: ExtractFeatures, windows: Windows, video: Row, row: Row, st
     if config.format == "npy":
         sink = io.BytesIO()
         np.save(sink, vectors)
-        uri = storage.join(locate_output(config.output), "features", f"{video['id']}.{stream}.npy")
+        uri = storage.join(config.output, "features", f"{video['id']}.{stream}.npy")
         storage.put(uri, sink.getvalue())
     return [
         {**video, "stream": stream, "start_s": start, "end_s": end, "features": vector}
