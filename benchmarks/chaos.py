@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import tyro
 
 from jobs.extraction_log import format_table
@@ -308,7 +307,7 @@ def find_wrong(name: str, catalog: dict[str, str], expected: dict[str, str]) -> 
     """What an output has lost, has twice, or has otherwise than the undisturbed one."""
     output = f"{BUCKET}/{name}"
     described = shards.read_dataset(output)
-    videos = pq.read_table(io.BytesIO(storage.read_bytes(f"{output}/videos.parquet"))).to_pylist()
+    videos = shards.read_table(f"{output}/videos.parquet").to_pylist()
     told = Counter((video["source"] or GHOST, video["status"]) for video in videos)
     for row in sorted((told - Counter(catalog.items())) + (Counter(catalog.items()) - told)):
         yield f"{row[0]} as {row[1]} is {told[row]} times in videos.parquet"

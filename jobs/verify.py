@@ -12,7 +12,6 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-import pyarrow.parquet as pq
 import tyro
 
 from pipelines import shards, storage, verification
@@ -83,9 +82,9 @@ def report(title: str, findings: list[Finding]) -> list[Finding]:
 def check_sources(config: Verify, index: VideoIndex, samples: list[shards.Row]) -> list[Finding]:
     """The samples against their sources; prints the difference of each one's flow."""
     assert config.videos is not None
-    with storage.open_read(storage.join(index.data, "videos.parquet")) as file:
-        columns = ["id", "source", "source_sha256", "start", "end"]
-        facts = {row["id"]: row for row in pq.read_table(file, columns=columns).to_pylist()}
+    columns = ("id", "source", "source_sha256", "start", "end")
+    videos = shards.read_table(storage.join(index.data, "videos.parquet"), columns)
+    facts = {row["id"]: row for row in videos.to_pylist()}
     dataset = shards.read_dataset(index.data)
     found = [verification.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
     recomputed = [entry for entry in found if isinstance(entry, Recomputed)]

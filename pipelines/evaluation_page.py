@@ -10,7 +10,6 @@ from typing import Any
 import markupsafe
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import report_plots, shards, storage
 from pipelines.mistakes import Mistake, collect_mistakes
@@ -31,8 +30,7 @@ def write_evaluation_report(output: str, found: Mapping[str, Any]) -> str:
     uri = storage.join(output, "scores.parquet")
     if not storage.exists(uri):
         return put_page(output, render_evaluation(output, found, None, None))
-    with storage.open_read(uri) as file:
-        scores = pq.read_table(file)
+    scores = shards.read_table(uri)
     mistakes = collect_mistakes(found["settings"]["data"], scores, found["classes"])
     return put_page(output, render_evaluation(output, found, scores, mistakes))
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines import shards, storage
 from pipelines.preview import Preview, PreviewError, try_preview
@@ -142,8 +141,7 @@ def _locate(data: str, ids: Iterable[str]) -> dict[str, Row]:
     """Where the videos lie, by id, with their fps."""
     index = read_index(data)
     wanted = pa.array(list(ids), pa.string())
-    with storage.open_read(storage.join(index.data, "videos.parquet")) as file:
-        facts = pq.read_table(file, columns=["id", "fps"])
+    facts = shards.read_table(storage.join(index.data, "videos.parquet"), ("id", "fps"))
     fps = {row["id"]: row["fps"] for row in facts.filter(pc.is_in(facts["id"], wanted)).to_pylist()}
     # Not its usable ones: other annotations may have labelled a video that has no label here.
     chosen = pc.and_(pc.equal(index.table["status"], "ok"), pc.is_in(index.table["id"], wanted))

@@ -22,9 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from pipelines import report_plots, storage
+from pipelines import report_plots, shards, storage
 from pipelines.class_coverage import STATUSES, Count, cover_classes, group_troubles
 from pipelines.codec import scale_of
 from pipelines.preview import Card, choose_videos, draw_wheel, make_cards
@@ -75,8 +74,7 @@ def write_extraction_report(output: str, dataset: Mapping[str, Any]) -> str:
     `dataset` is what dataset.json holds or is about to hold; videos.parquet and the shards must be in place.
     """
     dataset = json.loads(to_json(dataset))  # in the order in which it is read again
-    with storage.open_read(storage.join(output, "videos.parquet")) as file:
-        videos = pq.read_table(file, columns=list(COLUMNS))
+    videos = shards.read_table(storage.join(output, "videos.parquet"), COLUMNS)
     chosen = choose_videos(videos, still_px=find_still_px(dataset), clipped_share=HEAVILY_CLIPPED)
     files = {Path(shard["file"]).stem: shard["file"] for shard in dataset["shards"]}
     cards = make_cards(output, files, chosen)

@@ -267,6 +267,20 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield held
 
 
+def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file of facts (videos.parquet, scores.parquet), or some of its columns.
+
+    Raises OSError where it cannot be opened, ValueError where it is no Parquet file or lacks a column.
+    """
+    # Neither pq.read_table nor pre_buffer: their threads may have the file in their hands still when the process ends,
+    # and abort it.
+    parquet = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)), pre_buffer=False)
+    names = parquet.schema_arrow.names
+    if absent := set(columns or ()) - set(names):
+        raise ValueError(f"{uri} has no column {', '.join(sorted(absent))}; it has {', '.join(names)}")
+    return parquet.read(columns=list(columns or names), use_threads=False).select(list(columns or names))
+
+
 def read_dataset(output: str) -> dict[str, object]:
     """`dataset.json` of a finished data set; one clear error where there is none or its version is another one."""
     try:

@@ -6,7 +6,6 @@ Each check yields findings, one for everything that is wrong; none means that it
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import shards, storage, tvl1
 from pipelines.catalog import split_rank
@@ -125,7 +123,7 @@ def check_tables(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _read_table(output: str, name: str) -> list[Row] | None:
     try:
-        return list(pq.read_table(io.BytesIO(storage.read_bytes(storage.join(output, name)))).to_pylist())
+        return list(shards.read_table(storage.join(output, name)).to_pylist())
     except (OSError, ValueError):
         return None
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines import shards, storage
 from pipelines.annotations import Annotation, is_id, read_annotations
@@ -68,8 +67,7 @@ def read_index(data: str) -> VideoIndex:
     data = storage.absolute(data)
     try:
         dataset: dict[str, Any] = shards.read_dataset(data)
-        with storage.open_read(storage.join(data, "videos.parquet")) as file:
-            table = pq.read_table(file, columns=list(COLUMNS))
+        table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
     _check_names(data, table["id"].to_pylist(), [entry["file"] for entry in dataset["shards"]])

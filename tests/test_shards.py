@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,23 @@ def test_tables_hold_every_video_and_the_failed_ones(tmp_path: Path) -> None:
             **{"stage": "decode", "error_kind": "encrypted", "error_message": "the file ends early"},
         }
     ]
+
+
+def test_a_table_is_read_by_its_caller_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of Arrow's that has a Python file still in its hands when the interpreter ends aborts the process."""
+    readers = set()
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    pq.write_table(pa.table({"id": ["x"], "fps": [25.0]}), tmp_path / "videos.parquet")
+    monkeypatch.setattr(io, "BytesIO", Watched)
+    assert shards.read_table(str(tmp_path / "videos.parquet"), ["fps"]).to_pydict() == {"fps": [25.0]}
+    assert readers == {threading.get_ident()}
+    with pytest.raises(ValueError, match=r"videos.parquet has no column height; it has id, fps"):
+        shards.read_table(str(tmp_path / "videos.parquet"), ["fps", "height"])
 
 
 def test_tables_are_the_same_bytes_again_and_complete_beyond_a_row_group(
