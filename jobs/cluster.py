@@ -70,11 +70,14 @@ def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attemp
 
     settings: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": dashboard, "log_to_driver": log_to_driver}
     for left in reversed(range(attempts)):
+        # For the workers, which inherit it. Untold they ask the Ray that was last started on this machine, alive or
+        # not, for the state of actors: what stopped trials had reserved stays reserved, and a search waits. Where
+        # there is no dashboard nobody listens at this port, and who asks knows it at once: Ray Train's end would else
+        # wait some 12 s for an answer.
+        port = _free_port()
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         if dashboard:
-            settings["dashboard_port"] = port = _free_port()
-            # For the workers, which inherit it. Untold they ask the Ray that was last started on this machine, alive
-            # or not, for the state of actors; what stopped trials had reserved then stays reserved, and a search waits.
-            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+            settings["dashboard_port"] = port
         try:
             ray.init(address="local", logging_level=logging.WARNING, **settings)
             return

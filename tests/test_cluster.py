@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK = """
+import sys
 from jobs.cluster import connect
 
-connect(num_cpus=1, log_to_driver=False, dashboard=True)
+connect(num_cpus=1, log_to_driver=False, dashboard=sys.argv[1] == "dashboard")
 import ray
 from ray.train.v2._internal.state.util import is_actor_alive
 
@@ -28,21 +30,28 @@ class Actor:
 
 actor = Actor.remote()
 name = ray.get(actor.id.remote())
-print("alive", ray.get(ray.remote(num_cpus=0)(is_actor_alive).remote(name, 60)))
+try:
+    print("alive", ray.get(ray.remote(num_cpus=0)(is_actor_alive).remote(name, 60)))
+except ray.exceptions.RayTaskError as error:
+    print("refused" if "Connection refused" in str(error) else error)
 """
 
 
 @pytest.mark.slow
-def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine() -> None:
+@pytest.mark.parametrize(("words", "answer"), [(["dashboard"], "alive True"), (["none"], "refused")])
+def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(words: list[str], answer: str) -> None:
+    """Where it has nobody to ask they know it at once, and do not wait for an answer."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path may have 107 characters
     try:
-        (folder / "ray").mkdir()
-        (folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:9")  # of a Ray that was killed
-        environment = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
-        environment["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:9"  # of a cluster elsewhere
-        command = [sys.executable, "-c", ASK]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            elsewhere = f"127.0.0.1:{silent.getsockname()[1]}"
+            (folder / "ray").mkdir()
+            (folder / "ray" / "ray_current_cluster").write_text(elsewhere)  # of a Ray that was killed
+            environment = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+            environment["RAY_API_SERVER_ADDRESS"] = f"http://{elsewhere}"  # of a cluster that hangs
+            command = [sys.executable, "-c", ASK, *words]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("alive True\n")
+        assert done.stdout.splitlines()[-1] == answer
     finally:
         shutil.rmtree(folder, ignore_errors=True)
