@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MAKEFLAGS += --jobs=2  # the browser comes while pip works
+# Two processes, each with whole files of tests: half of the time tests wait for processes that start.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup browser demo test test-fast test-soak lint format bench
 
@@ -28,10 +31,10 @@ browser:  ## Chromium, in which the pages are tested; where it cannot be had tho
 		echo "no chromium with chromedriver: the tests in a browser are skipped"
 
 test: $(READY) browser lint  ## what CI runs: linter, types, all tests
-	$(BIN)/python -m pytest -m 'not soak'
+	$(PYTEST) -m 'not soak'
 
 test-fast: $(READY)  ## without the tests marked slow
-	$(BIN)/python -m pytest -m 'not slow and not soak'
+	$(PYTEST) -m 'not slow and not soak'
 
 test-soak: $(READY) browser  ## those that take minutes each
 	$(BIN)/python -m pytest -m soak

@@ -251,8 +251,17 @@ def _plain(text: object, most: int = 400) -> str:
 
 
 def _flatten(value: object, name: str = "") -> dict[str, object]:
-    """Nested settings as one level of dotted names."""
+    """Nested settings as one level of dotted names; what lists hold has its number in the name, from 1."""
+    if isinstance(value, (list, tuple)):
+        if not any(isinstance(part, (list, tuple, Mapping)) for part in value):
+            return {name: ", ".join(map(str, map(_round, value))) or "none"}
+        value = dict(enumerate(value, 1))
     if not isinstance(value, Mapping):
-        return {name: "not set" if value is None else value}
+        return {name: "not set" if value is None else _round(value)}
     parts = [_flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
     return {key: part for found in parts for key, part in found.items()}
+
+
+def _round(value: object) -> object:
+    """A number without the last digits of its arithmetic."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value

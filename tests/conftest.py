@@ -13,6 +13,12 @@ pytest_plugins = ["fixtures_browser", "fixtures_motion", "fixtures_s3"]
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: where two processes take turns at files, neither waits for the other at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real clips, broken files, flow ground truth and annotations beside the checkout, or a skip."""

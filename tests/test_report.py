@@ -293,3 +293,20 @@ def test_the_command_makes_the_page_again(
     command.main(str(tmp_path))
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == first
+
+
+def test_settings_are_names_and_plain_values() -> None:
+    settings = {
+        "phases": [(300, 0.1 * 3), (75, 1e-07)],
+        "networks": [{"uri": "s3://a", "which": None}],
+        "classes": ["up", "down"],
+        "annotations": [],
+    }
+    assert report.make_environment().filters["flat"](settings) == {
+        "phases.1": "300, 0.3",
+        "phases.2": "75, 1e-07",
+        "networks.1.uri": "s3://a",
+        "networks.1.which": "not set",
+        "classes": "up, down",
+        "annotations": "none",
+    }
