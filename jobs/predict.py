@@ -39,7 +39,7 @@ from pipelines.clips import Frames, count_test_frames, cut_test_clips, decoded_s
 from pipelines.networks import Network, NetworkError, load_network
 from pipelines.plan import ExtractionSettings
 from pipelines.raw_video import compute_flow, read_frames
-from pipelines.video import VideoError
+from pipelines.video_error import VideoError
 
 Precision = Literal["fp32", "bf16"]
 

@@ -34,7 +34,9 @@ from typing import Any, BinaryIO, TypedDict
 import av.logging
 import numpy as np
 
-from pipelines.video import KINDS, MAX_ASPECT_RATIO, DecodeSettings, RGBFrame, VideoError, VideoInfo, decode
+from pipelines.scaling import MAX_ASPECT_RATIO, RGBFrame
+from pipelines.video import DecodeSettings, VideoInfo, decode
+from pipelines.video_error import KINDS, VideoError
 
 HEADER = struct.Struct("=cI")  # message type, bytes that follow
 SIZE = struct.Struct("=II")  # height and width, before a frame's pixels

@@ -35,7 +35,7 @@ from pipelines.decoder_process import process_decoder
 from pipelines.plan import PLAN_SCHEMA, ExtractionSettings, Plan, find_committed, iter_blocks, settle
 from pipelines.progress import Progress, Tally, watch_progress
 from pipelines.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
-from pipelines.video import VideoError
+from pipelines.video_error import VideoError
 
 logger = logging.getLogger(__name__)
 

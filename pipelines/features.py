@@ -26,7 +26,7 @@ from pipelines.evaluation import Entry, configure_ray_data
 from pipelines.ingest import MAX_WORKER_DEATHS, open_video
 from pipelines.networks import Network, NetworkError
 from pipelines.raw_video import compute_flow, read_frames
-from pipelines.video import VideoError
+from pipelines.video_error import VideoError
 from pipelines.video_index import VideoIndex
 
 BATCH = 8  # windows that go through a network at a time

@@ -24,7 +24,8 @@ from pipelines.codec import FlowError, decode_flow, decode_rgb, flow_error
 from pipelines.decoder_process import process_decoder
 from pipelines.plan import hash_catalog
 from pipelines.shards import Commit, Row
-from pipelines.video import DecodeSettings, VideoError
+from pipelines.video import DecodeSettings
+from pipelines.video_error import VideoError
 from pipelines.video_index import VideoIndex
 
 TOLERANCE = 1.5  # times the stored flow's own error (or its step) that recomputed flow may differ by, in the mean

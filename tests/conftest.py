@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = ["fixtures_browser", "fixtures_motion", "fixtures_s3"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts with & inherits that, and so would the jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -16,7 +16,8 @@ import pytest
 from test_video import write_video
 
 from pipelines.decoder_process import ROOT, DecodedFrames, Decoder, process_decoder
-from pipelines.video import DecodeSettings, VideoError, decode
+from pipelines.video import DecodeSettings, decode
+from pipelines.video_error import VideoError
 
 SMALL = DecodeSettings(short_side=32, timeout_s=20)
 

@@ -33,7 +33,8 @@ from pipelines.annotations import CatalogError, is_id, make_id, read_annotations
 from pipelines.decoder_process import ROOT, Decoder
 from pipelines.networks import NetworkError, load_network
 from pipelines.shards import ShardSettings
-from pipelines.video import DecodeSettings, VideoError
+from pipelines.video import DecodeSettings
+from pipelines.video_error import VideoError
 from pipelines.video_index import DataError, read_index
 
 EVIL_NAMES = [

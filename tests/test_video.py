@@ -15,18 +15,9 @@ import pytest
 from av.stream import Disposition
 
 from pipelines.mp4 import ordinary_priority
-from pipelines.video import (
-    KINDS,
-    DecodeSettings,
-    RGBFrame,
-    VideoError,
-    VideoInfo,
-    decode,
-    judge_timing,
-    output_size,
-    resample,
-    resolve_span,
-)
+from pipelines.scaling import RGBFrame, output_size
+from pipelines.video import DecodeSettings, VideoInfo, decode, resample, resolve_span
+from pipelines.video_error import KINDS, VideoError
 
 SMALL = DecodeSettings(short_side=64)
 
@@ -92,21 +83,6 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- sizes, spans, slots ---
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [((240, 320), (256, 342)), ((320, 240), (342, 256)), ((1, 1), (256, 256)), ((1080, 1920), (256, 456))],
-)
-def test_output_size(source: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert output_size(*source, 256) == expected
-
-
-@pytest.mark.parametrize("source", [(10, 81), (1, 4000), (0, 10)])
-def test_output_size_refuses_slivers(source: tuple[int, int]) -> None:
-    with pytest.raises(VideoError) as caught:
-        output_size(*source, 256)
-    assert caught.value.kind == "bad_shape"
 
 
 @pytest.mark.parametrize(
@@ -194,22 +170,6 @@ def test_resample_is_ffmpegs_fps_filter(fps: str, seed: int) -> None:
     ]
     ours = [i for i, count in resample(timed, fps=Fraction(fps), slots=None) for _ in range(count)]
     assert ours == filter_indices(times, 90, fps)
-
-
-def judge(pts: list[int | None], container: str = "mov") -> str:
-    return judge_timing(pts, container=container, time_base=Fraction(1, 1000), rate=Fraction(25))
-
-
-def test_judge_timing() -> None:
-    assert judge([0, 120, 40, 80, 160]) == "time"  # B-frames: file order is decoding order
-    assert judge([0, 33, 4033]) == "time"
-    assert judge([7]) == "time"
-    assert judge([0, 40, 80], container="avi") == "order"
-    assert judge([0, None, 80]) == "order"
-    assert judge([None, None]) == "order"
-    assert judge([0, 40, 40, 80]) == "order"
-    assert judge([0, 40, 95_443_717]) == "order"  # a wrapped 33-bit clock
-    assert judge([]) == "order"
 
 
 # --- settings ---
