@@ -6,10 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-import boto3
 import pyarrow.compute as pc
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipelines import storage
 from pipelines.annotations import CatalogError, make_id
@@ -76,18 +74,11 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert _columns(read_catalog(str(tmp_path / "videos")), "id") == [("kick~b",), ("kick~c",), ("wave~a",)]
 
 
-def test_videos_and_annotations_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in [("ENDPOINT_URL", f"http://{host}:{port}"), ("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b")]:
-        monkeypatch.setenv(f"AWS_{name}", value)
-    boto3.client("s3", region_name="us-east-1").create_bucket(Bucket="raw")
-    storage.put("s3://raw/videos/wave/1.mp4", b"x")
-    storage.put("s3://raw/list.csv", b"path,label\nwave/1.mp4,wave\nwave/2.mp4,wave\n")
-    catalog = read_catalog("s3://raw/videos/", "s3://raw/list.csv")
-    server.stop()
-    assert _columns(catalog, "path") == [("s3://raw/videos/wave/1.mp4",), (None,)]
+def test_videos_and_annotations_on_s3(s3: str) -> None:
+    storage.put(f"{s3}/videos/wave/1.mp4", b"x")
+    storage.put(f"{s3}/list.csv", b"path,label\nwave/1.mp4,wave\nwave/2.mp4,wave\n")
+    catalog = read_catalog(f"{s3}/videos/", f"{s3}/list.csv")
+    assert _columns(catalog, "path") == [(f"{s3}/videos/wave/1.mp4",), (None,)]
 
 
 def test_files_that_are_no_videos_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
