@@ -35,8 +35,13 @@ def output_size(height: int, width: int, short_side: int) -> tuple[int, int]:
             "bad_shape",
             f"the picture is {width}×{height}: one side is over {MAX_ASPECT_RATIO} times the other; crop it first",
         )
-    long_side = 2 * math.floor(ratio * short_side / 2 + Fraction(1, 2))
+    long_side = 2 * round_half_up(ratio * short_side / 2)
     return (short_side, long_side) if height <= width else (long_side, short_side)
+
+
+def round_half_up(value: Fraction) -> int:
+    """Nearest integer, halves upward: FFmpeg's `round=near` for the sizes and times at hand, which are not negative."""
+    return math.floor(value + Fraction(1, 2))
 
 
 class Orientation(NamedTuple):

@@ -276,9 +276,10 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     # and abort it.
     parquet = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)), pre_buffer=False)
     names = parquet.schema_arrow.names
-    if absent := set(columns or ()) - set(names):
+    wanted = list(columns or names)
+    if absent := set(wanted) - set(names):
         raise ValueError(f"{uri} has no column {', '.join(sorted(absent))}; it has {', '.join(names)}")
-    return parquet.read(columns=list(columns or names), use_threads=False).select(list(columns or names))
+    return parquet.read(columns=wanted, use_threads=False).select(wanted)
 
 
 def read_dataset(output: str) -> dict[str, object]:

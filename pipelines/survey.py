@@ -1,6 +1,6 @@
 """What a video file holds, from its header and packets: nothing is decoded.
 
-The only place that opens video files; FFmpeg is kept from opening anything else.
+The only place that opens a source's file; FFmpeg is kept from opening anything else.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from pipelines.scaling import RGBFrame, Scaler
+from pipelines.scaling import RGBFrame, Scaler, round_half_up
 from pipelines.survey import (
     MAX_GAP_S,
     Span,
@@ -171,11 +171,6 @@ def resolve_span(start: float | None, end: float | None, duration: float | None)
 def count_slots(span: Span | None, fps: Fraction) -> int | None:
     """Frames in a span at this rate, at least one; None where only the file's end limits them."""
     return None if span is None or span.end is None else max(1, round_half_up(Fraction(span.end - span.start) * fps))
-
-
-def round_half_up(value: Fraction) -> int:
-    """Nearest integer, halves upward: FFmpeg's `round=near` for the times at hand, which are not negative."""
-    return math.floor(value + Fraction(1, 2))
 
 
 def resample(
