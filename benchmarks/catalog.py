@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipelines.catalog import read_catalog
+from pipelines.datasets.catalog import read_catalog
 
 CLASSES = 400
 

@@ -33,8 +33,10 @@ from typing import Any
 import tyro
 
 from jobs.extraction_log import format_table
-from pipelines import shards, storage, verification
-from pipelines.motion_videos import write_broken_videos, write_motion_videos
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.extraction import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "tests"))  # its starters of a server and of nodes
@@ -319,7 +321,7 @@ def find_wrong(name: str, catalog: dict[str, str], expected: dict[str, str]) -> 
     differing = sorted(file for file in found.keys() | expected.keys() if found.get(file) != expected.get(file))
     if differing:
         yield f"{len(differing)} files differ, such as {differing[0]}"
-    for finding in [*verification.check_shards(output, described), *verification.check_tables(output, described)]:
+    for finding in [*verify.check_shards(output, described), *verify.check_tables(output, described)]:
         yield f"{finding.where}: {finding.what}"
 
 

@@ -25,9 +25,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jobs.demo import find_real_clips  # noqa: E402
-from pipelines import codec, tvl1  # noqa: E402
-from pipelines.mp4 import FULL_RANGE, VideoFormat, VideoWriter, find_keyframes  # noqa: E402
-from pipelines.video import DecodeSettings, decode  # noqa: E402
+from pipelines import tvl1  # noqa: E402
+from pipelines.media import codec  # noqa: E402
+from pipelines.media.decode import DecodeSettings, decode  # noqa: E402
+from pipelines.media.mp4 import FULL_RANGE, VideoFormat, VideoWriter, find_keyframes  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 WINDOW = 64

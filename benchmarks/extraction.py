@@ -25,7 +25,7 @@ from jobs.cluster import connect
 from jobs.extraction_log import format_table
 
 if TYPE_CHECKING:
-    from pipelines.extraction import Steps
+    from pipelines.extraction.graph import Steps
 
 UT_INTERACTION = Path(__file__).resolve().parents[2] / "shared" / "data" / "ut_interaction"
 
@@ -72,10 +72,10 @@ def main() -> None:
 def prepare(config: Benchmark, folder: str) -> tuple[list[pa.Table], Steps]:
     """The blocks of a plan over the videos, and its steps."""
     from pipelines import tvl1
-    from pipelines.catalog import read_catalog
-    from pipelines.extraction import Steps
-    from pipelines.plan import ExtractionSettings, iter_blocks, make_plan
-    from pipelines.shards import ShardSettings
+    from pipelines.datasets.catalog import read_catalog
+    from pipelines.datasets.shards import ShardSettings
+    from pipelines.extraction.graph import Steps
+    from pipelines.extraction.plan import ExtractionSettings, iter_blocks, make_plan
 
     tvl1.prewarm("cpu")
     settings = ExtractionSettings(shards=ShardSettings(videos_per_shard=config.videos_per_shard))
@@ -99,7 +99,7 @@ def extract_shard(task: tuple[pa.Table, Steps]) -> None:
 
 def run_ray(blocks: list[pa.Table], steps: Steps, num_cpus: int) -> float:
     """Wall seconds of the graph."""
-    from pipelines.extraction import Placement, run_graph
+    from pipelines.extraction.graph import Placement, run_graph
 
     started = time.perf_counter()
     for _ in run_graph(blocks, steps, Placement(num_cpus=num_cpus)):

@@ -30,11 +30,11 @@ import tyro
 import models
 from jobs.cluster import connect
 from models.contract import InputContract
-from pipelines.clips import ClipSettings
-from pipelines.codec import decode_rgb
-from pipelines.motion_videos import write_motion_videos
-from pipelines.training_clips import Augmentation, cut_training_clip
-from pipelines.video_index import VideoIndex, read_index
+from pipelines.clips.augmentation import Augmentation, cut_training_clip
+from pipelines.clips.sampling import ClipSettings
+from pipelines.datasets.motion_videos import write_motion_videos
+from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.media.codec import decode_rgb
 
 BATCH = 8
 CORES = os.cpu_count() or 1
@@ -131,7 +131,7 @@ def stream(index: VideoIndex, contract: InputContract, clips: int) -> Iterator[A
     """Our stream, on all CPUs."""
     import ray
 
-    from pipelines.ingest import Share, TrainingClips, stream_batches
+    from pipelines.clips.loader import Share, TrainingClips, stream_batches
 
     numbered = TrainingClips(
         videos=index, contract=contract, settings=ClipSettings(), augmentation=Augmentation(), seed=0

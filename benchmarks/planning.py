@@ -44,10 +44,10 @@ def measure(rows: int, videos_per_shard: int) -> tuple[str, ...]:
     connect(num_cpus=2)
     import ray
 
-    from pipelines.catalog import SCHEMA, Catalog
-    from pipelines.extraction import Placement, Steps, run_graph
-    from pipelines.plan import ExtractionSettings, iter_blocks, make_plan
-    from pipelines.shards import ShardSettings
+    from pipelines.datasets.catalog import SCHEMA, Catalog
+    from pipelines.datasets.shards import ShardSettings
+    from pipelines.extraction.graph import Placement, Steps, run_graph
+    from pipelines.extraction.plan import ExtractionSettings, iter_blocks, make_plan
 
     class IdleSteps(Steps):
         def extract(self, row: dict[str, object]) -> dict[str, object]:

@@ -263,9 +263,10 @@ def measure_steps(clips: Path) -> dict[str, float]:
     """CPU time and bytes of the steps, over all frames of the clips."""
     import cv2
 
-    from pipelines import codec, tvl1
-    from pipelines.plan import ExtractionSettings
-    from pipelines.video import decode
+    from pipelines import tvl1
+    from pipelines.extraction.plan import ExtractionSettings
+    from pipelines.media import codec
+    from pipelines.media.decode import decode
 
     settings = ExtractionSettings()
     cv2.setNumThreads(1)
@@ -307,13 +308,14 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
     """Requests of one small extraction, and of reading clips, counted by an S3 server on this machine."""
     import pyarrow as pa
 
-    from pipelines import dataset, storage, tvl1
-    from pipelines.catalog import read_catalog
-    from pipelines.extraction import Steps
-    from pipelines.motion_videos import write_motion_videos
-    from pipelines.plan import ExtractionSettings, find_committed, iter_blocks, make_plan, settle
-    from pipelines.shards import ShardSettings
-    from pipelines.video import DecodeSettings
+    from pipelines import storage, tvl1
+    from pipelines.datasets.catalog import read_catalog
+    from pipelines.datasets.motion_videos import write_motion_videos
+    from pipelines.datasets.shards import ShardSettings
+    from pipelines.extraction import manifest
+    from pipelines.extraction.graph import Steps
+    from pipelines.extraction.plan import ExtractionSettings, find_committed, iter_blocks, make_plan, settle
+    from pipelines.media.decode import DecodeSettings
 
     write_motion_videos(folder, videos_per_class=2, seed=0, num_frames=5, size=(64, 48))
     settings = ExtractionSettings(decode=DecodeSettings(short_side=48), shards=ShardSettings(videos_per_shard=3))
@@ -334,7 +336,7 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
             steps.commit(block)
         of_commits = counted.copy()
         find_committed(plan)
-        dataset.assemble(plan)
+        manifest.assemble(plan)
         of_shards = counted.copy()
         clips = _count_clip_reads(counted, sizes)
         listing = _measure_listing()
@@ -349,7 +351,8 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
 
 def _count_clip_reads(counted: Counter[str], sizes: dict[str, float], *, reads: int = 16) -> dict[str, float]:
     """Requests and bytes of reading the RGB of single rows of a shard that is as large as real ones."""
-    from pipelines import shards, storage
+    from pipelines import storage
+    from pipelines.datasets import shards
 
     blobs = {name: bytes(int(FRAMES * sizes[f"{name}_bytes"])) for name in ("rgb", "flow")}
     row = dict.fromkeys(shards.ROW_SCHEMA.names) | {"id": "video"} | blobs
@@ -410,7 +413,7 @@ def measure_tables(*, rows: int = 64_000) -> dict[str, float]:
 
     Of the index it is the slope: another so many rows take so much more.
     """
-    from pipelines.shards import Commit
+    from pipelines.datasets.shards import Commit
 
     with tempfile.TemporaryDirectory() as folder:
         outputs = [_write_made_up(f"{folder}/{count}", count) for count in (rows, 2 * rows)]
@@ -425,7 +428,7 @@ def measure_tables(*, rows: int = 64_000) -> dict[str, float]:
 
 def _write_made_up(output: str, rows: int) -> str:
     """The tables of a data set without its shards."""
-    from pipelines import shards
+    from pipelines.datasets import shards
 
     commits = [_make_commit(first) for first in range(0, rows, VIDEOS_PER_SHARD)]
     for _ in shards.write_tables(output, iter(commits)):
@@ -439,7 +442,7 @@ def _write_made_up(output: str, rows: int) -> str:
 
 def _index_memory(output: str) -> float:
     """By how many bytes the memory of this process grows with the index of a data set."""
-    from pipelines.video_index import read_index
+    from pipelines.datasets.video_index import read_index
 
     before = _resident_bytes()
     index = read_index(output)
@@ -452,7 +455,7 @@ def _resident_bytes() -> int:
 
 def _make_commit(first: int) -> Any:
     """A commit record of 32 videos named as Kinetics names them."""
-    from pipelines.shards import VIDEO_SCHEMA, Commit, shard_name
+    from pipelines.datasets.shards import VIDEO_SCHEMA, Commit, shard_name
 
     def sha(what: object) -> str:
         return hashlib.sha256(str(what).encode()).hexdigest()

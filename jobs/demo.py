@@ -16,7 +16,7 @@ from jobs import evaluate, extract_flow, train
 from jobs.cluster import connect
 from jobs.command import run_command
 from models.contract import STREAMS, Stream
-from pipelines.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
-from pipelines import shards, storage
-from pipelines.checkpoints import Which
-from pipelines.clips import PROTOCOLS, Protocol, ProtocolName
-from pipelines.video_index import read_index, with_fold
+from pipelines import storage
+from pipelines.clips.sampling import PROTOCOLS, Protocol, ProtocolName
+from pipelines.datasets import shards
+from pipelines.datasets.video_index import read_index, with_fold
+from pipelines.training.weights_files import Which
 
 if TYPE_CHECKING:
-    from pipelines.evaluation import Scorer
+    from pipelines.evaluation.scoring import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +90,22 @@ def run(config: Evaluate) -> dict[str, Any]:
     output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos of split {config.split}, {len(index.classes)} classes")
     print(f"ray         {connect(num_cpus=config.num_cpus)}", flush=True)
-    from pipelines import evaluation
+    from pipelines.evaluation import scoring
 
     scorer = make_scorer(config)
     networks = {entry.name: entry.load() for entry in scorer.entries}
-    evaluation.check_networks(index, networks)
+    scoring.check_networks(index, networks)
     usable = index.usable()
     rows = []
-    for row in evaluation.score_videos(usable, networks, scorer):
+    for row in scoring.score_videos(usable, networks, scorer):
         rows.append(row)
         if len(rows) % max(1, len(usable) // 10) == 0:
             print(f"scored      {len(rows):,} of {len(usable):,} videos", flush=True)
-    table = evaluation.tabulate(index, usable, rows, list(networks))
-    found = evaluation.summarise(table, list(networks), index.classes, ignore_missing=config.ignore_missing)
+    table = scoring.tabulate(index, usable, rows, list(networks))
+    found = scoring.summarise(table, list(networks), index.classes, ignore_missing=config.ignore_missing)
     found["classes"] = list(index.classes)  # in the confusion matrix's order, which per_class loses in JSON
     division = {"annotations": list(config.annotations), "fold": config.fold} if config.annotations else {}
-    found["settings"] = {"data": index.data, "split": config.split, **division, **evaluation.describe(scorer)}
+    found["settings"] = {"data": index.data, "split": config.split, **division, **scoring.describe(scorer)}
     found["settings"]["protocol"] = {"name": config.protocol, **found["settings"]["protocol"]}
     write(output, found, table)
     print(f"\n{format_summary(found)}\nlook at     {storage.join(output, 'report.html')}")
@@ -113,7 +114,7 @@ def run(config: Evaluate) -> dict[str, Any]:
 
 def make_scorer(config: Evaluate) -> Scorer:
     """The networks and the workers that score with them."""
-    from pipelines.evaluation import Entry, Scorer
+    from pipelines.evaluation.scoring import Entry, Scorer
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     given = {"rgb": config.rgb, "flow": config.flow, "model": config.model}
@@ -138,7 +139,7 @@ def make_protocol(config: Evaluate) -> Protocol:
 
 def write(output: str, found: dict[str, Any], table: Any) -> None:
     """scores.parquet, report.html, and evaluation.json last."""
-    from pipelines.evaluation_page import write_evaluation_report
+    from pipelines.pages.evaluation import write_evaluation_report
 
     sink = io.BytesIO()
     pq.write_table(table, sink)

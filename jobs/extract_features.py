@@ -23,12 +23,12 @@ import tyro
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
 from pipelines import storage
-from pipelines.annotations import make_path_ids
-from pipelines.checkpoints import Which
-from pipelines.video_index import VideoIndex, read_index
+from pipelines.datasets.annotations import make_path_ids
+from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.training.weights_files import Which
 
 if TYPE_CHECKING:
-    from pipelines.features import Windows
+    from pipelines.evaluation.features import Windows
 
 Row = dict[str, Any]
 
@@ -100,7 +100,7 @@ def run(config: ExtractFeatures) -> None:
     config = replace(config, output=locate_output(config.output))  # before networks are loaded
     source, rows = find_videos(config)
     print(f"videos      {len(rows):,}\nray         {connect(num_cpus=config.num_cpus)}", flush=True)
-    from pipelines import features
+    from pipelines.evaluation import features
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     num_workers = config.num_workers or gpus or int(cpus)
@@ -148,7 +148,7 @@ def find_videos(config: ExtractFeatures) -> tuple[VideoIndex | tuple[str, ...], 
 
 def describe(config: ExtractFeatures, windows: Windows, video: Row, row: Row, stream: str) -> list[Row]:
     """The rows of one video's windows; puts its .npy file where that is asked for."""
-    from pipelines.features import seconds_of
+    from pipelines.evaluation.features import seconds_of
 
     vectors = np.asarray(row[f"features_{stream}"], np.float32)
     if config.format == "npy":

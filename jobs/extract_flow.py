@@ -24,16 +24,16 @@ from jobs.cluster import connect
 from jobs.command import FlagError, locate_output
 from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
-from pipelines.catalog import Catalog, CatalogError, read_catalog
-from pipelines.codec import CodecSettings, FlowCodec, RGBCodec
+from pipelines.datasets.catalog import Catalog, CatalogError, read_catalog
+from pipelines.datasets.motion_videos import write_motion_videos
+from pipelines.datasets.shards import ShardFormat, ShardSettings
+from pipelines.extraction.plan import ExtractionSettings, Plan, PlanError, make_plan
 from pipelines.lock import OutputError, OutputLock, lock_output
-from pipelines.motion_videos import write_motion_videos
-from pipelines.plan import ExtractionSettings, Plan, PlanError, make_plan
-from pipelines.shards import ShardFormat, ShardSettings
-from pipelines.video import DecodeSettings
+from pipelines.media.codec import CodecSettings, FlowCodec, RGBCodec
+from pipelines.media.decode import DecodeSettings
 
 if TYPE_CHECKING:
-    from pipelines.extraction import Placement
+    from pipelines.extraction.graph import Placement
 
 DEBUG_FOLDER = "out/debug"
 DEFAULTS = ExtractionSettings()
@@ -203,7 +203,7 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
     """The flow backend that --flow-backend means on the cluster at hand, and where the steps run."""
     import ray
 
-    from pipelines.extraction import Placement
+    from pipelines.extraction.graph import Placement
 
     gpus = ray.cluster_resources().get("GPU", 0.0) if config.num_gpus is None else config.num_gpus
     wanted = config.flow_backend
@@ -237,10 +237,11 @@ def _prewarm(backend: str) -> str:
 
 def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement, lock: OutputLock) -> int:
     """Run the graph with progress lines, assemble the data set, print the final table."""
-    from pipelines import dataset, extraction, report
+    from pipelines.extraction import graph, manifest
+    from pipelines.pages import extraction
 
     log = RunLog(shards=len(plan.spans))
-    remaining = extraction.extract(
+    remaining = graph.extract(
         plan, backend=backend, placement=placement, retry=config.retry_quarantined, on_tally=log.add
     )
     try:
@@ -249,9 +250,9 @@ def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement,
             log.update(left)
     finally:
         log.write(plan.output, placement)
-    described = dataset.assemble(plan)
-    page = report.write_extraction_report(plan.output, described)
-    dataset.finish(plan, described)
+    described = manifest.assemble(plan)
+    page = extraction.write_extraction_report(plan.output, described)
+    manifest.finish(plan, described)
     print(format_summary(described))
     print(f"look at     {page}")
     return 0 if described["shards"] else 1
@@ -261,8 +262,8 @@ def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
     """Print what the run would take, from a few videos that are extracted in this process."""
     import ray
 
-    from pipelines.estimate import estimate
-    from pipelines.extraction import Steps
+    from pipelines.extraction.estimate import estimate
+    from pipelines.extraction.graph import Steps
 
     cpus = config.num_cpus or ray.cluster_resources().get("CPU")
     if not cpus:

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.estimate import Estimate
-    from pipelines.extraction import Placement, Remaining
-    from pipelines.progress import Tally
+    from pipelines.extraction.estimate import Estimate
+    from pipelines.extraction.graph import Placement, Remaining
+    from pipelines.extraction.progress import Tally
 
 VERSIONS_OF = ("av", "numba", "numpy", "opencv-contrib-python-headless", "pyarrow", "ray", "torch")
 
@@ -59,7 +59,8 @@ class RunLog:
 
         A storage that fails now has failed the run before: that error is the one to show.
         """
-        from pipelines import shards, storage
+        from pipelines import storage
+        from pipelines.datasets import shards
 
         if not self.timeline:
             return

@@ -35,11 +35,11 @@ from models import clip_scores
 from models.contract import CHANNELS, STREAMS, Stream, VideoModel
 from models.folding import fold
 from pipelines import storage
-from pipelines.clips import Frames, count_test_frames, cut_test_clips, decoded_side
-from pipelines.networks import Network, NetworkError, load_network
-from pipelines.plan import ExtractionSettings
-from pipelines.raw_video import compute_flow, read_frames
-from pipelines.video_error import VideoError
+from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
+from pipelines.errors import VideoError
+from pipelines.evaluation.raw_video import compute_flow, read_frames
+from pipelines.extraction.plan import ExtractionSettings
+from pipelines.training.trained_network import Network, NetworkError, load_network
 
 Precision = Literal["fp32", "bf16"]
 

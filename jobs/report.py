@@ -48,20 +48,21 @@ def make_report(folder: str) -> str:
 
 def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
     if kind == "evaluation":
-        from pipelines.evaluation_page import write_evaluation_report
+        from pipelines.pages.evaluation import write_evaluation_report
 
         return write_evaluation_report(folder, described)
     if kind == "sweep":
-        from pipelines.sweep_page import write_sweep_report
+        from pipelines.pages.search import write_sweep_report
 
         return write_sweep_report(folder)
     if kind == "training":
-        from pipelines.training_page import write_training_report
+        from pipelines.pages.training import write_training_report
 
         return write_training_report(folder)
-    from pipelines import report, shards
+    from pipelines.datasets import shards
+    from pipelines.pages import extraction
 
-    return report.write_extraction_report(folder, shards.read_dataset(folder))
+    return extraction.write_extraction_report(folder, shards.read_dataset(folder))
 
 
 if __name__ == "__main__":

@@ -23,17 +23,17 @@ from jobs.command import locate_output, run_command
 from models.contract import ModelConfig, Stream
 from models.inflation import Mode
 from pipelines import storage
-from pipelines.clips import ClipSettings, Protocol, Resize
-from pipelines.initial_weights import InitialWeights, Source, make_model
+from pipelines.clips.augmentation import Augmentation
+from pipelines.clips.sampling import ClipSettings, Protocol, Resize
+from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.lock import lock_output
-from pipelines.run import Optimisation, Reporting, Run, Scale
-from pipelines.schedule import PRESETS, Preset, Schedule, drop_at
-from pipelines.sweep_space import Geometry, describe_geometry, model_settings, read_outcome
-from pipelines.training_clips import Augmentation
-from pipelines.video_index import VideoIndex, read_index, with_fold
+from pipelines.search.space import Geometry, describe_geometry, model_settings, read_outcome
+from pipelines.training.config import Optimisation, Reporting, Run, Scale
+from pipelines.training.initial_weights import InitialWeights, Source, make_model
+from pipelines.training.schedule import PRESETS, Preset, Schedule, drop_at
 
 if TYPE_CHECKING:
-    from pipelines.training import Result
+    from pipelines.training.trainer import Result
 
 PresetName = Literal["kinetics400_rgb", "kinetics400_flow", "mini_kinetics", "ucf101", "hmdb51", "small", "debug"]
 
@@ -218,8 +218,8 @@ def train_one(config: Train, index: VideoIndex, output: str) -> Result:
     with lock_output(output):
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)  # one to compute and one to decode, be they shares
         print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False)}", flush=True)
-        from pipelines.training import train
-        from pipelines.training_page import write_training_report
+        from pipelines.pages.training import write_training_report
+        from pipelines.training.trainer import train
 
         scale = make_scale(config)
         run = make_run(config, index, scale)

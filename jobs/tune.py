@@ -21,15 +21,16 @@ from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
 from models.contract import ModelConfig
 from models.inflation import Mode
-from pipelines import shards, storage
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.lock import lock_output
-from pipelines.run import Run, Scale
-from pipelines.sweep_space import Geometry, Space, describe_geometry, identify
-from pipelines.video_index import VideoIndex, read_index
+from pipelines.search.space import Geometry, Space, describe_geometry, identify
+from pipelines.training.config import Run, Scale
 
 if TYPE_CHECKING:
-    from pipelines.sweep import Book, Configure, Prepare, Search, Trial
-    from pipelines.sweep_results import Outcome
+    from pipelines.search.results import Outcome
+    from pipelines.search.trials import Book, Configure, Prepare, Search, Trial
 
 FLOW_STRIDE = "flow at input stride s is every s-th frame of the flow between neighbours, not the flow over s frames"
 
@@ -100,8 +101,8 @@ def run(config: Tune) -> Outcome:
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)
         # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
         print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False, dashboard=True)}", flush=True)
-        from pipelines.sweep import Book, confirm_geometries, search_geometries
-        from pipelines.sweep_results import conclude, write_outcome
+        from pipelines.search.results import conclude, write_outcome
+        from pipelines.search.trials import Book, confirm_geometries, search_geometries
 
         scale, concurrent = make_scale(config)
         search = make_search(config, scale, concurrent)
@@ -122,7 +123,7 @@ def run(config: Tune) -> Outcome:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
             raise ValueError(f"no trial came to its end: {reasons}")
         write_outcome(book, outcome, prepare)
-        from pipelines.sweep_page import write_sweep_report
+        from pipelines.pages.search import write_sweep_report
 
         page = write_sweep_report(output)
         print_outcome(book, outcome)
@@ -150,7 +151,7 @@ def make_scale(config: Tune) -> tuple[Scale, int]:
 
 def make_prepare(config: Tune, index: VideoIndex, search: Search) -> Prepare:
     """How a geometry becomes a run: the flags' run, with its settings in place of theirs."""
-    from pipelines.sweep import Prepared
+    from pipelines.search.trials import Prepared
 
     def prepare(geometry: Geometry, seed: int) -> Prepared:
         given = train.apply_geometry(config, geometry)
@@ -172,7 +173,7 @@ def make_configure(config: Tune, index: VideoIndex) -> Configure:
 
 def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
     """The space and the budget."""
-    from pipelines.sweep import Search
+    from pipelines.search.trials import Search
 
     preset = train.PRESETS[config.preset] if config.preset else None
     optimisation = train.make_optimisation(config, preset, scale)
@@ -205,7 +206,7 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
 
 def hold_settings(config: Tune, output: str, run: Run, search: Search) -> None:
     """Write sweep.json, or refuse a folder that holds another sweep. The number of trials may change."""
-    from pipelines.training import holds_same
+    from pipelines.training.trainer import holds_same
 
     described = {
         "run": run.describe(),

@@ -14,9 +14,11 @@ from typing import Annotated
 
 import tyro
 
-from pipelines import shards, storage, verification
-from pipelines.verification import Finding, Recomputed
-from pipelines.video_index import VideoIndex, read_index
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.extraction import verify
+from pipelines.extraction.verify import Finding, Recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +57,12 @@ def run(config: Verify) -> list[Finding]:
     output = storage.absolute(config.data)
     index = read_index(output)
     dataset = shards.read_dataset(output)
-    samples = verification.choose_samples(index, config.samples, config.seed)
+    samples = verify.choose_samples(index, config.samples, config.seed)
     checks = {
-        f"{len(dataset['shards']):,} shards against their hashes": verification.check_shards(output, dataset),  # type: ignore[arg-type]
-        f"{len(index):,} videos of the catalog": verification.check_catalog(output, dataset),
-        f"{len(index):,} videos in the tables": verification.check_tables(output, dataset),
-        f"{len(samples):,} videos decoded": (found for video in samples for found in verification.check_sample(video)),
+        f"{len(dataset['shards']):,} shards against their hashes": verify.check_shards(output, dataset),  # type: ignore[arg-type]
+        f"{len(index):,} videos of the catalog": verify.check_catalog(output, dataset),
+        f"{len(index):,} videos in the tables": verify.check_tables(output, dataset),
+        f"{len(samples):,} videos decoded": (found for video in samples for found in verify.check_sample(video)),
     }
     findings = []
     for title, check in checks.items():
@@ -86,10 +88,10 @@ def check_sources(config: Verify, index: VideoIndex, samples: list[shards.Row]) 
     videos = shards.read_table(storage.join(index.data, "videos.parquet"), columns)
     facts = {row["id"]: row for row in videos.to_pylist()}
     dataset = shards.read_dataset(index.data)
-    found = [verification.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
+    found = [verify.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
     recomputed = [entry for entry in found if isinstance(entry, Recomputed)]
     findings = [entry for entry in found if isinstance(entry, Finding)]
-    findings += verification.judge(recomputed, dataset)
+    findings += verify.judge(recomputed, dataset)
     report(f"{len(samples):,} sources, and their flow computed anew", findings)
     for entry in recomputed:
         error = entry.error

@@ -29,8 +29,8 @@ class Metadata:
     """What a checkpoint says beside its weights.
 
     `flow_convention` is how the flow that the model saw was stored (bound, levels, zero code, as the shards say), or
-    None for a model that saw none. `clips` is how frames became clips, as `pipelines.clips.ClipSettings` tells it.
-    `extra` is free: steps, scores, the run's settings.
+    None for a model that saw none. `clips` is how frames became clips, as told by
+    `pipelines.clips.sampling.ClipSettings`. `extra` is free: steps, scores, the run's settings.
     """
 
     classes: tuple[str, ...]

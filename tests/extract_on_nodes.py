@@ -9,9 +9,9 @@ import sys
 
 from jobs.cluster import connect
 from jobs.extract_flow import ExtractFlow, make_settings
-from pipelines.catalog import read_catalog
+from pipelines.datasets.catalog import read_catalog
+from pipelines.extraction.plan import Plan, make_plan
 from pipelines.lock import lock_output
-from pipelines.plan import Plan, make_plan
 
 SETTINGS = make_settings(ExtractFlow(short_side=64, videos_per_shard=2))
 FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--flow-backend", "cpu")  # the same for the job
@@ -27,14 +27,14 @@ def make(videos: str, output: str) -> Plan:
 
 def main(videos: str, output: str) -> None:
     connect()
-    from pipelines import dataset
-    from pipelines.extraction import Placement, extract
+    from pipelines.extraction import manifest
+    from pipelines.extraction.graph import Placement, extract
 
     plan = make(videos, output)
     with lock_output(output):
         for left in extract(plan, backend="cpu", placement=Placement(flow_actors=1)):
             print(f"{left.shards} shards left", flush=True)
-        dataset.finish(plan, dataset.assemble(plan))
+        manifest.finish(plan, manifest.assemble(plan))
 
 
 if __name__ == "__main__":

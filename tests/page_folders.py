@@ -15,16 +15,19 @@ import torch
 
 import models
 from models import checkpoint
-from pipelines import evaluation, report, shards, storage
-from pipelines.class_coverage import Count
-from pipelines.codec import CodecSettings, FlowEncoder, RGBEncoder
-from pipelines.plan import ExtractionSettings
-from pipelines.run import Scale
-from pipelines.shards import ShardSettings
-from pipelines.sweep import Book, Search, Trial
-from pipelines.sweep_results import conclude, write_outcome
-from pipelines.sweep_space import Geometry, Space, identify, model_settings
-from pipelines.video_index import read_index
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.shards import ShardSettings
+from pipelines.datasets.video_index import read_index
+from pipelines.evaluation import scoring
+from pipelines.extraction.plan import ExtractionSettings
+from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
+from pipelines.pages import extraction
+from pipelines.pages.class_coverage import Count
+from pipelines.search.results import conclude, write_outcome
+from pipelines.search.space import Geometry, Space, identify, model_settings
+from pipelines.search.trials import Book, Search, Trial
+from pipelines.training.config import Scale
 
 CODEC = CodecSettings(flow_codec="h264")
 CONVENTION = {
@@ -111,7 +114,7 @@ def write_run(folder: Path, started: str, timeline: list[list[float]]) -> None:
 
 
 def make_page(folder: Path, videos: list[dict], **settings: str) -> str:
-    return Path(report.write_extraction_report(str(folder), write_dataset(folder, videos, **settings))).read_text()
+    return Path(extraction.write_extraction_report(str(folder), write_dataset(folder, videos, **settings))).read_text()
 
 
 def make_extraction(folder: Path, videos: list[dict]) -> Path:
@@ -157,8 +160,8 @@ def make_evaluation(folder: Path, classes: Sequence[str]) -> Path:
     storage.put(str(folder / "shards" / "dataset.json"), shards.to_json(dataset))
     index = read_index(str(folder / "shards"))
     rows = [_score(index.row(place)["label"], place, len(classes)) for place in range(len(index))]
-    table = evaluation.tabulate(index, index, rows, ["rgb", "flow"])
-    found = evaluation.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
+    table = scoring.tabulate(index, index, rows, ["rgb", "flow"])
+    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
     found |= {"classes": list(classes), "settings": {"data": index.data, "split": "test"}}
     output = folder / "evaluation"
     output.mkdir()

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.codec import CodecSettings, FlowEncoder, RGBEncoder
-from pipelines.extraction import make_convention
-from pipelines.plan import ExtractionSettings
-from pipelines.shards import FACTS, Row
+from pipelines.datasets.shards import FACTS, Row
+from pipelines.extraction.graph import make_convention
+from pipelines.extraction.plan import ExtractionSettings
+from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
 
 HEIGHT, WIDTH, NUM_FRAMES = 16, 24, 4
 FLOW = (5.0, -2.5)  # px, (u, v) of every pixel

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pytest
 
 from pipelines import storage
-from pipelines.annotations import CatalogError, make_id
-from pipelines.catalog import SCHEMA, Catalog, read_catalog
+from pipelines.datasets.annotations import CatalogError, make_id
+from pipelines.datasets.catalog import SCHEMA, Catalog, read_catalog
 
 KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 
@@ -82,7 +82,7 @@ def test_videos_and_annotations_on_s3(s3: str) -> None:
 
 
 def test_files_that_are_no_videos_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "pipelines.catalog")
+    caplog.set_level(logging.INFO, "pipelines.datasets.catalog")
     read_catalog(_touch(tmp_path, "a.mp4", "b.txt", "c.txt", "README"))
     assert "3 files" in caplog.text
     assert "2 × .txt, 1 × no extension" in caplog.text

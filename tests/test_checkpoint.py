@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from test_models import SMALL
+from test_registry import SMALL
 
 import models
 from models.checkpoint import Metadata, load, load_training_state, save

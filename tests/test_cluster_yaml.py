@@ -16,8 +16,11 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray_head import Head, run_head
 
 from jobs import evaluate, extract_flow, train, tune
-from pipelines import evaluation, extraction, features, ingest, training
-from pipelines.plan import ExtractionSettings
+from pipelines.clips import loader
+from pipelines.evaluation import features, scoring
+from pipelines.extraction import graph
+from pipelines.extraction.plan import ExtractionSettings
+from pipelines.training import trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"  # whose wheel lacks its defaults
@@ -120,10 +123,10 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
     _, placement = extract_flow.place(extract_flow.ExtractFlow(videos="videos", output="shards"))
-    steps = extraction.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
-    extraction.build_graph([], steps, placement)
+    steps = graph.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
+    graph.build_graph([], steps, placement)
     scorer = evaluate.make_scorer(evaluate.Evaluate(data="shards", output="evaluation", rgb="run"))
-    list(evaluation.score_videos(range(10), {}, scorer))  # type: ignore[arg-type]
+    list(scoring.score_videos(range(10), {}, scorer))  # type: ignore[arg-type]
     extractor = features.Extractor(
         entries=(), windows=features.Windows(), num_workers=scorer.num_workers, use_gpu=scorer.use_gpu
     )
@@ -141,15 +144,15 @@ def test_the_workers_of_a_training_fit_the_nodes_and_leave_cpus_to_decode(
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
     scale = train.make_scale(train.Train(data="shards", output="run", stream="rgb", preset="debug"))
-    worker = training._scaling(scale).resources_per_worker
+    worker = trainer._scaling(scale).resources_per_worker
     place = "gpu_worker" if scale.use_gpu else "cpu_worker"
     node = cluster["available_node_types"][place]["resources"]
     on_a_node = int(min(node[name] / value for name, value in worker.items()))
     assert on_a_node * counts[place] >= scale.num_workers == (total["GPU"] or total["CPU"])
     to_decode = (total["CPU"] - scale.num_workers * worker["CPU"]) / scale.num_workers
     assert to_decode >= (1 if scale.use_gpu else 0.5)
-    share = ingest.Share(start=0, rank=0, num_workers=scale.num_workers, batch=6, steps=10)
-    ingest.build_graph(SimpleNamespace(clips_per_task=6), share, num_cpus=to_decode)  # type: ignore[arg-type]
+    share = loader.Share(start=0, rank=0, num_workers=scale.num_workers, batch=6, steps=10)
+    loader.build_graph(SimpleNamespace(clips_per_task=6), share, num_cpus=to_decode)  # type: ignore[arg-type]
     assert [request for request in asked.requests if 0 < request["CPU"] <= min(1.0, to_decode)] == asked.requests != []
 
 
@@ -160,7 +163,7 @@ def test_the_trials_of_a_search_fit_beside_each_other(
     total = grown(monkeypatch, cluster, **counts)
     config = tune.Tune(data="shards", output="sweep", stream="rgb", preset="debug", trials=10_000)
     scale, concurrent = tune.make_scale(config)
-    worker = training._scaling(scale).resources_per_worker
+    worker = trainer._scaling(scale).resources_per_worker
     assert scale.data_cpus is not None
     assert concurrent == (total["GPU"] or total["CPU"])
     assert concurrent * (scale.num_workers * worker["CPU"] + scale.data_cpus) <= total["CPU"]

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipelines.codec import (
+from pipelines.media.codec import (
     CodecSettings,
     ConventionError,
     FlowCodec,
@@ -37,7 +37,7 @@ from pipelines.codec import (
     split_components,
     stack_components,
 )
-from pipelines.mp4 import find_keyframes, read_frames
+from pipelines.media.mp4 import find_keyframes, read_frames
 
 FLOW_CODECS = get_args(FlowCodec)
 RGB_CODECS = get_args(RGBCodec)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_video import write_video
+from test_decode import write_video
 
-from pipelines.decoder_process import ROOT, DecodedFrames, Decoder, process_decoder
-from pipelines.video import DecodeSettings, decode
-from pipelines.video_error import VideoError
+from pipelines.errors import VideoError
+from pipelines.media.decode import DecodeSettings, decode
+from pipelines.media.decoder_process import ROOT, DecodedFrames, Decoder, process_decoder
 
 SMALL = DecodeSettings(short_side=32, timeout_s=20)
 
@@ -189,7 +189,7 @@ def test_the_child_ends_with_its_parent(video: Path, stage: str) -> None:
 
 PARENT = """
 import sys, time
-from pipelines.decoder_process import Decoder
+from pipelines.media.decoder_process import Decoder
 idle = sys.argv[2] == "idle"
 frames = Decoder().frames(sys.argv[1], start=0, end=2 if idle else 100)
 next(frames)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.catalog import read_catalog
-from pipelines.codec import CodecSettings
-from pipelines.estimate import estimate
-from pipelines.extraction import Steps
-from pipelines.motion_videos import write_motion_videos
-from pipelines.plan import ExtractionSettings, Plan, make_plan
-from pipelines.video import DecodeSettings
+from pipelines.datasets.catalog import read_catalog
+from pipelines.datasets.motion_videos import write_motion_videos
+from pipelines.extraction.estimate import estimate
+from pipelines.extraction.graph import Steps
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.media.codec import CodecSettings
+from pipelines.media.decode import DecodeSettings
 
 SETTINGS = ExtractionSettings(decode=DecodeSettings(short_side=32), codec=CodecSettings(flow_codec="h264"))
 NUM_FRAMES = 5

@@ -17,11 +17,13 @@ import models
 from jobs.report import make_report
 from models import checkpoint
 from models.checkpoint import Metadata
-from pipelines import evaluation, shards, storage
-from pipelines.clips import ClipSettings
-from pipelines.evaluation_page import render_evaluation
-from pipelines.networks import Network, NetworkError, load_network
-from pipelines.video_index import VideoIndex, read_index
+from pipelines import storage
+from pipelines.clips.sampling import ClipSettings
+from pipelines.datasets import shards
+from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.evaluation import scoring
+from pipelines.pages.evaluation import render_evaluation
+from pipelines.training.trained_network import Network, NetworkError, load_network
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,9 +43,9 @@ def right_for(index: VideoIndex, place: int, *, error: str = "") -> dict[str, An
 
 def test_every_expected_video_is_counted(index: VideoIndex) -> None:
     rows = [right_for(index, place, error="cut short" if place == 5 else "") for place in range(6)]
-    table = evaluation.tabulate(index, index.usable(), rows, ["rgb", "flow"])
+    table = scoring.tabulate(index, index.usable(), rows, ["rgb", "flow"])
     assert len(table) == 8
-    found = evaluation.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
+    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
     counts = {name: found[name] for name in ("expected", "evaluated", "missing", "quarantined", "failed")}
     assert counts == {"expected": 8, "evaluated": 5, "missing": 1, "quarantined": 1, "failed": 1}
     assert found["figures"]["rgb"]["of_expected"]["top1"] == 5 / 8
@@ -55,9 +57,9 @@ def test_every_expected_video_is_counted(index: VideoIndex) -> None:
 
 def test_lost_videos_can_be_left_out_of_the_headline(index: VideoIndex) -> None:
     rows = [right_for(index, place) for place in range(6)]
-    table = evaluation.tabulate(index, index.usable(), rows, ["rgb"])
-    left_out = evaluation.summarise(table, ["rgb"], index.classes, ignore_missing=True)
-    counted = evaluation.summarise(table, ["rgb"], index.classes, ignore_missing=False)
+    table = scoring.tabulate(index, index.usable(), rows, ["rgb"])
+    left_out = scoring.summarise(table, ["rgb"], index.classes, ignore_missing=True)
+    counted = scoring.summarise(table, ["rgb"], index.classes, ignore_missing=False)
     assert (left_out["top1"], counted["top1"]) == (1, 6 / 8)
     assert left_out["mean_per_class"] == 1
     assert counted["per_class"]["left"] == 0.5
@@ -65,8 +67,8 @@ def test_lost_videos_can_be_left_out_of_the_headline(index: VideoIndex) -> None:
 
 
 def test_the_fusion_sweep_ends_at_each_stream_alone(index: VideoIndex) -> None:
-    table = evaluation.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb", "flow"])
-    found = evaluation.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=True)
+    table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb", "flow"])
+    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=True)
     sweep = {row["rgb_weight"]: row["top1"] for row in found["fusion_sweep"]}
     assert (len(sweep), sweep[0.0], sweep[1.0]) == (11, 0, 1)
     assert sweep[0.5] == found["figures"]["fused"]["of_evaluated"]["top1"] == 0
@@ -74,18 +76,18 @@ def test_the_fusion_sweep_ends_at_each_stream_alone(index: VideoIndex) -> None:
 
 
 def test_a_page_of_hostile_names_is_escaped(index: VideoIndex) -> None:
-    table = evaluation.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
+    table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
     classes = ("<script>alert(1)</script>", *index.classes[1:])
-    found = evaluation.summarise(table, ["rgb"], classes, ignore_missing=False)
+    found = scoring.summarise(table, ["rgb"], classes, ignore_missing=False)
     page = render_evaluation("out", found | {"settings": {}, "classes": list(classes)}, table, [])
     assert "<script>alert" not in page
     assert "75.0% of 8 videos are right" in page
 
 
 def test_the_page_made_again_keeps_the_order_of_the_classes(index: VideoIndex, tmp_path: Path) -> None:
-    table = evaluation.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
+    table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
     classes = ("zebra", *index.classes[1:])  # comes last in JSON's sorted per_class
-    found = evaluation.summarise(table, ["rgb"], classes, ignore_missing=False) | {"classes": list(classes)}
+    found = scoring.summarise(table, ["rgb"], classes, ignore_missing=False) | {"classes": list(classes)}
     found["settings"] = {}
     storage.put(str(tmp_path / "evaluation.json"), shards.to_json(found))
     page = Path(make_report(str(tmp_path))).read_text()
@@ -104,10 +106,10 @@ def save_network(folder: Path, stream: str, classes: tuple[str, ...]) -> str:
 def test_networks_that_do_not_fit_are_refused(index: VideoIndex, tmp_path: Path) -> None:
     shuffled = load_network(save_network(tmp_path, "rgb", index.classes[::-1]), stream="rgb")
     with pytest.raises(NetworkError, match=r"other classes than .*'up' there, 'down' here"):
-        evaluation.check_networks(index, {"rgb": shuffled})
+        scoring.check_networks(index, {"rgb": shuffled})
     nameless = Network(model=models.build("i3d", num_classes=3, width=0.125, size=32, frames=16))
     with pytest.raises(NetworkError, match=r"knows 3 classes, .* has 6"):
-        evaluation.check_networks(index, {"rgb": nameless})
+        scoring.check_networks(index, {"rgb": nameless})
     with pytest.raises(NetworkError, match="network of rgb, needed is one of flow"):
         load_network(str(tmp_path / "rgb"), stream="flow")
 

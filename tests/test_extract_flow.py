@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import shards
-from pipelines.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets import shards
+from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = str(ROOT / "jobs" / "extract_flow.py")

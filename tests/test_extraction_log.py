@@ -16,9 +16,9 @@ from jobs.extraction_log import (
     format_summary,
     format_table,
 )
-from pipelines.estimate import Estimate
-from pipelines.extraction import Placement, Remaining
-from pipelines.progress import Tally
+from pipelines.extraction.estimate import Estimate
+from pipelines.extraction.graph import Placement, Remaining
+from pipelines.extraction.progress import Tally
 
 
 @pytest.mark.parametrize(

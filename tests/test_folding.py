@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_models import SMALL
+from test_registry import SMALL
 
 import models
 from models.cost import blank_clips

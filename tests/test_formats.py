@@ -21,8 +21,8 @@ import pytest
 import webdataset
 from shard_rows import FLOW, HEIGHT, NUM_FRAMES, WIDTH, convention_of, describe, make_row
 
-from pipelines.codec import CodecSettings
-from pipelines.shards import Row, ShardSettings, commit_shard
+from pipelines.datasets.shards import Row, ShardSettings, commit_shard
+from pipelines.media.codec import CodecSettings
 
 H264, JPEG = CodecSettings(flow_codec="h264"), CodecSettings(flow_codec="jpeg")
 LONG_ID = "ü日~a+b=@,-_%20" * 9  # 180 bytes: beyond the 100 that the oldest tar headers hold

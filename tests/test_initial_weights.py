@@ -15,7 +15,7 @@ import models
 from models import checkpoint
 from models.checkpoint import Metadata
 from models.contract import ModelConfig
-from pipelines.initial_weights import InitialWeights, make_model
+from pipelines.training.initial_weights import InitialWeights, make_model
 
 SMALL = {"width": 0.125, "size": 32, "frames": 16}
 

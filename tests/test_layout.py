@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jobs", "pipelines", "models")
 # Who may know the environment, and why.
 ENVIRONMENT = {
-    "pipelines.decoder_process": "hands a few named variables on to the decoder's process",
-    "pipelines.mp4": "sets SVT_LOG, the only switch of what SVT-AV1 prints",
+    "pipelines.media.decoder_process": "hands a few named variables on to the decoder's process",
+    "pipelines.media.mp4": "sets SVT_LOG, the only switch of what SVT-AV1 prints",
 }
 
 

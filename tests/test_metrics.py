@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines import metrics
+from pipelines.evaluation import metrics
 
 SCORES = np.array([[3, 1, 2], [0, 5, 4], [9, 8, 7], [1, 1, 1]], np.float32)
 LABELS = np.array([0, 2, 2, 1])

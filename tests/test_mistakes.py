@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.mistakes import NUM_CLASSES, NUM_VIDEOS, choose_mistakes, list_guesses
+from pipelines.pages.mistakes import NUM_CLASSES, NUM_VIDEOS, choose_mistakes, list_guesses
 
 
 def score_table(*rows: tuple[str, int, list[float]], status: str = "ok") -> pa.Table:

@@ -11,8 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pipelines.catalog import read_catalog
-from pipelines.motion_videos import CLASSES, Scene, draw_scene, render_frame, write_broken_videos, write_motion_videos
+from pipelines.datasets.catalog import read_catalog
+from pipelines.datasets.motion_videos import (
+    CLASSES,
+    Scene,
+    draw_scene,
+    render_frame,
+    write_broken_videos,
+    write_motion_videos,
+)
 
 SIZE = (64, 48)
 Floats = npt.NDArray[np.float64]

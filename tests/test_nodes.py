@@ -20,10 +20,10 @@ import pyarrow as pa
 import pytest
 from extract_on_nodes import FLAGS, make
 
-from pipelines import dataset
-from pipelines.extraction import Steps
-from pipelines.motion_videos import write_broken_videos, write_motion_videos
-from pipelines.plan import iter_blocks, settle
+from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.extraction import manifest
+from pipelines.extraction.graph import Steps
+from pipelines.extraction.plan import iter_blocks, settle
 
 pytestmark = pytest.mark.slow
 
@@ -108,8 +108,8 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     steps = Steps.of(plan, backend="cpu")
     for block in iter_blocks(plan, {}, retry=False):
         steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))
-    described = dataset.assemble(plan)
-    dataset.finish(plan, described)
+    described = manifest.assemble(plan)
+    manifest.finish(plan, described)
     counts = [sum(split[name] for split in described["splits"].values()) for name in ("expected", "ok", "quarantined")]
     assert counts == [16, 12, 4]
     return hashes(output)

@@ -22,7 +22,7 @@ from page_folders import (
 
 from jobs import report
 from pipelines import storage
-from pipelines.sweep import Book
+from pipelines.search.trials import Book
 
 LONG = "a-name-that-does-not-want-to-fit-" * 6
 AUDIT = (Path(__file__).parent / "page_audit.js").read_text()

@@ -11,12 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines import catalog, shards
-from pipelines.catalog import Catalog
-from pipelines.codec import CodecSettings
-from pipelines.plan import ExtractionSettings, Plan, PlanError, find_committed, iter_blocks, make_plan, settle
-from pipelines.shards import ShardSettings
-from pipelines.video import DecodeSettings
+from pipelines.datasets import catalog, shards
+from pipelines.datasets.catalog import Catalog
+from pipelines.datasets.shards import ShardSettings
+from pipelines.extraction.plan import (
+    ExtractionSettings,
+    Plan,
+    PlanError,
+    find_committed,
+    iter_blocks,
+    make_plan,
+    settle,
+)
+from pipelines.media.codec import CodecSettings
+from pipelines.media.decode import DecodeSettings
 
 SETTINGS = ExtractionSettings(codec=CodecSettings(flow_codec="h264"), shards=ShardSettings(videos_per_shard=3))
 

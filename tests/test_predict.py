@@ -22,9 +22,9 @@ from models import checkpoint
 from models.checkpoint import Metadata
 from models.contract import CHANNELS, VideoModel
 from pipelines import storage, tvl1
-from pipelines.codec import CodecSettings
-from pipelines.motion_videos import CLASSES, write_motion_videos
-from pipelines.video import DecodeSettings, decode
+from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
+from pipelines.media.codec import CodecSettings
+from pipelines.media.decode import DecodeSettings, decode
 
 BOUND = 2.0  # px: some of the test video's motion is beyond, so a wrong bound shows
 

@@ -14,7 +14,7 @@ import torch
 from ray_head import Head, read_job, run_head, wait_until
 from safetensors.torch import load_file
 
-from pipelines.motion_videos import write_motion_videos
+from pipelines.datasets.motion_videos import write_motion_videos
 
 EXTRACT = ("jobs/extract_flow.py", "--short-side", "96", "--videos-per-shard", "1")
 TRAIN = ("jobs/train.py", "--stream", "flow", "--preset", "debug", "--steps", "60", "--learning-rate", "0.02")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.motion_videos import write_motion_videos
+from pipelines.datasets.motion_videos import write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 FORWARD = """

@@ -17,7 +17,7 @@ from i3d_reference import released_variables
 from test_pretrained import as_piergiaj
 
 from pipelines import storage
-from pipelines.motion_videos import write_motion_videos
+from pipelines.datasets.motion_videos import write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 TESTED_ELSEWHERE = {
     "make demo": "test_demo.py",
     "make test": "test_readme.py",
-    "python jobs/tune.py --data UT_SHARDS": "test_sweep.py",  # the whole search takes an hour
+    "python jobs/tune.py --data UT_SHARDS": "test_search.py",  # the whole search takes an hour
     "ray get-auth-token": "ray_head.py",
     "ray job submit": "test_ray_job.py",
     "ray job stop": "test_ray_job.py",

@@ -18,7 +18,7 @@ from faulty_s3 import running_proxy
 from seaweed import Seaweed
 
 from pipelines import storage
-from pipelines.decoder_process import ROOT
+from pipelines.media.decoder_process import ROOT
 
 SHARE = 0.04  # of the extraction's requests that something happens to
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.schedule import PRESETS, Schedule, drop_at
+from pipelines.training.schedule import PRESETS, Schedule, drop_at
 
 
 def schedule_of(name: str) -> Schedule:

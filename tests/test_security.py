@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_video import write_video
+from test_decode import write_video
 
 from jobs.evaluate import Evaluate
 from jobs.extract_features import ExtractFeatures
@@ -28,14 +28,15 @@ from jobs.train import Train
 from jobs.tune import Tune
 from jobs.verify import Verify
 from models.checkpoint import load_training_state
-from pipelines import mp4, shards
-from pipelines.annotations import CatalogError, is_id, make_id, read_annotations
-from pipelines.decoder_process import ROOT, Decoder
-from pipelines.networks import NetworkError, load_network
-from pipelines.shards import ShardSettings
-from pipelines.video import DecodeSettings
-from pipelines.video_error import VideoError
-from pipelines.video_index import DataError, read_index
+from pipelines.datasets import shards
+from pipelines.datasets.annotations import CatalogError, is_id, make_id, read_annotations
+from pipelines.datasets.shards import ShardSettings
+from pipelines.datasets.video_index import DataError, read_index
+from pipelines.errors import VideoError
+from pipelines.media import mp4
+from pipelines.media.decode import DecodeSettings
+from pipelines.media.decoder_process import ROOT, Decoder
+from pipelines.training.trained_network import NetworkError, load_network
 
 EVIL_NAMES = [
     "../../x",

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from shard_rows import FLOW, HEIGHT, WIDTH, convention_of, describe, make_row
 
-from pipelines import codec, shards, storage
-from pipelines.codec import CodecSettings, ConventionError
-from pipelines.shards import Commit, Row, ShardFormat, ShardSettings, commit_shard, read_rows
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.shards import Commit, Row, ShardFormat, ShardSettings, commit_shard, read_rows
+from pipelines.media import codec
+from pipelines.media.codec import CodecSettings, ConventionError
 
 ROOT = Path(__file__).resolve().parents[1]
 CODEC = CodecSettings(flow_codec="h264")
@@ -146,8 +148,8 @@ import hashlib, os, sys, time
 os.umask(int(sys.argv[1], 8))
 sys.path.insert(0, "tests")
 from shard_rows import convention_of, make_row
-from pipelines.codec import CodecSettings
-from pipelines.shards import ShardSettings, encode_shard
+from pipelines.media.codec import CodecSettings
+from pipelines.datasets.shards import ShardSettings, encode_shard
 time.time = time.time_ns = lambda: float(sys.argv[2])
 codec = CodecSettings(flow_codec=sys.argv[3])
 rows = [make_row(codec, index, id="日" * 60) for index in range(3)]

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pytest
 from faulty_s3 import FaultyProxy
 
-from pipelines import dataset, storage, tvl1
-from pipelines.catalog import read_catalog
-from pipelines.extraction import Steps
-from pipelines.motion_videos import write_broken_videos, write_motion_videos
-from pipelines.plan import ExtractionSettings, find_committed, iter_blocks, make_plan, settle
-from pipelines.shards import ShardSettings
-from pipelines.video import DecodeSettings
+from pipelines import storage, tvl1
+from pipelines.datasets.catalog import read_catalog
+from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.shards import ShardSettings
+from pipelines.extraction import manifest
+from pipelines.extraction.graph import Steps
+from pipelines.extraction.plan import ExtractionSettings, find_committed, iter_blocks, make_plan, settle
+from pipelines.media.decode import DecodeSettings
 
 PASSING = ["busy", "broken", "cut request", "cut answer", "lost answer", "busy answer", "slow"]
 MIB = 1 << 20
@@ -227,6 +228,6 @@ def make_shards(videos: str, output: str) -> dict[str, str]:
     for block in iter_blocks(plan, find_committed(plan), retry=False):
         rows = [steps.extract(row) for row in block.to_pylist()]
         steps.commit(pa.Table.from_pylist(rows))
-    dataset.finish(plan, dataset.assemble(plan))
+    manifest.finish(plan, manifest.assemble(plan))
     paths = [file.path for file in storage.list_files(output)]
     return {path: hashlib.sha256(storage.read_bytes(storage.join(output, path))).hexdigest() for path in paths}

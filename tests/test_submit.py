@@ -13,7 +13,7 @@ import pytest
 from ray._private.runtime_env.packaging import create_package, get_uri_for_directory
 
 from jobs.submit import SubmitError, check_upload, list_upload, measure_archive
-from pipelines.catalog import VIDEO_EXTENSIONS
+from pipelines.datasets.catalog import VIDEO_EXTENSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +32,7 @@ def test_the_project_is_uploaded_whole_and_small() -> None:
         for room in ("jobs", "pipelines", "models")
         for path in (ROOT / room).rglob("*.py")
     ]
-    assert {*code, "pyproject.toml", "pipelines/pages/style.css"} <= files.keys()
+    assert {*code, "pyproject.toml", "pipelines/pages/templates/style.css"} <= files.keys()
     assert not [name for name in files if name.startswith((".git/", ".venv/", "out/"))]
     assert measure_archive(files) < 5 << 20
 

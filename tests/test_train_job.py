@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from jobs.train import Train, make_model_config, make_optimisation, make_run
-from pipelines.run import Scale
-from pipelines.schedule import PRESETS
-from pipelines.video_index import DataError, read_index
+from pipelines.datasets.video_index import DataError, read_index
+from pipelines.training.config import Scale
+from pipelines.training.schedule import PRESETS
 
 CPUS = Scale(num_workers=2)
 

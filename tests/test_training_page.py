@@ -12,7 +12,7 @@ from page_folders import make_training
 import models
 from jobs import report
 from models import checkpoint
-from pipelines.training_page import draw_filters, first_filters
+from pipelines.pages.training import draw_filters, first_filters
 
 
 def test_a_finished_run_shows_curves_filters_and_what_failed(tmp_path: Path) -> None:

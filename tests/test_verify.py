@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.verify import Verify, run
-from pipelines.decoder_process import ROOT
-from pipelines.verification import choose_samples
-from pipelines.video_index import read_index
+from pipelines.datasets.video_index import read_index
+from pipelines.extraction.verify import choose_samples
+from pipelines.media.decoder_process import ROOT
 
 
 @pytest.fixture

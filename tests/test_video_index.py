@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import shards
-from pipelines.ingest import open_video
-from pipelines.video_index import DataError, read_index, with_fold
+from pipelines.clips.loader import open_video
+from pipelines.datasets import shards
+from pipelines.datasets.video_index import DataError, read_index, with_fold
 
 
 def test_every_catalog_video_is_there_with_its_fate(motion_shards: str) -> None:

@@ -16,10 +16,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from jobs.train import Train, make_initial, make_run
-from pipelines.initial_weights import make_model
-from pipelines.run import Scale
-from pipelines.training import train
-from pipelines.video_index import read_index
+from pipelines.datasets.video_index import read_index
+from pipelines.training.config import Scale
+from pipelines.training.initial_weights import make_model
+from pipelines.training.trainer import train
 
 
 def main(data: str, output: str, way: str = "spare") -> None:

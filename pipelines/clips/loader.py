@@ -1,0 +1,303 @@
+"""Training clips from shards, streamed by Ray Data to each worker of a training.
+
+Which clip comes when is arithmetic. The run's clips are numbered; number p is a video of a random order that is drawn
+anew for each epoch from the seed, with a window, crop and mirroring drawn from the seed and p. Step s takes the next
+`batch × workers` numbers, each worker its own part of them. So every worker takes the same number of steps, a run that
+is resumed goes on with the very clip it would have had, and nothing depends on timing.
+
+Each worker streams its own part: tasks on any node read the rows they need, decode only the window, and hand over
+cropped frames as uint8 and float16; these cross the object store once. A clip that cannot be decoded is replaced by
+another of its task with weight 0, and told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import ray
+import ray.data
+import torch
+from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
+from ray.data.block import Block, BlockAccessor, BlockMetadata
+from torch import Tensor
+
+from models.contract import InputContract
+from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_clip, empty_clip
+from pipelines.clips.sampling import ClipSettings, Protocol, cut_test_frames, scale_clips
+from pipelines.datasets import shards
+from pipelines.datasets.video_index import VideoIndex
+from pipelines.media.codec import check_convention, decode_flow, decode_rgb
+
+TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
+MAX_TASK_CLIPS = 64
+TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
+# Ray Data counts a task whose output it has not measured with two blocks of 128 MiB: with less room than that beside
+# the clips that wait, it sometimes starts no task any more.
+UNMEASURED_BYTES = 768 << 20
+SEGMENT_TASKS = 2_000  # in one Ray Data execution, which describes all of them before the first one runs
+MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
+
+logger = logging.getLogger(__name__)
+
+Clip = dict[str, Any]
+
+
+class NumberedClips(ABC):
+    """Clips known by their numbers: what the graph cuts."""
+
+    videos: VideoIndex  # usable ones
+    contract: InputContract
+
+    @abstractmethod
+    def cut(self, number: int) -> Clip:
+        """Clip `number`: `number`, `label`, `weight`, `error`, and its streams where the weight is not 0."""
+
+    @abstractmethod
+    def empty(self) -> Mapping[str, npt.NDArray]:
+        """Streams of the same shapes and dtypes, without content."""
+
+    @property
+    def clips_per_task(self) -> int:
+        """Clips that one task cuts, by their size."""
+        num_bytes = sum(clip.nbytes for clip in self.empty().values())
+        return max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
+
+    def try_video(self, number: int, place: int, cut: Callable[[Clip, ReadWindow], Clip]) -> Clip:
+        """What `cut` makes of the video at a place of the index, given its row and a reader of its frames.
+
+        A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`.
+        """
+        video = self.videos.row(place)
+        found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
+        try:
+            return found | cut(video, open_video(video, list(self.contract.train.streams)))
+        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+            reason = f"{video['id']}: {type(error).__name__}: {error}"
+            return found | {"weight": 0.0, "error": reason[:500]}
+
+
+def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
+    """A reader of the frames of one row of a `VideoIndex`; what it fetches is only the streams asked for.
+
+    Raises ValueError where the shard holds another video there.
+    """
+    row = shards.read_row(video["file"], video["row"], streams, version=video["version"])
+    if row["id"] != video["id"]:
+        raise ValueError(f"row {video['row']} of {video['file']} is {row['id']}: the shard was changed")
+
+    def read(stream: str, start: int, stop: int | None) -> npt.NDArray:
+        if stream == "rgb":
+            return decode_rgb(row["rgb"], start=start, stop=stop)
+        return decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=stop)
+
+    return read
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingClips(NumberedClips):
+    """The clips of a run; which video, window, crop and side clip `number` shows follows from the seed."""
+
+    videos: VideoIndex
+    contract: InputContract
+    settings: ClipSettings
+    augmentation: Augmentation
+    seed: int
+
+    def video_of(self, number: int) -> int:
+        """The place in the index of the video that clip `number` is cut from."""
+        epoch, place = divmod(number, len(self.videos))
+        return int(_order(len(self.videos), self.seed, epoch)[place])
+
+    def cut(self, number: int) -> Clip:
+        def cut(video: Clip, read: ReadWindow) -> Clip:
+            rng = np.random.default_rng([self.seed, number])
+            frames = video["num_frames"]
+            return cut_training_clip(read, frames, self.contract, self.settings, self.augmentation, rng)
+
+        return self.try_video(number, self.video_of(number), cut)
+
+    def empty(self) -> Mapping[str, npt.NDArray]:
+        return empty_clip(self.contract)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationClips(NumberedClips):
+    """Number i is all test clips of video i, (N, T, S, S, C); beyond the last video weight 0, which fills up steps.
+
+    The protocol must name a number of clips, so that all videos give the same shapes.
+    """
+
+    videos: VideoIndex
+    contract: InputContract
+    settings: ClipSettings
+    protocol: Protocol
+
+    def cut(self, number: int) -> Clip:
+        if number >= len(self.videos):
+            return {"number": number, "label": 0, "weight": 0.0, "error": ""}
+        return self.try_video(
+            number,
+            number,
+            lambda _, read: cut_test_frames(
+                {stream: read(stream, 0, None) for stream in self.contract.test.streams},
+                self.contract,
+                self.settings,
+                self.protocol,
+            ),
+        )
+
+    def empty(self) -> Mapping[str, npt.NDArray]:
+        views = (self.protocol.num_clips or 1) * self.protocol.num_crops * (1 + self.protocol.flip)
+        return {stream: np.repeat(clip[None], views, axis=0) for stream, clip in empty_clip(self.contract).items()}
+
+
+@lru_cache(maxsize=4)
+def _order(num_videos: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_videos)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One worker's part of the clips from number `start` on: `batch` clips of each step, for `steps` steps."""
+
+    start: int
+    rank: int
+    num_workers: int
+    batch: int
+    steps: int
+
+    def numbers(self, first: int, count: int) -> list[int]:
+        """The numbers of this worker's clips `first` to `first + count`, which end with its last step."""
+        own = range(first, min(first + count, self.steps * self.batch))
+        every = self.batch * self.num_workers
+        return [self.start + i // self.batch * every + self.rank * self.batch + i % self.batch for i in own]
+
+    def part(self, done: int, steps: int) -> Share:
+        """The share of `steps` steps that follow the first `done`."""
+        return replace(self, start=self.start + done * self.batch * self.num_workers, steps=steps)
+
+
+class ClipSource(Datasource):
+    """What Ray Data reads: a share's clips, one read task for each `clips_per_task` of them, in order.
+
+    The tasks that read also cut, so that they ask for the CPUs that they are given and nothing waits for more.
+    """
+
+    def __init__(self, clips: NumberedClips, share: Share) -> None:
+        super().__init__()
+        self.clips, self.share, self.size = clips, share, clips.clips_per_task
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """One task for each part of the share, whatever `parallelism` is."""
+        told = ray.put((self.clips, self.share))  # once, not in each task: an index may name 250,000 videos
+        tasks = []
+        for first in range(0, self.share.steps * self.share.batch, self.size):
+            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+            tasks.append(ReadTask(partial(_read_clips, told, first, self.size), metadata))
+        return tasks
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+
+def _read_clips(told: ray.ObjectRef, first: int, count: int) -> list[Block]:
+    cv2.setNumThreads(1)
+    clips, share = ray.get(told)
+    return [BlockAccessor.batch_to_block(cut_clips(clips, share.numbers(first, count)))]
+
+
+def cut_clips(clips: NumberedClips, numbers: Iterable[int]) -> dict[str, npt.NDArray]:
+    """The clips of these numbers, by column; those that cannot be decoded with weight 0."""
+    return stack_clips([clips.cut(number) for number in numbers], clips.empty())
+
+
+def stack_clips(clips: list[Clip], empty: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    """Clips by column; those without streams get the frames of another one (empty ones where none has any).
+
+    A copy rather than black frames, because batch norm sees the clips of weight 0 as well.
+    """
+    whole = next((clip for clip in clips if clip["weight"]), empty)
+    filled = [clip if clip["weight"] else clip | {stream: whole[stream] for stream in empty} for clip in clips]
+    columns = {name: np.array([clip[name] for clip in filled]) for name in ("number", "label", "error")}
+    columns["weight"] = np.array([clip["weight"] for clip in filled], np.float32)
+    return columns | {stream: np.stack([clip[stream] for clip in filled]) for stream in empty}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The clips of one worker in one step, on the CPU: streams (B, …, T, S, S, C) as they were cut."""
+
+    streams: Mapping[str, Tensor]
+    labels: Tensor  # (B,) int64
+    weights: Tensor  # (B,) float32, 0 for a clip that could not be decoded
+    errors: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+    def inputs(self, device: torch.device, bound: float) -> dict[str, Tensor]:
+        """What the model takes: (B, …, C, T, S, S) float32 in [-1, 1] on the device; `bound` of flow in pixels."""
+        moved = {stream: clips.to(device, non_blocking=True) for stream, clips in self.streams.items()}
+        return {stream: scale_clips(stream, clips, bound) for stream, clips in moved.items()}
+
+
+def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> Iterator[Batch]:
+    """This worker's batches, one a step, decoded ahead by Ray Data on `num_cpus` CPUs of the cluster.
+
+    A share of one CPU, or none at all, decodes by one task at a time.
+
+    Raises ConventionError where the shards' flow is of no convention that this version knows.
+    """
+    if "flow" in clips.contract.train.streams:
+        check_convention(clips.videos.convention["flow"])
+    steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // share.batch)
+    for done in range(0, share.steps, steps_at_once):
+        segment = share.part(done, min(steps_at_once, share.steps - done))
+        dataset = build_graph(clips, segment, num_cpus=num_cpus)
+        for columns in dataset.iter_batches(batch_size=share.batch, batch_format="numpy", prefetch_batches=2):
+            yield _to_batch(columns, clips.contract)
+
+
+def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:
+    """The lazy graph whose rows are the share's clips in order."""
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # max_retries has no other place yet
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    num_tasks = -(-share.steps * share.batch // clips.clips_per_task)
+    tasks_at_once = max(1, int(num_cpus))
+    graph = ray.data.read_datasource(
+        ClipSource(clips, share),
+        override_num_blocks=num_tasks,
+        num_cpus=math.floor(min(1.0, num_cpus) * 1000) / 1000,  # rounded up, the last worker's would find no place
+        concurrency=tasks_at_once,
+        ray_remote_args={"max_retries": MAX_WORKER_DEATHS},
+    )
+    options = graph.context.execution_options
+    options.preserve_order = True
+    ahead = TASKS_AHEAD * tasks_at_once * TASK_BYTES + UNMEASURED_BYTES
+    options.resource_limits = ExecutionResources(object_store_memory=ahead)
+    graph.context.enable_progress_bars = False
+    graph.context.execution_no_progress_timeout_s = -1  # a training that waits for its GPU makes no progress here
+    return graph
+
+
+def _to_batch(columns: Mapping[str, npt.NDArray], contract: InputContract) -> Batch:
+    # Ray's arrays are views of the object store, which tensors may not write to.
+    return Batch(
+        streams={stream: torch.from_numpy(columns[stream].copy()) for stream in contract.train.streams},
+        labels=torch.tensor(columns["label"], dtype=torch.int64),
+        weights=torch.tensor(columns["weight"]),
+        errors=tuple(str(error) for error in columns["error"] if error),
+        numbers=tuple(columns["number"].tolist()),
+    )

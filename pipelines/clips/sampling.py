@@ -1,0 +1,266 @@
+"""Frames and flow as the clips that a network takes.
+
+Decoded frames come in as numpy arrays (T, H, W, C), clips go out as float32 tensors (C, T, H, W) in [-1, 1]: RGB spread
+over its 256 values, flow clipped to a bound, u before v. What is cut follows from a model's contract; how frames are
+resized and flow is scaled is settings that a checkpoint carries, so that a test cuts what training saw.
+Training clips are cut in `pipelines.clips.augmentation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models.contract import InputContract
+from pipelines.media.codec import CodecSettings, ConventionError
+
+Frames = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
+Flow = npt.NDArray[np.floating]  # (T, H, W, 2), px
+Array = TypeVar("Array", bound=npt.NDArray[Any])
+Resize = Literal["shorter", "square"]
+ProtocolName = Literal["paper", "10-clips", "10x3"]
+
+FLOW_BOUND = 20.0  # px: the paper's, and that of all released weights
+SAME_SIDE = 1  # px that frames may be larger than wanted without being resized: stored sides are even
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """How decoded frames become clips, in training as at test.
+
+    `resize`: "shorter" keeps the aspect ratio (the paper's), "square" squashes the whole frame, so that a crop loses
+    little of it; flow vectors are scaled along. `flow_bound`: pixels, after resizing, that flow is clipped to and that
+    become 1. `short_side`: the shorter side at which flow was computed; None: that of the model's contract.
+    """
+
+    resize: Resize = "shorter"
+    flow_bound: float = FLOW_BOUND
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.flow_bound < float("inf"):
+            raise ValueError(f"--flow-bound is {self.flow_bound}: give a positive number of pixels")
+
+    def to_json(self) -> dict[str, object]:
+        """What a checkpoint says of them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What of a video is tested: its scores are the mean over all clips.
+
+    `num_clips` clips of the training length are spread evenly over the whole video; None: the clips of the model's own
+    test, which is the paper's. `num_crops`: the centre, or three along the longer side. `flip`: each also mirrored.
+    """
+
+    num_clips: int | None = None
+    num_crops: Literal[1, 3] = 1
+    flip: bool = False
+
+
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "paper": Protocol(),
+    "10-clips": Protocol(num_clips=10),
+    "10x3": Protocol(num_clips=10, num_crops=3),
+}
+
+
+def centre_crop(frames: npt.NDArray, size: int) -> npt.NDArray:
+    """The central `size` × `size` pixels of (T, H, W, C) frames, as a view.
+
+    An odd margin leaves its extra pixel below or to the right. Raises ValueError where a side is shorter than `size`.
+    """
+    return _crops(frames, size, 1)[0]
+
+
+def _crops(frames: npt.NDArray, size: int, count: int) -> list[npt.NDArray]:
+    """The central crop, or three along the longer side: its two ends and the centre between them."""
+    height, width = frames.shape[1:3]
+    if min(height, width) < size:
+        raise ValueError(f"The frames are {width}×{height} px, the crop is {size}×{size}; resize them first.")
+    places = [(height - size) // 2] * 3, [(width - size) // 2] * 3
+    along, margin = (places[1], width - size) if width >= height else (places[0], height - size)
+    along[0], along[2] = 0, margin
+    chosen = range(3) if count == 3 else [1]
+    return [frames[:, places[0][i] : places[0][i] + size, places[1][i] : places[1][i] + size] for i in chosen]
+
+
+def resize_for_crop(frames: Array, contract: InputContract, settings: ClipSettings) -> Array:
+    """(T, H, W, C) frames at the size that the model's crop is taken from, flow's vectors scaled along."""
+    height, width = frames.shape[1:3]
+    side, shorter = contract.shorter_side, min(height, width)
+    if settings.resize == "square":
+        return resize_frames(frames, (side, side))
+    if 0 <= shorter - side <= SAME_SIDE:
+        return frames
+    return resize_frames(frames, (round(height * side / shorter), round(width * side / shorter)))
+
+
+def resize_frames(frames: Array, shape: tuple[int, int]) -> Array:
+    """(T, H, W, C) frames at another height and width; flow, told by its two channels, has its vectors scaled along."""
+    height, width = frames.shape[1:3]
+    if (height, width) == shape:
+        return frames
+    shrinking = shape[0] < height or shape[1] < width
+    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    resized = np.stack([cv2.resize(frame, shape[::-1], interpolation=method) for frame in frames])
+    if frames.shape[3] == 2:
+        resized *= np.array([shape[1] / width, shape[0] / height], resized.dtype)
+    return resized  # type: ignore[return-value]
+
+
+def flip_frames(frames: Array) -> Array:
+    """(T, H, W, C) frames mirrored left to right; what moved right moves left, so flow has its u negated."""
+    mirrored = frames[:, :, ::-1]
+    if frames.shape[3] == 2:
+        mirrored = mirrored * np.array([-1, 1], frames.dtype)
+    return mirrored  # type: ignore[return-value]
+
+
+def rgb_clip(frames: Frames) -> Tensor:
+    """(T, H, W, 3) uint8 RGB as (3, T, H, W) float32 in [-1, 1]: x / 127.5 - 1.
+
+    Raises ValueError for another dtype or number of channels.
+    """
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"RGB frames are uint8 of shape (T, H, W, 3); got {frames.dtype} of shape {frames.shape}.")
+    return scale_clips("rgb", _as_tensor(frames)).contiguous()
+
+
+def flow_clip(flow: Flow, bound: float = FLOW_BOUND) -> Tensor:
+    """(T, H, W, 2) flow in pixels as (2, T, H, W) float32 in [-1, 1]: clipped to ± `bound` pixels, u before v.
+
+    Raises ValueError for integers, which are codes and not pixels, and for another number of channels.
+    """
+    if flow.ndim != 4 or flow.shape[3] != 2 or not np.issubdtype(flow.dtype, np.floating):
+        raise ValueError(f"Flow is floats of shape (T, H, W, 2), in pixels; got {flow.dtype} of shape {flow.shape}.")
+    return scale_clips("flow", _as_tensor(flow), bound).contiguous()
+
+
+def _as_tensor(frames: npt.NDArray) -> Tensor:
+    return torch.from_numpy(np.array(frames, order="C"))  # torch warns of views that may not be written to
+
+
+def scale_clips(stream: str, clips: Tensor, bound: float = FLOW_BOUND) -> Tensor:
+    """Clips (…, T, H, W, C) of uint8 RGB or of flow in pixels as float32 (…, C, T, H, W) in [-1, 1].
+
+    The channels stay innermost in memory (channels_last_3d), which is what the networks compute with.
+    """
+    scaled = clips.to(torch.float32, copy=True)
+    scaled = scaled.div_(127.5).sub_(1) if stream == "rgb" else scaled.div_(bound).clamp_(-1, 1)
+    return scaled.movedim(-1, -4)
+
+
+def settings_of(clips: Mapping[str, Any], convention: Mapping[str, object] | None) -> ClipSettings:
+    """The settings that a checkpoint carries; where it says nothing, the paper's, with the convention's flow bound.
+
+    Raises ConventionError where the flow's direction or unit differ from `pipelines.tvl1`, or its bound is no
+    positive number.
+    """
+    bound = flow_bound(convention)
+    return ClipSettings(**clips) if clips else ClipSettings(flow_bound=bound)
+
+
+def flow_bound(convention: Mapping[str, object] | None) -> float:
+    """Pixels that a model's flow was clipped to, from the convention in its checkpoint; ±20 where that says nothing.
+
+    Raises ConventionError where direction or unit differ from `pipelines.tvl1`, or the bound is no positive number.
+    """
+    if convention is None:
+        return FLOW_BOUND
+    ours = CodecSettings().flow_convention()
+    for name in ("direction", "unit"):
+        if convention.get(name) != ours[name]:
+            raise ConventionError(
+                f"The model's flow has the {name} {convention.get(name)!r}; computed here is {ours[name]!r}: "
+                "train on flow extracted by this version."
+            )
+    bound = convention.get("bound_px")
+    if not isinstance(bound, int | float) or not 0 < bound < float("inf"):
+        raise ConventionError(f"The model's flow has bound_px {bound!r}; it must be a positive number of pixels.")
+    return float(bound)
+
+
+def decoded_side(contract: InputContract, settings: ClipSettings) -> int:
+    """The shorter side in pixels to decode a raw video at: where flow was computed, else the contract's, made even."""
+    return settings.short_side or contract.shorter_side + contract.shorter_side % 2
+
+
+def count_test_frames(contract: InputContract) -> int:
+    """Frames from a video's first on that the clips of the model's own test are cut from."""
+    return contract.test.num_clips * contract.test.span
+
+
+def cut_test_clips(
+    video: Mapping[str, npt.NDArray],
+    contract: InputContract,
+    settings: ClipSettings,
+    protocol: Protocol = PROTOCOLS["paper"],
+) -> dict[str, Tensor]:
+    """The test clips of a video as the model takes them, (N, C, T, size, size); see `cut_test_frames`."""
+    cut = cut_test_frames(video, contract, settings, protocol)
+    return {
+        stream: torch.stack(
+            [rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.flow_bound) for clip in clips]
+        )
+        for stream, clips in cut.items()
+    }
+
+
+def cut_test_frames(
+    video: Mapping[str, npt.NDArray],
+    contract: InputContract,
+    settings: ClipSettings,
+    protocol: Protocol = PROTOCOLS["paper"],
+) -> dict[str, npt.NDArray]:
+    """The frames of a video's test clips, (N, T, size, size, C) for each stream that the contract names.
+
+    `video` is RGB frames and flow in pixels by stream name, of which flow has one frame fewer. By the paper's protocol
+    the clips follow one another from the first frame on. A short stream is looped, to the length of a training clip
+    where the model takes a whole video of any length, else to all that the clips span. N counts clips, then crops,
+    then mirrored after plain.
+    Raises ValueError where a stream is missing, has no frame, or is smaller than the crop.
+    """
+    if absent := contract.test.streams.keys() - video.keys():
+        raise ValueError(f"The video comes with {sorted(video)}; the model also needs {sorted(absent)}.")
+    length = min(len(video[stream]) for stream in contract.test.streams)
+    cut = {}
+    for stream, indices in _test_indices(length, contract, protocol).items():
+        # Only the frames that are used are resized, each once.
+        used, places = np.unique(np.concatenate(indices), return_inverse=True)
+        resized = resize_for_crop(video[stream][used], contract, settings)
+        crops = [
+            _crops(resized[chosen], contract.size, protocol.num_crops) for chosen in np.split(places, len(indices))
+        ]
+        plain = [crop for clip in crops for crop in clip]
+        both = [view for crop in plain for view in ((crop, flip_frames(crop)) if protocol.flip else (crop,))]
+        cut[stream] = np.stack(both)
+    return cut
+
+
+def _test_indices(length: int, contract: InputContract, protocol: Protocol) -> dict[str, list[npt.NDArray[np.int64]]]:
+    """For each stream and clip the indices of its frames, those of a short video looped alike in all streams."""
+    if length == 0:
+        raise ValueError("The video has no frame to make a clip of; flow needs videos of at least two frames.")
+    if protocol.num_clips:
+        sampling, last = contract.train, max(0, length - contract.train.span)
+        places = np.linspace(0, last, protocol.num_clips) if protocol.num_clips > 1 else np.array([last / 2])
+        starts = np.rint(places).astype(int).tolist()
+    else:
+        sampling = contract.test
+        starts = [index * sampling.span for index in range(sampling.num_clips)]
+    indices = {
+        name: [np.array(stream.frame_indices(start)) for start in starts] for name, stream in sampling.streams.items()
+    }
+    if sampling.any_length:
+        end = max(length, contract.train.span)
+        indices = {name: [clip[clip < end] for clip in clips] for name, clips in indices.items()}
+    return {name: [clip % length for clip in clips] for name, clips in indices.items()}

@@ -1,0 +1,1 @@
+"""Which videos there are, and how their shards are written and read."""

@@ -1,0 +1,145 @@
+"""Which videos a data set of shards holds and where each one lies: what training and evaluation choose from.
+
+Read from `dataset.json` and `videos.parquet` alone; no shard is opened. Every video of the catalog is here, missing and
+quarantined ones too, so that an evaluation can count them.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.annotations import Annotation, is_id, read_annotations
+
+COLUMNS = ("id", "label", "class_name", "split", "source", "status", "shard", "num_frames", "error_kind")
+
+
+class DataError(ValueError):
+    """This data set cannot be trained on or evaluated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoIndex:
+    """The videos of a data set, or some of them.
+
+    `table` has one row per video: `COLUMNS`, and of a usable one `file` (its shard's URI), `version` (the shard's hash)
+    and `row` (its place in the shard). `convention` says how RGB and flow are read, `short_side` at which shorter side
+    in pixels flow was computed.
+    """
+
+    data: str
+    table: pa.Table
+    classes: tuple[str, ...]
+    convention: Mapping[str, Any]
+    short_side: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def usable(self) -> VideoIndex:
+        """The labelled videos that lie in shards."""
+        kept = pc.and_(pc.equal(self.table["status"], "ok"), pc.greater_equal(self.table["label"], 0))
+        return replace(self, table=self.table.filter(kept))
+
+    def of_split(self, split: str) -> VideoIndex:
+        """The videos of one split. Raises DataError, with the splits there are, where it has none."""
+        found = self.table.filter(pc.equal(self.table["split"], split))
+        if not len(found):
+            splits = ", ".join(sorted(set(self.table["split"].to_pylist())))
+            raise DataError(f"{self.data} has no split {split!r}: choose one of {splits}")
+        return replace(self, table=found)
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One video as a dict."""
+        return dict(self.table.slice(index, 1).to_pylist()[0])
+
+
+def read_index(data: str) -> VideoIndex:
+    """The index of a finished data set, on disk or s3://. Raises DataError where there is none."""
+    data = storage.absolute(data)
+    try:
+        dataset: dict[str, Any] = shards.read_dataset(data)
+        table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
+    except (ValueError, OSError) as error:
+        raise DataError(str(error)) from error
+    _check_names(data, table["id"].to_pylist(), [entry["file"] for entry in dataset["shards"]])
+    files = {posixpath.splitext(posixpath.basename(entry["file"]))[0]: entry for entry in dataset["shards"]}
+    return VideoIndex(
+        data=data,
+        table=_locate(table, data, files),
+        classes=tuple(dataset["classes"]),
+        convention=dataset["convention"],
+        short_side=int(dataset["settings"]["decode"]["short_side"]),
+    )
+
+
+def _check_names(data: str, ids: Sequence[object], files: Sequence[object]) -> None:
+    """DataError where a name would lead out of the folder that it is to lie in: shards come from anywhere."""
+    wrong = [name for name in ids if not is_id(name)]
+    wrong += [name for name in files if not (isinstance(name, str) and re.fullmatch(r"shards/[\w-]+\.\w+", name))]
+    if wrong:
+        raise DataError(
+            f"{data} was not written by jobs/extract_flow.py: {len(wrong)} names of videos or shards are not as that "
+            f"makes them, such as {str(wrong[0])[:80]!r}. Extract again"
+        )
+
+
+def _locate(table: pa.Table, data: str, files: Mapping[str, Any]) -> pa.Table:
+    """The table with the file, version and row of each usable video; a shard's rows are in the table's order."""
+    rows, places, uris, versions = Counter[str](), [], [], []
+    for name, status in zip(table["shard"].to_pylist(), table["status"].to_pylist(), strict=True):
+        usable = status == "ok"
+        uris.append(storage.join(data, files[name]["file"]) if usable else None)
+        versions.append(files[name]["sha256"] if usable else None)
+        places.append(rows[name] if usable else None)
+        rows[name] += usable
+    located = {"file": (uris, pa.string()), "version": (versions, pa.string()), "row": (places, pa.int32())}
+    for name, (values, kind) in located.items():
+        table = table.append_column(name, pa.array(values, kind))
+    return table
+
+
+def with_fold(index: VideoIndex, annotations: Sequence[str], fold: int) -> VideoIndex:
+    """The same videos under another division: the splits and labels of official annotation files.
+
+    Videos are known by id or by the name of their source file. A video that the fold leaves out is left out; one that
+    it names and the data set lacks is added as missing. Raises CatalogError for annotations that cannot be read.
+    """
+    annotated = read_annotations(annotations, fold=fold)
+    places = _places(index.table)
+    found = [_find(places, row) for row in annotated.rows]
+    labels = {name: label for label, name in enumerate(annotated.classes)}
+    columns = index.table.take(pa.array(found, pa.int64()))  # a null place takes a row of nulls
+    told = {
+        # A video keeps the id that its row of the shard has; the annotations' id is for those that have none.
+        "id": [own or row.id for own, row in zip(columns["id"].to_pylist(), annotated.rows, strict=True)],
+        "label": [labels.get(row.class_name, -1) for row in annotated.rows],
+        "class_name": [row.class_name for row in annotated.rows],
+        "split": [row.split for row in annotated.rows],
+        "status": pc.fill_null(columns["status"], "missing").to_pylist(),
+    }
+    for name, values in told.items():
+        field = columns.schema.field(name)
+        columns = columns.set_column(columns.schema.get_field_index(name), field, pa.array(values, field.type))
+    return replace(index, table=columns, classes=annotated.classes)
+
+
+def _places(table: pa.Table) -> dict[str, int]:
+    """Row numbers by id, and by the source's file name without folder and extension where only one file has it."""
+    stems = [posixpath.splitext(posixpath.basename(source or ""))[0] for source in table["source"].to_pylist()]
+    shared = Counter(stems)
+    named = {stem: place for place, stem in enumerate(stems) if stem and shared[stem] == 1}
+    return named | {name: place for place, name in enumerate(table["id"].to_pylist())}
+
+
+def _find(places: Mapping[str, int], row: Annotation) -> int | None:
+    return next((places[name] for name in (row.id, row.trimmed, row.stem) if name in places), None)

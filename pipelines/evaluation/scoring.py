@@ -1,0 +1,282 @@
+"""How good networks are on the videos of a split: one Ray Data graph from shards to logits, and figures from those.
+
+Every video that the split should have is counted. What is missing, quarantined or cannot be decoded is wrong, unless
+it is told to be left out; both figures are always there. Streams are fused by adding their logits with equal weight
+(the paper's); the sweep over other weights beside it is chosen on the very videos it is shown for, and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import DataContext
+
+import models
+from models.folding import fold
+from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
+from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
+from pipelines.datasets.video_index import VideoIndex
+from pipelines.evaluation import metrics
+from pipelines.media.codec import check_convention
+from pipelines.training.trained_network import Network, NetworkError, load_network
+from pipelines.training.weights_files import Which
+
+WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network to evaluate: where it lies, and the stream it must be of (None: whatever it sees)."""
+
+    name: str  # "rgb", "flow" or "model"
+    uri: str
+    stream: str | None = None
+    which: Which = "last"
+
+    def load(self) -> Network:
+        try:
+            return load_network(self.uri, stream=self.stream, which=self.which)
+        except NetworkError as error:
+            raise NetworkError(f"--{self.name} {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """What scores are made with; `use_gpu`: one GPU for each actor."""
+
+    entries: tuple[Entry, ...]
+    protocol: Protocol
+    precision: str = "fp32"
+    num_workers: int = 1
+    use_gpu: bool = False
+
+
+def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
+    """Raises NetworkError where a network does not fit the data: other classes, or flow of another convention."""
+    for name, network in networks.items():
+        if network.classes is not None and network.classes != index.classes:
+            pairs = zip(network.classes, index.classes, strict=False)
+            first = next((f"{a!r} there, {b!r} here" for a, b in pairs if a != b), "there are more on one side")
+            raise NetworkError(f"--{name} knows other classes than {index.data}: {first}")
+        if network.model.config.num_classes != len(index.classes):
+            raise NetworkError(
+                f"--{name} knows {network.model.config.num_classes} classes, {index.data} has {len(index.classes)}"
+            )
+        if "flow" in network.streams:
+            check_convention(index.convention["flow"])
+
+
+class CutVideo:
+    """The step from a video's place in the index to the frames of its test clips, for each network and stream."""
+
+    def __init__(self, index: VideoIndex, networks: Mapping[str, Network], protocol: Protocol) -> None:
+        self.index, self.protocol = index, protocol
+        self.wanted = {name: (network.model.contract, network.settings) for name, network in networks.items()}
+
+    def __call__(self, row: Row) -> Row:
+        cv2.setNumThreads(1)
+        video = self.index.row(int(row["id"]))
+        streams = sorted({stream for contract, _ in self.wanted.values() for stream in contract.test.streams})
+        try:
+            read = open_video(video, streams)
+            frames = {stream: read(stream, 0, self._end(stream)) for stream in streams}
+            cut = {
+                f"{name}.{stream}": clips
+                for name, (contract, settings) in self.wanted.items()
+                for stream, clips in cut_test_frames(frames, contract, settings, self.protocol).items()
+            }
+        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+            return {"place": int(row["id"]), "error": f"{type(error).__name__}: {error}"[:500]}
+        return {"place": int(row["id"]), "error": "", **cut}
+
+    def _end(self, stream: str) -> int | None:
+        """Frames of a stream that some network can use."""
+        if self.protocol.num_clips:
+            return None
+        tests = [contract.test for contract, _ in self.wanted.values() if stream in contract.test.streams]
+        return max(test.num_clips * test.span for test in tests)
+
+
+class ScoreVideo:
+    """The step from frames to logits; keeps its networks from video to video."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        torch.set_num_threads(1)
+        self.scorer = scorer
+        self.device = torch.device("cuda" if scorer.use_gpu else "cpu")
+        self.networks = {entry.name: entry.load() for entry in scorer.entries}
+        self.models = {name: self._prepare(network) for name, network in self.networks.items()}
+
+    def _prepare(self, network: Network) -> Any:
+        if self.device.type == "cpu":
+            return fold(network.model, dtype=DTYPES[self.scorer.precision])
+        placed = network.model.eval().to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        return placed  # not measured
+
+    def __call__(self, row: Row) -> Row:
+        found: Row = {"place": row["place"], "error": row["error"]}
+        for name, network in self.networks.items():
+            logits = np.zeros(0, np.float32) if row["error"] else self._score(name, network, row)
+            found[f"logits_{name}"] = logits.tolist()
+        return found
+
+    def _score(self, name: str, network: Network, row: Row) -> npt.NDArray[np.float32]:
+        clips = {}
+        for stream in network.streams:
+            frames = torch.from_numpy(np.array(row[f"{name}.{stream}"])).to(self.device)
+            clips[stream] = scale_clips(stream, frames, network.settings.flow_bound)
+        enabled = self.device.type == "cuda" and self.scorer.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            return models.video_scores(self.models[name], clips).cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutAndScore:
+    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
+
+    cut: CutVideo
+    scorer: Scorer
+
+    def __call__(self, row: Row) -> Row:
+        return _kept_scorer(self.scorer)(self.cut(row))
+
+
+@lru_cache(maxsize=1)
+def _kept_scorer(scorer: Scorer) -> ScoreVideo:
+    return ScoreVideo(scorer)
+
+
+def configure_ray_data() -> None:
+    """Settings of Ray Data that the graphs of an evaluation stand on, for this driver."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False  # they count blocks
+    context.execution_no_progress_timeout_s = -1
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+
+
+def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Scorer) -> Iterator[Row]:
+    """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
+
+    Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own.
+    """
+    configure_ray_data()
+    cut = CutVideo(index, networks, scorer.protocol)
+    graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
+    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
+    if scorer.use_gpu:
+        actors = ray.data.ActorPoolStrategy(size=scorer.num_workers)
+        graph = graph.map(cut, **on_cpu)
+        graph = graph.map(ScoreVideo, fn_constructor_args=(scorer,), compute=actors, num_cpus=0, num_gpus=1)
+    else:
+        tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
+        graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
+    yield from graph.iter_rows()
+
+
+def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: Sequence[str]) -> pa.Table:
+    """scores.parquet: every labelled video that the split should have, with its fate and its logits.
+
+    Columns `id`, `label`, `class_name`, `status` (ok, missing, quarantined, failed), `error`, `logits_NAME`, and of
+    their sum `predicted` and `rank` (classes before the true one).
+    """
+    found = {usable.row(row["place"])["id"]: row for row in rows}
+    table: list[Row] = []
+    for video in index.table.select(["id", "label", "class_name", "status", "error_kind"]).to_pylist():
+        if video["label"] < 0:
+            continue
+        row = found.get(video["id"], {})
+        error = row.get("error") or video["error_kind"] or ""
+        status = "failed" if row.get("error") else video["status"]
+        kept = {"id": video["id"], "label": video["label"], "class_name": video["class_name"]}
+        logits = {f"logits_{name}": list(row[f"logits_{name}"]) if status == "ok" else None for name in names}
+        table.append(
+            {**kept, "status": status, "error": error, **logits, **_place(list(logits.values()), video["label"])}
+        )
+    kinds = {
+        "predicted": pa.int32(),
+        "rank": pa.int32(),
+        **{f"logits_{name}": pa.list_(pa.float32()) for name in names},
+    }
+    columns = {key: [row[key] for row in table] for key in table[0]}
+    return pa.table({key: pa.array(values, kinds.get(key)) for key, values in columns.items()})
+
+
+def _place(logits: list[Any], label: int) -> Row:
+    if logits[0] is None:
+        return {"predicted": None, "rank": None}
+    total = np.sum(np.array(logits, np.float32), axis=0)[None]
+    return {"predicted": int(total.argmax()), "rank": int(metrics.ranks(total, np.array([label]))[0])}
+
+
+def summarise(table: pa.Table, names: Sequence[str], classes: Sequence[str], *, ignore_missing: bool) -> Row:
+    """All figures of an evaluation, from its table of scores."""
+    status = table["status"].to_pylist()
+    scored = table.filter(pa.array([found == "ok" for found in status]))
+    labels = np.array(scored["label"].to_pylist(), np.int64)
+    logits = {name: _matrix(scored, name, len(classes)) for name in names}
+    total = sum(logits.values(), np.zeros((len(labels), len(classes)), np.float32))
+    counts = {name: status.count(name) for name in ("missing", "quarantined", "failed")}
+    expected, evaluated = len(status), len(labels)
+    figures = {name: _figures(scores, labels, expected) for name, scores in (logits | {"fused": total}).items()}
+    headline = figures["fused"]["of_evaluated" if ignore_missing else "of_expected"]
+    matrix = metrics.confusion(total, labels)
+    of_class = np.bincount(np.array(table["label"].to_pylist()), minlength=len(classes)).tolist()
+    shares = metrics.per_class(matrix, matrix.sum(axis=1).tolist() if ignore_missing else of_class)
+    known = [share for share in shares if share is not None]
+    count = evaluated if ignore_missing else expected
+    return {
+        "expected": expected,
+        "evaluated": evaluated,
+        **counts,
+        "ignore_missing": ignore_missing,
+        "top1": headline["top1"],
+        "top5": headline["top5"],
+        "top1_interval_95": metrics.wilson(headline["top1"], count) if headline["top1"] is not None else None,
+        "mean_per_class": sum(known) / len(known) if known else None,
+        "figures": figures,
+        "per_class": dict(zip(classes, shares, strict=True)),
+        "confusion": matrix.tolist(),
+        "fusion_sweep": sweep_fusion(logits, labels, count),
+    }
+
+
+def _matrix(table: pa.Table, name: str, num_classes: int) -> npt.NDArray[np.float32]:
+    return np.array(table[f"logits_{name}"].to_pylist(), np.float32).reshape(-1, num_classes)
+
+
+def _figures(scores: metrics.Scores, labels: metrics.Labels, expected: int) -> Row:
+    """Top-1 and top-5 with lost videos wrong, and without them."""
+    return {
+        kind: {f"top{k}": metrics.top(k, scores, labels, count) for k in (1, 5)}
+        for kind, count in (("of_expected", expected), ("of_evaluated", len(labels)))
+    }
+
+
+def sweep_fusion(logits: Mapping[str, metrics.Scores], labels: metrics.Labels, count: int) -> list[Row]:
+    """Top-1 at each weight of RGB's logits, 1 - weight of flow's; none where there are not these two."""
+    if set(logits) != {"rgb", "flow"}:
+        return []
+    mixed = {weight: weight * logits["rgb"] + (1 - weight) * logits["flow"] for weight in WEIGHTS}
+    return [{"rgb_weight": weight, "top1": metrics.top(1, scores, labels, count)} for weight, scores in mixed.items()]
+
+
+def describe(scorer: Scorer) -> Row:
+    """The scorer's settings as plain values."""
+    return {"networks": [asdict(entry) for entry in scorer.entries], "protocol": asdict(scorer.protocol)}

@@ -1,0 +1,50 @@
+"""What an extraction will take, from a few of its videos that are extracted here and now."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pipelines.extraction.graph import Steps
+from pipelines.extraction.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Extrapolated linearly from `sampled` videos to `videos`; one core's seconds."""
+
+    videos: int
+    sampled: int
+    failed: int  # of the sampled
+    frames: int
+    core_seconds: float
+    core_seconds_low: float  # if all videos were like the cheapest of the sample
+    core_seconds_high: float  # if all were like the dearest
+    num_bytes: int
+
+
+def estimate(plan: Plan, steps: Steps, *, num_samples: int) -> Estimate:
+    """Extract `num_samples` videos, evenly spread over those that are there, in this process, and extrapolate."""
+    if num_samples < 1:
+        raise ValueError(f"--dry-run-samples is {num_samples}: it must be at least 1")
+    present = plan.table.filter(plan.table["path"].is_valid())
+    count = min(num_samples, len(present))
+    rows = present.take([i * len(present) // count for i in range(count)]).to_pylist()
+    steps.extract(rows[0])  # loads libraries and compiles the kernel, which every node does once
+    seconds, done = [], []
+    for row in rows:
+        started = time.perf_counter()
+        done.append(steps.extract(row))
+        seconds.append(time.perf_counter() - started)
+    usable = [row for row in done if row["status"] == "ok"]
+    scale = len(present) / count
+    return Estimate(
+        videos=len(present),
+        sampled=count,
+        failed=count - len(usable),
+        frames=round(scale * sum(row["num_frames"] for row in usable)),
+        core_seconds=scale * sum(seconds),
+        core_seconds_low=len(present) * min(seconds),
+        core_seconds_high=len(present) * max(seconds),
+        num_bytes=round(scale * sum(len(row["rgb"]) + len(row["flow"]) for row in usable)),
+    )

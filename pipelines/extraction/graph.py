@@ -1,0 +1,394 @@
+"""The Ray Data graph that turns a plan into shards of RGB and flow.
+
+    planned rows, one block per shard, in a fixed order
+      .map(extract)                          without GPUs: a video is one stream of frames through decode, flow, encode
+      .map(decode) .map(flow) .map(encode)   with GPUs: the same steps, flow on an actor pool, the others on CPU tasks
+      .map_batches(commit)                   one batch = one shard
+
+Without GPUs Ray fuses the graph: one task makes one shard, and no frame passes through the object store. Shards are
+padded to `videos_per_shard` rows with empty ones, so that a batch never straddles two shards, whichever way Ray cuts
+its blocks. A video that fails stays a row, with the reason, and ends in the quarantine table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data import DataContext
+
+from pipelines import storage, tvl1
+from pipelines.datasets import shards
+from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
+from pipelines.errors import VideoError
+from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, find_committed, iter_blocks, settle
+from pipelines.extraction.progress import Progress, Tally, watch_progress
+from pipelines.media import codec
+from pipelines.media.decoder_process import process_decoder
+
+logger = logging.getLogger(__name__)
+
+ERROR_SAMPLE_FRAMES = 32  # flow frames of a sampled video whose error is measured
+MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
+
+FINISHED_COLUMNS = tuple(dict.fromkeys([*PLAN_SCHEMA.names, *VIDEO_SCHEMA.names, *ROW_SCHEMA.names, "kernel"]))
+
+Flow = npt.NDArray[np.float32]  # (H, W, 2), px
+GreyFrame = npt.NDArray[np.uint8]  # (H, W)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the steps run; it never changes what they compute.
+
+    num_cpus        CPUs that the graph may use at a time; None: all there are
+    flow_actors     actors on GPUs that compute flow; 0: flow runs in the CPU tasks
+    gpus_per_actor  GPUs that each of them reserves; with one half, two share a GPU
+    """
+
+    num_cpus: int | None = None
+    flow_actors: int = 0
+    gpus_per_actor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The steps of the graph as functions of one row (commit: of one batch). No Ray in here, so tests call them.
+
+    A row is a dict with the columns of PLAN_SCHEMA. decode adds the facts of the video, `rgb` and `grey`; flow puts
+    `levels` (quantised flow) and `sample` (float flow, to measure the error) for `grey`; encode puts `flow` for those.
+    extract is all three at once.
+    """
+
+    output: str
+    settings: ExtractionSettings
+    backend: str
+    kernel: str
+    fingerprint: str
+    progress: Progress | None = None
+
+    @classmethod
+    def of(cls, plan: Plan, *, backend: str, progress: Progress | None = None) -> Steps:
+        """The steps of a plan, with flow computed by `backend`."""
+        return cls(
+            output=plan.output,
+            settings=plan.settings,
+            backend=backend,
+            kernel=plan.kernel,
+            fingerprint=plan.fingerprint,
+            progress=progress,
+        )
+
+    def decode(self, row: Row) -> Row:
+        """Read, sample and resize one video; encode its RGB, keep its grey frames (T, H, W) uint8."""
+        return _attempt("decode", row, self._decode) if row["status"] == "new" else row
+
+    def flow(self, row: Row) -> Row:
+        """TV-L1 flow of the grey frames, quantised and stacked: (T-1, 2H, W)."""
+        return _attempt("flow", row, self._flow, drop=("grey",)) if row["status"] == "decoded" else row
+
+    def encode(self, row: Row) -> Row:
+        """The quantised flow as a compressed video."""
+        if row["status"] == "decoded":
+            row = _attempt("encode", row, self._encode, drop=("levels", "sample"))
+        return self._finish(row)
+
+    def extract(self, row: Row) -> Row:
+        """decode, flow and encode as one stream, frame by frame: memory does not grow with the video's length."""
+        if row["status"] == "new":
+            row = _attempt("flow", row, self._extract)
+        return self._finish(row)
+
+    def commit(self, batch: pa.Table) -> pa.Table:
+        """Write one shard and its commit record; returns one row of counts. An error here ends the run."""
+        planned = [row for row in batch.to_pylist() if row["status"] != "pad"]
+        (name,) = {row["shard"] for row in planned}
+        self._check_kernel(planned)
+        kept = self._read_kept(name, planned)
+        rows = [kept.get(row["id"], row) for row in planned]
+        usable = [row for row in rows if row["status"] == "ok"]
+        commit = shards.commit_shard(
+            self.output,
+            name,
+            usable,
+            [_describe(row) for row in rows],
+            settings=self.settings.shards,
+            convention=make_convention(self.settings, self.kernel),
+            fingerprint=self.fingerprint,
+        )
+        return pa.table({"shard": [name], "videos": [commit.num_rows], "bytes": [commit.num_bytes]})
+
+    def _decode(self, row: Row) -> Row:
+        with _fetch(row["path"]) as path:
+            video = _Video(path, row, self.settings)
+            grey = np.stack(list(video))
+            return {**video.facts(), "status": "decoded", "grey": grey}
+
+    def _flow(self, row: Row) -> Row:
+        sample: list[Flow] = []
+        levels = list(self._iter_levels(row, row["grey"], sample))
+        empty = np.zeros((0, 2 * row["height"], row["width"]), self.settings.codec.flow_scale.dtype)
+        return {
+            "kernel": tvl1.kernel_target(self.backend),
+            "levels": np.stack(levels) if levels else empty,
+            "sample": np.stack(sample) if sample else None,
+        }
+
+    def _encode(self, row: Row) -> Row:
+        return self._encode_levels(row["levels"], row["sample"] if row["sample"] is not None else ())
+
+    def _extract(self, row: Row) -> Row:
+        sample: list[Flow] = []
+        with _fetch(row["path"]) as path:
+            video = _Video(path, row, self.settings)
+            encoded = self._encode_levels(self._iter_levels(row, video, sample), sample)
+            return {**video.facts(), **encoded, "kernel": tvl1.kernel_target(self.backend)}
+
+    def _iter_levels(self, row: Row, grey: Iterable[GreyFrame], sample: list[Flow]) -> Iterator[codec.Levels]:
+        """Quantised flow, frame by frame; puts the first float frames of a sampled video into `sample`."""
+        sampled = row["index"] % self.settings.error_sample_every == 0
+        for flow in tvl1.iter_flow(grey, preset=self.settings.flow_preset, backend=self.backend):
+            if sampled and len(sample) < ERROR_SAMPLE_FRAMES:
+                sample.append(flow.copy())
+            yield codec.stack_components(codec.quantise(flow, self.settings.codec.flow_scale))
+
+    def _encode_levels(self, levels: Iterable[codec.Levels], sample: Sequence[Flow]) -> Row:
+        encoder: codec.FlowEncoder | None = None
+        for image in levels:
+            if encoder is None:
+                height, width = image.shape[0] // 2, image.shape[1]
+                encoder = codec.FlowEncoder(
+                    self.settings.codec, height=height, width=width, fps=self.settings.decode.fps
+                )
+            encoder.write_levels(image)
+        if encoder is None:  # a video of one frame has no flow
+            return {"status": "ok", "flow": b"", "flow_mean": 0.0, "flow_clipped": 0.0}
+        flow = encoder.close()
+        return {
+            "status": "ok",
+            "flow": flow,
+            "flow_mean": encoder.mean_magnitude,
+            "flow_clipped": encoder.clipped_share,
+            **self._measure_error(flow, sample),
+        }
+
+    def _measure_error(self, data: bytes, sample: Sequence[Flow]) -> Row:
+        if len(sample) == 0:
+            return {}
+        decoded = codec.decode_flow(data, self.settings.codec.flow_convention(), stop=len(sample))
+        error = codec.flow_error(np.stack(sample), decoded, self.settings.codec.bound)
+        return {f"flow_error_{name}": value for name, value in asdict(error).items()}
+
+    def _finish(self, row: Row) -> Row:
+        if self.progress and row["status"] in ("ok", "quarantined"):
+            self.progress(frames=row.get("num_frames") or 0, quarantined=row["status"] == "quarantined")
+        # All columns, whatever became of the row: one-row blocks of different shape would not join into a batch.
+        return {name: row.get(name) for name in FINISHED_COLUMNS}
+
+    def _check_kernel(self, rows: list[Row]) -> None:
+        others = {row["kernel"] for row in rows if row["kernel"]} - {self.kernel}
+        if others:
+            raise RuntimeError(
+                f"this worker's flow kernel is {others.pop()!r}, the data set's is {self.kernel!r}: float results "
+                "differ between processor families. Use workers of one kind, or set NUMBA_CPU_NAME on all of them"
+            )
+
+    def _read_kept(self, name: str, planned: list[Row]) -> dict[str, Row]:
+        """The rows that a retry takes over from the shard that is there."""
+        kept = {row["id"]: row for row in planned if row["status"] == "kept"}
+        if not kept:
+            return {}
+        uri = shards.shard_uri(self.output, name, self.settings.shards.extension)
+        held = (row for row in shards.read_rows(uri) if row["id"] in kept)
+        return {row["id"]: {**kept[row["id"]], **row, "status": "ok"} for row in held}
+
+
+class _Video:
+    """The frames of one video on their way: each goes into the RGB encoding and is passed on in grey."""
+
+    def __init__(self, path: str, row: Row, settings: ExtractionSettings) -> None:
+        self.path, self.settings = path, settings
+        self.frames = process_decoder(settings.decode).frames(path, start=row["start"], end=row["end"])
+        self.encoder: codec.RGBEncoder | None = None
+        self.size = (0, 0)
+        self.num_frames = 0
+
+    def __iter__(self) -> Iterator[GreyFrame]:
+        for frame in self.frames:
+            if self.encoder is None:
+                self.size = height, width = frame.shape[:2]
+                fps = self.settings.decode.fps
+                self.encoder = codec.RGBEncoder(self.settings.codec, height=height, width=width, fps=fps)
+            self.encoder.write(frame)
+            self.num_frames += 1
+            yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+    def facts(self) -> Row:
+        """The columns of a shard row that are known once all frames have passed, `rgb` among them."""
+        assert self.encoder is not None, "the decoder raises where there is no frame"
+        return {
+            "source_sha256": _hash_file(self.path),
+            "num_frames": self.num_frames,
+            "height": self.size[0],
+            "width": self.size[1],
+            "fps": self.settings.decode.fps,
+            "timing": self.frames.info.timing,
+            "partial": self.frames.info.partial,
+            "rgb": self.encoder.close(),
+        }
+
+
+class StorageDownError(RuntimeError):
+    """The storage does not answer: not the fault of a video, so the run ends, and goes on where it stopped later."""
+
+
+class FlowActor:
+    """A worker that keeps its GPU, and the kernels compiled for it, from video to video."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+
+    def __call__(self, row: Row) -> Row:
+        return self.steps.flow(row)
+
+
+def make_convention(settings: ExtractionSettings, kernel: str) -> dict[str, Any]:
+    """How the blobs of a row were made and are to be read; it travels inside every shard."""
+    return {
+        "schema_version": shards.SCHEMA_VERSION,
+        "flow": settings.codec.flow_convention(),
+        "tvl1": {"preset": settings.flow_preset, "kernel": kernel, **asdict(tvl1.PRESETS[settings.flow_preset])},
+        "rgb": {"codec": settings.codec.rgb_codec},
+        "members": {"rgb": "rgb.mp4", "flow": settings.codec.flow_extension},
+    }
+
+
+@contextmanager
+def _fetch(uri: str) -> Iterator[str]:
+    """A local path of the video. What is wrong with one file costs that file; a storage that is down ends the run."""
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(storage.local_copy(uri))
+        except (FileNotFoundError, PermissionError) as error:
+            raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
+        except OSError as error:
+            raise StorageDownError(f"{uri} could not be fetched: {error}") from error
+        yield path
+
+
+def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
+    """The row with what the step adds, or quarantined with stage, kind and message; without the columns to drop."""
+    rest = {name: value for name, value in row.items() if name not in drop}
+    cv2.setNumThreads(1)  # a task reserves one CPU; OpenCV would take them all
+    try:
+        return {**rest, **step(row)}
+    except StorageDownError:
+        raise
+    except VideoError as error:
+        stage, kind, message = "decode", str(error.kind), error.message
+    # The one broad except of the graph: whatever else a video does to a library costs that video, not the run.
+    except Exception as error:
+        logger.exception("%s of video %s failed", stage, row["id"])
+        kind, message = type(error).__name__, str(error)
+    message = message.encode(errors="replace").decode()  # file names may hold what no table can
+    return {**rest, "status": "quarantined", "stage": stage, "error_kind": kind, "error_message": message, "rgb": None}
+
+
+def _describe(row: Row) -> Row:
+    """What videos.parquet keeps of a row: everything but the blobs, of which it keeps the sizes."""
+    sizes = {f"{blob}_bytes": len(row[blob]) if row.get(blob) is not None else None for blob in BLOBS}
+    return {name: sizes.get(name, row.get(name)) for name in VIDEO_SCHEMA.names}
+
+
+def _hash_file(path: str) -> str:
+    sha = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while chunk := file.read(1 << 20):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def build_graph(blocks: Iterable[pa.Table], steps: Steps, placement: Placement) -> ray.data.Dataset:
+    """The lazy graph over blocks of one shard each; its rows are the counts of the committed shards, in order."""
+    size = steps.settings.shards.videos_per_shard
+    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
+    graph = ray.data.from_arrow(list(blocks))
+    if placement.flow_actors:
+        actors = ray.data.ActorPoolStrategy(size=placement.flow_actors)
+        on_gpu = {"compute": actors, "num_cpus": 0, "num_gpus": placement.gpus_per_actor}
+        graph = graph.map(steps.decode, **on_cpu)
+        graph = graph.map(FlowActor, fn_constructor_args=(steps,), **on_gpu).map(steps.encode, **on_cpu)
+    else:
+        graph = graph.map(steps.extract, **on_cpu)
+    return graph.map_batches(steps.commit, batch_size=size, batch_format="pyarrow", **on_cpu)
+
+
+def configure_ray_data(placement: Placement) -> None:
+    """Settings of Ray Data that the graph stands on, for this driver."""
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=placement.num_cpus)
+    context.enable_progress_bars = False  # they count blocks; the job prints videos
+    context.execution_no_progress_timeout_s = -1  # a shard may honestly take hours
+    if placement.flow_actors:
+        # Each row a block of its own, so that a video goes on to its flow actor as soon as it is decoded.
+        context.target_max_block_size = 1
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+
+
+def run_graph(blocks: Iterable[pa.Table], steps: Steps, placement: Placement) -> Iterator[Row]:
+    """Run the graph; yields the counts of each shard as it is committed."""
+    configure_ray_data(placement)
+    yield from build_graph(blocks, steps, placement).iter_rows()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remaining:
+    """What an extraction still has to do."""
+
+    shards: int
+    videos: int  # whose files are there
+
+
+def extract(
+    plan: Plan,
+    *,
+    backend: str,
+    placement: Placement,
+    retry: bool = False,
+    on_tally: Callable[[Tally], None] = lambda tally: None,
+    tally_every_s: float = 5.0,
+) -> Iterator[Remaining]:
+    """Make every shard of the plan that is not there yet; yields what remains, at first and after each shard.
+
+    Ray must be running, and the caller hold the output's lock. Raises PlanError where the output holds another plan.
+    Whatever stops it, the same call goes on where it stopped.
+    """
+    settle(plan)
+    storage.sweep(plan.output)
+    blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
+    videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
+    yield Remaining(shards=len(blocks), videos=sum(videos))
+    if not blocks:
+        return
+    storage.delete(storage.join(plan.output, "dataset.json"))  # a retry makes some of its hashes untrue
+    with watch_progress(on_tally, every_s=tally_every_s) as progress:
+        steps = Steps.of(plan, backend=backend, progress=progress)
+        for done, _ in enumerate(run_graph(blocks, steps, placement), start=1):
+            yield Remaining(shards=len(blocks) - done, videos=sum(videos[done:]))

@@ -1,0 +1,96 @@
+"""A finished data set from its commit records: the tables of videos and quarantine, and dataset.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.datasets.shards import Commit, Row
+from pipelines.extraction.graph import make_convention
+from pipelines.extraction.plan import Plan, read_own_commits
+
+ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
+
+
+class UnfinishedError(RuntimeError):
+    """Some planned shards have no commit record."""
+
+
+class _Tally:
+    """Adds up commit records as they pass by."""
+
+    def __init__(self) -> None:
+        self.shards: list[Row] = []
+        self.splits: dict[str, Counter[str]] = {}
+        self.totals: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.errors: list[tuple[float, ...]] = []
+
+    def watch(self, commits: Iterable[Commit]) -> Iterator[Commit]:
+        for commit in commits:
+            if commit.file is not None:
+                entry = {"file": commit.file, "split": commit.split, "rows": commit.num_rows}
+                self.shards.append({**entry, "bytes": commit.num_bytes, "sha256": commit.sha256})
+            for row in commit.videos:
+                self._add(row)
+            yield commit
+
+    def _add(self, row: Row) -> None:
+        split = self.splits.setdefault(row["split"], Counter(expected=0, ok=0, missing=0, quarantined=0, frames=0))
+        split["expected"] += 1
+        split[row["status"]] += 1
+        if row["status"] == "quarantined":
+            self.reasons[row["error_kind"]] += 1
+        if row["status"] == "ok":
+            split["frames"] += row["num_frames"]
+            self.totals["frames"] += row["num_frames"]
+            self.totals["flow_frames"] += row["num_frames"] - 1
+            self.totals["rgb_bytes"] += row["rgb_bytes"]
+            self.totals["flow_bytes"] += row["flow_bytes"]
+            if row["flow_error_mean"] is not None:
+                self.errors.append(tuple(row[name] for name in ERROR_COLUMNS))
+
+    def flow_error(self) -> Row | None:
+        """Px over the sampled videos: mean, root of the mean square, and the largest p99.9 and maximum of a video."""
+        if not self.errors:
+            return None
+        mean, rms, p999, largest = zip(*self.errors, strict=True)
+        return {
+            "videos": len(self.errors),
+            "mean": sum(mean) / len(mean),
+            "rms": (sum(value * value for value in rms) / len(rms)) ** 0.5,
+            "p999": max(p999),
+            "max": max(largest),
+        }
+
+
+def assemble(plan: Plan) -> dict[str, Any]:
+    """Write videos.parquet and quarantine.parquet, and return what dataset.json is to hold.
+
+    Raises UnfinishedError where a planned shard was not committed.
+    """
+    tally = _Tally()
+    committed = {commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan)))}
+    unfinished = plan.spans.keys() - committed
+    if unfinished:
+        raise UnfinishedError(f"{len(unfinished)} shards of {plan.output} are not committed, such as {min(unfinished)}")
+    return {
+        "schema_version": shards.SCHEMA_VERSION,
+        "fingerprint": plan.fingerprint,
+        "settings": plan.record["settings"],
+        "convention": make_convention(plan.settings, plan.kernel),
+        "classes": list(plan.classes),
+        "splits": {name: dict(counts) for name, counts in tally.splits.items()},
+        "totals": dict(tally.totals),
+        "quarantine_reasons": dict(tally.reasons),
+        "flow_error_px": tally.flow_error(),
+        "shards": tally.shards,
+    }
+
+
+def finish(plan: Plan, dataset: dict[str, Any]) -> None:
+    """Write dataset.json, the last file of a data set: whoever finds it finds all the others."""
+    storage.put(storage.join(plan.output, "dataset.json"), shards.to_json(dataset))

@@ -1,0 +1,1 @@
+"""HTML pages of what the pipelines wrote."""

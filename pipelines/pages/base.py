@@ -1,0 +1,95 @@
+"""What all pages share: the templates and their filters, and how a page is put in its folder.
+
+A page is a single file without a link to the network. Whatever comes from the data (ids, class names, error messages)
+is hostile until escaped, which the templates do for everything but our own plots. Equal input gives equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import markupsafe
+
+from pipelines import storage
+from pipelines.pages.class_coverage import STATUSES, Count
+
+TEMPLATES = Path(__file__).parent / "templates"
+NUM_OPEN_CLASSES = 20  # the others unfold
+
+
+def put_page(output: str, page: str) -> str:
+    """Write a page as report.html of a folder; returns its URI. What is no Unicode in a name becomes a ?."""
+    uri = storage.join(output, "report.html")
+    storage.put(uri, page.encode(errors="replace"))
+    return uri
+
+
+def make_environment() -> jinja2.Environment:
+    """Templates with the filters that all pages share; whatever they are given is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "thousands": lambda number: f"{number:,}",
+        "size": _format_bytes,
+        "time": _format_seconds,
+        "base64": lambda data: base64.b64encode(data).decode(),
+        "plain": _plain,
+        "flat": _flatten,
+        "hours": lambda hours: _format_seconds(3600 * hours),
+    }
+    script = (TEMPLATES / "previews.js").read_text()
+    environment.globals |= {
+        "found_count": lambda found: Count(**{name: found[name] for name in STATUSES}),
+        "script": markupsafe.Markup(script),
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return environment
+
+
+def _format_bytes(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
+
+
+def _format_seconds(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.3g} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _plain(text: object, most: int = 400) -> str:
+    """Text of unknown origin on one line, without control characters, cut to `most` characters."""
+    line = "".join(char if char.isprintable() else " " for char in str(text))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _flatten(value: object, name: str = "") -> dict[str, object]:
+    """Nested settings as one level of dotted names; what lists hold has its number in the name, from 1."""
+    if isinstance(value, (list, tuple)):
+        if not any(isinstance(part, (list, tuple, Mapping)) for part in value):
+            return {name: ", ".join(map(str, map(_round, value))) or "none"}
+        value = dict(enumerate(value, 1))
+    if not isinstance(value, Mapping):
+        return {name: "not set" if value is None else _round(value)}
+    parts = [_flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
+    return {key: part for found in parts for key, part in found.items()}
+
+
+def _round(value: object) -> object:
+    """A number without the last digits of its arithmetic."""
+    return float(f"{value:.8g}") if isinstance(value, float) else value

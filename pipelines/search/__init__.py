@@ -1,0 +1,1 @@
+"""The Ray Tune search over temporal strides and pooling inflation."""

@@ -1,0 +1,398 @@
+"""The search for temporal strides and inflation on Ray Tune: Optuna proposes, ASHA stops, Ray Train trains.
+
+    SWEEP/sweep.json             settings, written before any work
+    SWEEP/trials/ID/trial.json   geometry, state and curve of a trial; its run lies beside it
+    SWEEP/confirm/ID-seed-N/     the best few and the paper's, trained again from other seeds
+    SWEEP/sweep.parquet          every trial with its full configuration and curve
+    SWEEP/result.json            what came out
+    SWEEP/report.html            the page
+
+What is known of a trial lies in its trial.json, written at each report. A sweep that was killed is rebuilt from these:
+ended trials are told to Optuna and to ASHA's rungs again and are not repeated, the others go on first, from the
+checkpoints of their runs. So nothing hangs on the pickles that Tune keeps, which lose ASHA's rungs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from models.contract import ModelConfig
+from models.cost import count_flops
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.search.space import Geometry, Space, identify
+from pipelines.training.config import SCORE, Metrics, Run, Scale
+from pipelines.training.initial_weights import InitialWeights, make_model
+from pipelines.training.trainer import train
+
+State = Literal["waiting", "running", "finished", "stopped", "failed"]
+ENDED: tuple[State, ...] = ("finished", "stopped")
+TRIALS, CONFIRM = "trials", "confirm"
+REPORTED = ("step", "clips", SCORE, "val_loss")
+MAX_GUESSES = 20  # in a row that are invalid or known; then chance proposes, for Optuna would insist
+MAX_DRAWS = 500  # by chance, in a row: then the space is taken for searched
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One geometry, and what came of it. A report is {step, clips, seconds, val_top1, val_loss}."""
+
+    id: str
+    number: int
+    geometry: Geometry
+    gflops: float  # of one test video
+    state: State = "waiting"
+    seconds: float = 0.0  # of all starts
+    curve: list[Metrics] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """Top-1 of the last report."""
+        return float(self.curve[-1][SCORE]) if self.curve else None
+
+    @property
+    def step(self) -> int:
+        return int(self.curve[-1]["step"]) if self.curve else 0
+
+    @property
+    def clips(self) -> int:
+        """Clips that training has seen."""
+        return int(self.curve[-1]["clips"]) if self.curve else 0
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """Sorts the best first: top-1, then loss, then what it costs."""
+        last = self.curve[-1]
+        return -float(last[SCORE]), float(last["val_loss"]), self.gflops
+
+
+class Book:
+    """The trials of a sweep by their ids, as they lie in its folder."""
+
+    def __init__(self, output: str, paper: str) -> None:
+        self.output, self.paper = output, paper
+        self.trials: dict[str, Trial] = {}
+        folder = storage.join(output, TRIALS)
+        if storage.is_dir(folder):
+            found = [file.path for file in storage.list_files(folder) if file.path.endswith("/trial.json")]
+            read = [
+                Trial(**json.loads(data)) for data in storage.read_many([storage.join(folder, path) for path in found])
+            ]
+            self.trials = {trial.id: trial for trial in sorted(read, key=lambda trial: trial.number)}
+            for trial in self.trials.values():
+                if trial.state not in ENDED:
+                    self._complete(trial)
+
+    def _complete(self, trial: Trial) -> None:
+        """Add what the run has written of itself: a sweep that is killed may not have heard of its last report."""
+        uri = storage.join(self.folder(trial.id), "metrics.jsonl")
+        lines = map(json.loads, storage.read_text(uri).splitlines()) if storage.exists(uri) else ()
+        for line in lines:
+            if line["kind"] == "validation" and line["step"] > trial.step:
+                report = {name: line[name] for name in REPORTED}
+                trial.curve.append(report | {"seconds": round(trial.seconds, 1)})
+
+    def folder(self, trial_id: str) -> str:
+        """Where a trial's run and record lie."""
+        return storage.join(self.output, TRIALS, trial_id)
+
+    def save(self, trial: Trial) -> None:
+        """Write what is known of a trial."""
+        self.trials[trial.id] = trial
+        storage.put(storage.join(self.folder(trial.id), "trial.json"), shards.to_json(asdict(trial)))
+
+    def ended(self) -> list[Trial]:
+        """Finished and stopped trials."""
+        return [trial for trial in self.trials.values() if trial.state in ENDED]
+
+    def finished(self) -> list[Trial]:
+        """Trials at full length, the best first."""
+        return sorted((trial for trial in self.trials.values() if trial.state == "finished"), key=lambda t: t.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What one training needs."""
+
+    run: Run
+    initial: InitialWeights
+
+
+Prepare = Callable[[Geometry, int], Prepared]  # geometry, seed
+Configure = Callable[[Geometry], ModelConfig]  # raises ValueError where no time steps are left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """How to search. A trial is `steps` long; ASHA asks at `first_rung`, then at each `reduction` times as many."""
+
+    space: Space
+    num_trials: int
+    steps: int
+    first_rung: int
+    reduction: int = 3
+    objective: Literal["accuracy", "pareto"] = "accuracy"
+    seed: int = 0
+    concurrent: int = 1
+    scale: Scale
+
+
+class Proposals(Searcher):
+    """Optuna behind Tune's interface. Never proposes a geometry that leaves no time steps, or one that is known."""
+
+    def __init__(self, book: Book, search: Search, configure: Configure) -> None:
+        super().__init__(metric=SCORE, mode="max")
+        self.book, self.search, self.configure = book, search, configure
+        self.distributions = search.space.distributions()
+        directions: list[Literal["maximize", "minimize"]] = ["maximize"]
+        if search.objective == "pareto":
+            directions.append("minimize")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        seed = search.seed + len(book.trials)
+        startup = max(4, search.num_trials // 3)
+        self.tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
+        self.chance = optuna.samplers.RandomSampler(seed=seed)
+        self.study = optuna.create_study(directions=directions, sampler=self.tpe)
+        for trial in book.ended():
+            self.study.add_trial(self._as_known(trial))
+        unfinished = [trial for trial in book.trials.values() if trial.state not in ENDED]
+        self.first = [trial.geometry for trial in unfinished]
+        if not book.trials:
+            self.first = [search.space.paper()]
+        self.open: dict[str, tuple[str, optuna.Trial]] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial's id and geometry; FINISHED where there are enough, or no more to be found."""
+        if self.first:
+            self.study.enqueue_trial(self.first.pop(0))
+            return self._start(trial_id, self.study.ask(self.distributions))
+        if len(self.book.trials) >= self.search.num_trials:
+            return Searcher.FINISHED
+        for attempt in range(MAX_GUESSES + MAX_DRAWS):
+            self.study.sampler = self.tpe if attempt < MAX_GUESSES else self.chance
+            asked = self.study.ask(self.distributions)
+            known = self.book.trials.get(identify(asked.params))
+            if known is None and self._is_valid(asked.params):
+                return self._start(trial_id, asked)
+            # To Optuna this is a trial that failed: it leaves no trace in what is proposed next.
+            self.study.tell(asked, state=TrialState.FAIL)
+        return Searcher.FINISHED
+
+    def _is_valid(self, geometry: Geometry) -> bool:
+        try:
+            self.configure(geometry)
+        except ValueError:
+            return False
+        return True
+
+    def _start(self, trial_id: str, asked: optuna.Trial) -> dict[str, Any]:
+        geometry = dict(asked.params)
+        name = identify(geometry)
+        trial = self.book.trials.get(name) or Trial(
+            id=name,
+            number=len(self.book.trials),
+            geometry=geometry,
+            gflops=count_flops(self.configure(geometry), test=True) / 1e9,
+        )
+        trial.state, trial.reason = "running", ""
+        self.book.save(trial)
+        self.open[trial_id] = (name, asked)
+        return {"id": name, "geometry": geometry, "seconds_before": trial.seconds}
+
+    def on_trial_complete(self, trial_id: str, result: Metrics | None = None, error: bool = False) -> None:
+        """Tell Optuna."""
+        name, asked = self.open.pop(trial_id)
+        trial = self.book.trials[name]
+        if error or not trial.curve:
+            self.study.tell(asked, state=TrialState.FAIL)
+            return
+        for report in trial.curve if self.search.objective == "accuracy" else ():
+            asked.report(report[SCORE], report["step"])
+        stopped = trial.state == "stopped" and self.search.objective == "accuracy"
+        if stopped:
+            self.study.tell(asked, state=TrialState.PRUNED)
+        else:
+            self.study.tell(asked, self._values(trial))
+
+    def _values(self, trial: Trial) -> list[float]:
+        assert trial.score is not None
+        return [trial.score, trial.gflops] if self.search.objective == "pareto" else [trial.score]
+
+    def _as_known(self, trial: Trial) -> optuna.trial.FrozenTrial:
+        accuracy = self.search.objective == "accuracy"
+        stopped = trial.state == "stopped" and accuracy
+        return optuna.trial.create_trial(
+            params=trial.geometry,
+            distributions=self.distributions,
+            values=None if stopped else self._values(trial),
+            intermediate_values={report["step"]: report[SCORE] for report in trial.curve} if accuracy else {},
+            state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
+        )
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the trials' records are what a sweep is resumed from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""
+
+
+class Rungs(ASHAScheduler):
+    """ASHA (Li et al. 2020) whose rungs are rebuilt from the trials' records; the paper's trial is never stopped."""
+
+    def __init__(self, book: Book, search: Search) -> None:
+        super().__init__(
+            time_attr="step",
+            metric=SCORE,
+            mode="max",
+            max_t=search.steps,
+            grace_period=search.first_rung,
+            reduction_factor=search.reduction,
+            stop_last_trials=False,
+        )
+        self.book, self.steps = book, search.steps
+        for trial in book.trials.values():
+            for report in trial.curve:
+                self.judge(trial.id, report)
+
+    def judge(self, trial_id: str, report: Mapping[str, Any]) -> str:
+        """Whether a trial goes on after a report; it is entered into its rung by its id in the book."""
+        return self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), report["step"], report[SCORE])
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Metrics) -> str:
+        name = trial.config["id"]
+        decision = self.judge(name, result)
+        if decision != TrialScheduler.STOP or name == self.book.paper or result["step"] >= self.steps:
+            return TrialScheduler.CONTINUE
+        self.book.trials[name].state = "stopped"
+        return TrialScheduler.STOP
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Metrics) -> None:
+        """The last report has been judged already."""
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Its place in the rungs stays."""
+
+
+class Records(tune.Callback):
+    """Keeps the book, and tells of trials that end."""
+
+    def __init__(self, book: Book, on_end: Callable[[Trial], None]) -> None:
+        self.book, self.on_end = book, on_end
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Metrics, **info: Any) -> None:
+        found = self.book.trials[trial.config["id"]]
+        if result["step"] > found.step:
+            found.seconds = trial.config["seconds_before"] + result["time_total_s"]
+            report = {name: result[name] for name in REPORTED}
+            found.curve.append(report | {"seconds": round(found.seconds, 1)})
+            self.book.save(found)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        found = self.book.trials[trial.config["id"]]
+        if found.state == "running":
+            found.state = "finished"
+        self.book.save(found)
+        self.on_end(found)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        found = self.book.trials[trial.config["id"]]
+        found.state = "failed"
+        text = str(trial.get_error() or "its processes died").strip()
+        found.reason = text.splitlines()[-1][:500]
+        self.book.save(found)
+        self.on_end(found)
+
+
+def search_geometries(
+    book: Book, search: Search, prepare: Prepare, configure: Configure, *, on_end: Callable[[Trial], None]
+) -> None:
+    """Run trials until `num_trials` geometries are in the book, and those that a killed sweep left unfinished.
+
+    Ray must be running, and the caller hold the lock of the book's folder. A failed trial is written down and does
+    not end the sweep; the next sweep on this folder tries it again.
+    """
+    proposals = Proposals(book, search, configure)
+    missing = max(0, search.num_trials - len(book.trials)) + len(proposals.first) - (0 if book.trials else 1)
+    if missing:
+        config = tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=Rungs(book, search),
+            num_samples=missing,
+            max_concurrent_trials=search.concurrent,
+        )
+        _fit(book, search, prepare, config, callbacks=[Records(book, on_end)])
+
+
+def confirm_geometries(book: Book, search: Search, prepare: Prepare, *, num_best: int, num_seeds: int) -> None:
+    """Train the paper's geometry and the best few again at full length, from seeds 1 to `num_seeds` - 1."""
+    wanted = [
+        {"id": f"{trial.id}-seed-{seed}", "geometry": trial.geometry, "seed": seed}
+        for trial in chosen_few(book, num_best)
+        for seed in range(1, num_seeds)
+        if not storage.exists(storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}", "result.json"))
+    ]
+    if wanted:
+        config = tune.TuneConfig(max_concurrent_trials=search.concurrent, num_samples=1)
+        _fit(book, search, prepare, config, space={"job": tune.grid_search(wanted)})
+
+
+def chosen_few(book: Book, num_best: int) -> list[Trial]:
+    """The best finished trials, and the paper's where it is not among them."""
+    best = book.finished()[:num_best]
+    paper = book.trials.get(book.paper)
+    return best if paper is None or paper in best or paper.state != "finished" else [*best, paper]
+
+
+def _fit(
+    book: Book,
+    search: Search,
+    prepare: Prepare,
+    config: tune.TuneConfig,
+    *,
+    space: dict[str, Any] | None = None,
+    callbacks: list[Any] | None = None,
+) -> None:
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trainable = tune.with_parameters(run_trial, prepare=prepare, output=book.output, scale=search.scale)
+    tuner = tune.Tuner(
+        # No CPU: what trains are the workers, which ask for themselves. Tune does not take nothing at all.
+        tune.with_resources(trainable, {"memory": 200 << 20}),
+        param_space=space,
+        tune_config=config,
+        run_config=tune.RunConfig(
+            name="tune", storage_path=book.output, callbacks=callbacks, verbose=0, progress_reporter=_Silent()
+        ),
+    )
+    tuner.fit()
+
+
+class _Silent(tune.ProgressReporter):
+    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+        return False
+
+    def report(self, trials: list[Any], done: bool, *sys_info: Any) -> None:
+        """Nothing: ended trials are told of by the book."""
+
+
+def run_trial(config: Metrics, *, prepare: Prepare, output: str, scale: Scale) -> None:
+    """One trial: a run of `pipelines.training.trainer`, which goes on from its checkpoint where it has one."""
+    job = config.get("job", config)
+    folder = storage.join(output, CONFIRM if "seed" in job else TRIALS, job["id"])
+    prepared = prepare(job["geometry"], job.get("seed", 0))
+    run = prepared.run
+    model = make_model(run.model, prepared.initial, run.train.classes, seed=run.seed)
+    result = train(run, model, folder, scale, callbacks=[TuneReportCallback()])
+    tune.report(result.metrics)  # again, for a trial whose run was finished before its last report was written down

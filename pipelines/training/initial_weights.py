@@ -1,0 +1,97 @@
+"""The weights that a training begins with: drawn, inflated from ImageNet, released Kinetics weights, or a checkpoint.
+
+A network for other classes keeps everything but its classifier, which is drawn anew (the paper's transfer to UCF-101
+and HMDB-51, section 4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+import models
+from models import checkpoint
+from models.contract import ModelConfig, VideoModel
+from models.i3d import I3DConfig
+from models.inflation import Mode, inflate
+from models.pretrained import load_released, read_released
+from pipelines.training.weights_files import find_checkpoint, local_checkpoint
+
+Source = Literal["scratch", "imagenet", "kinetics", "checkpoint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialWeights:
+    """Where they come from. `weights` is a URI of the kind that the source says; `new_head` draws the classifier."""
+
+    source: Source = "scratch"
+    weights: str | None = None
+    inflation: Mode = "mean"
+    new_head: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.source == "scratch") != (self.weights is None):
+            raise ValueError(
+                f"--init is {self.source} and --weights {self.weights or 'not given'}: "
+                "scratch takes no weights, imagenet, kinetics and checkpoint each need theirs"
+            )
+        if self.source == "scratch" and self.new_head:
+            raise ValueError(
+                "--finetune needs weights to start from: give --init kinetics or checkpoint, and --weights"
+            )
+
+    def describe(self) -> str:
+        """`kinetics flow_imagenet.pt, new classifier`."""
+        head = ", new classifier" if self.new_head else ""
+        mode = f", {self.inflation}" if self.source == "imagenet" else ""
+        return f"{self.source}{f' {self.weights}' if self.weights else ''}{mode}{head}"
+
+
+def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str, ...], *, seed: int) -> VideoModel:
+    """A new network with its initial weights; what is drawn follows from the seed.
+
+    Released weights and checkpoints decide about batch norm's gamma. Raises ValueError where the weights are of
+    another network, of other shapes, or of other classes whose classifier is to be kept.
+    """
+    torch.manual_seed(seed)
+    if initial.weights is None:
+        return models.build_from(config)
+    uri = find_checkpoint(initial.weights)
+    with local_checkpoint(uri) as path:
+        if initial.source == "imagenet":
+            model = models.build_from(config)
+            inflate(model, read_released(path), mode=initial.inflation)
+            return model
+        if initial.source == "kinetics":
+            if not isinstance(config, I3DConfig):
+                raise ValueError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
+            return _transfer(load_released(path, stream=config.stream), config, new_head=initial.new_head)
+        source, metadata = checkpoint.load(path)
+    if not initial.new_head and metadata.classes != classes:
+        raise ValueError(f"the classes of {uri} are not those of the data: --finetune full or head draws a classifier")
+    return _transfer(source, config, new_head=initial.new_head)
+
+
+def _transfer(source: VideoModel, config: ModelConfig, *, new_head: bool) -> VideoModel:
+    """A network of these settings with the weights of another one, classifier included unless it is drawn anew."""
+    if type(source.config) is not type(config):
+        found, wanted = models.name_of(source.config), models.name_of(config)
+        raise ValueError(f"the weights are of {found}; the model is {wanted}")
+    if hasattr(config, "bn_gamma"):
+        config = replace(config, bn_gamma=source.config.bn_gamma)  # type: ignore[call-arg, attr-defined]
+    model = models.build_from(config)
+    own, state = model.state_dict(), source.state_dict()
+    kept = {name: tensor for name, tensor in state.items() if not (new_head and "logits" in name.split("."))}
+    wrong = [
+        f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}" if name in own else f"{name} in excess"
+        for name, tensor in kept.items()
+        if name not in own or own[name].shape != tensor.shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} tensors do not fit: {', '.join(wrong[:3])}. Is it another width or class count?"
+        )
+    model.load_state_dict(own | kept)
+    return model

@@ -1,0 +1,71 @@
+"""Networks as users name them: a run's folder, a checkpoint directory or released weights, on disk or s3://."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from models import checkpoint
+from models.contract import VideoModel
+from models.pretrained import load_released
+from models.tensorflow_checkpoint import find_prefix
+from pipelines import storage
+from pipelines.clips.sampling import ClipSettings, settings_of
+from pipelines.training.weights_files import Which, find_checkpoint, local_checkpoint
+
+LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, SafetensorError)
+
+
+class NetworkError(ValueError):
+    """A network that was named is not there, is damaged, or is another one than needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network as loaded; `classes` where its file names them, `settings` of how its clips are cut."""
+
+    model: VideoModel
+    classes: tuple[str, ...] | None = None
+    settings: ClipSettings = field(default_factory=ClipSettings)
+
+    @property
+    def streams(self) -> list[str]:
+        return list(self.model.contract.test.streams)
+
+
+def load_network(uri: str, *, stream: str | None = None, which: Which = "last") -> Network:
+    """The network of a run (its last or best checkpoint), of a checkpoint, or of released weights.
+
+    With `stream` it must be a network of that stream alone; released weights need it. Raises NetworkError.
+    """
+    try:
+        network = _load(find_checkpoint(uri, which), stream)
+    except LOADING_ERRORS as error:
+        raise NetworkError(f"{uri}: {_explain(error)}") from error
+    if stream is not None and network.streams != [stream]:
+        raise NetworkError(f"{uri}: this is a network of {' and '.join(network.streams)}, needed is one of {stream}")
+    return network
+
+
+def _load(uri: str, stream: str | None) -> Network:
+    if storage.exists(storage.join(uri, "model.json")):
+        with local_checkpoint(uri) as path:
+            model, metadata = checkpoint.load(path)
+        return Network(
+            model=model, classes=metadata.classes, settings=settings_of(metadata.clips, metadata.flow_convention)
+        )
+    with local_checkpoint(uri) as path:
+        if not Path(path).is_file() and find_prefix(path) is None:
+            raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
+        return Network(model=load_released(path, stream=stream))
+
+
+def _explain(error: Exception) -> str:
+    """The message of an error in a file as one text; with its type where it comes from the depths of a library."""
+    if isinstance(error, OSError | ValueError):
+        return str(error)
+    message = " ".join(str(error).split())[:300]
+    return f"the file is damaged, or is something else ({type(error).__name__}: {message or 'no more is known'})"

@@ -1,0 +1,210 @@
+"""A training on Ray Train: what a run is, its folder, and the trainer that starts, restarts and ends it.
+
+    RUN/run.json              settings and data, written before any work; another run on this folder is refused
+    RUN/initial/              the weights that training begins with, as a checkpoint
+    RUN/checkpoints/step-…/   the best and the last checkpoint
+    RUN/metrics.jsonl         one line per log interval and per validation
+    RUN/tensorboard/          the same for TensorBoard
+    RUN/result.json           what came out; written last
+
+What each worker does is `pipelines.training.loop`. A run that was stopped, however, goes on from its last checkpoint
+when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from models import checkpoint
+from models.contract import VideoModel
+from pipelines import storage
+from pipelines.datasets import shards
+from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
+from pipelines.training.loop import train_worker
+
+CHECKPOINTS = "checkpoints"
+
+
+class RunError(ValueError):
+    """This run cannot be started or resumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came out of a run; checkpoints are URIs."""
+
+    last: str
+    best: str
+    metrics: Metrics
+
+
+def train(
+    run: Run,
+    model: VideoModel,
+    output: str,
+    scale: Scale,
+    *,
+    on_metrics: Callable[[Metrics], None] | None = None,
+    callbacks: list[Any] | None = None,
+) -> Result:
+    """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
+
+    Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
+    Raises RunError where `output` holds another run or workers failed more often than `scale` allows, DataError where
+    the videos do not fit.
+    """
+    check_videos(run)
+    if settle(run, model, output):
+        return read_result(output)
+    with _mailbox(on_metrics) as mailbox:
+        trainer = TorchTrainer(
+            train_loop_per_worker=lambda config: train_worker(**config),
+            train_loop_config={"run": run, "output": output, "scale": scale, "mailbox": mailbox},
+            scaling_config=_scaling(scale),
+            run_config=RunConfig(
+                name=CHECKPOINTS,
+                storage_path=output,
+                checkpoint_config=_kept(run),
+                failure_config=FailureConfig(max_failures=scale.max_failures),
+                callbacks=callbacks,
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            last = str(error).strip().splitlines()[-1]
+            remedy = "The same command goes on from the last checkpoint"
+            raise RunError(f"the training was given up: {last}. {remedy}") from error
+    return _finish(output, run, result)
+
+
+def _scaling(scale: Scale) -> ScalingConfig:
+    workers = (scale.min_workers, scale.num_workers) if scale.min_workers else scale.num_workers
+    resources = {"CPU": scale.cpus_per_worker} | ({"GPU": 1.0} if scale.use_gpu else {})
+    return ScalingConfig(num_workers=workers, use_gpu=scale.use_gpu, resources_per_worker=resources)
+
+
+def _kept(run: Run) -> CheckpointConfig:
+    """The best by validation beside the last, which Ray never deletes."""
+    if run.validation is None:
+        return CheckpointConfig(num_to_keep=1)
+    return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
+
+
+def settle(run: Run, model: VideoModel, output: str) -> bool:
+    """Write run.json and the initial weights, or find in `output` the same run; whether that is finished.
+
+    Raises RunError, which names the first settings that differ, where it holds another one.
+    """
+    described = run.describe()
+    uri = storage.join(output, "run.json")
+    if holds_same(uri, described):
+        return storage.exists(storage.join(output, RESULT))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(folder, model, run.metadata())
+        for path in Path(folder).iterdir():  # before run.json: whoever finds that finds these
+            storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
+    storage.put(uri, shards.to_json(described))
+    return False
+
+
+def holds_same(uri: str, described: Metrics) -> bool:
+    """Whether settings were written there before. Raises RunError, naming the first that differ, where others were."""
+    if not storage.exists(uri):
+        return False
+    if differing := _differences(json.loads(storage.read_bytes(uri)), described):
+        folder, name = posixpath.split(uri)
+        what = name.removesuffix(".json")
+        raise RunError(f"{folder} holds another {what}: {'; '.join(differing[:3])}. Give another --output")
+    return True
+
+
+def _differences(held: Metrics, wanted: Metrics, name: str = "") -> list[str]:
+    found = []
+    for key in held.keys() | wanted.keys():
+        old, new = held.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{name}{key}.")
+        elif old != new:
+            found.append(f"{name}{key} is {old!r} there, {new!r} here")
+    return sorted(found)
+
+
+class _Mailbox:
+    """Takes the metrics of the first worker, for the driver to fetch."""
+
+    def __init__(self) -> None:
+        self.lines: list[Metrics] = []
+
+    def put(self, line: Metrics) -> None:
+        self.lines.append(line)
+
+    def fetch(self) -> list[Metrics]:
+        lines, self.lines = self.lines, []
+        return lines
+
+
+@contextmanager
+def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0) -> Iterator[Any]:
+    """An actor that workers send lines to; they are handed to `on_metrics` as they come. None where nobody reads."""
+    if on_metrics is None:
+        yield None
+        return
+    mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
+    stop = threading.Event()
+
+    def deliver() -> None:
+        for line in ray.get(mailbox.fetch.remote(), timeout=30):
+            on_metrics(line)
+
+    def poll() -> None:
+        while not stop.wait(every_s):
+            try:
+                deliver()
+            except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
+                continue
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield mailbox
+        stop.set()
+        thread.join(timeout=30)
+        deliver()
+    finally:
+        stop.set()
+        ray.kill(mailbox)
+
+
+def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
+    """Write result.json from what Ray kept."""
+    kept = [(saved, metrics) for saved, metrics in result.best_checkpoints or [] if metrics]
+    assert result.checkpoint is not None, "the loop saves at its last step"
+    last = posixpath.basename(result.checkpoint.path)
+    best, metrics = last, dict(result.metrics or {})
+    if run.validation is not None and kept:
+        saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
+        best = posixpath.basename(saved.path)
+    files = {"last": f"{CHECKPOINTS}/{last}", "best": f"{CHECKPOINTS}/{best}"}
+    storage.put(storage.join(output, RESULT), shards.to_json({**files, "metrics": metrics}))
+    return read_result(output)
+
+
+def read_result(output: str) -> Result:
+    """The result of a finished run."""
+    held = json.loads(storage.read_bytes(storage.join(output, RESULT)))
+    uris = {which: storage.join(output, held[which]) for which in ("last", "best")}
+    return Result(last=uris["last"], best=uris["best"], metrics=held["metrics"])

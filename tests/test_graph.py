@@ -1,0 +1,269 @@
+"""The steps of the graph one by one, and the graph on a real Ray with CPU workers and pretended GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from pipelines.datasets import shards
+from pipelines.datasets.catalog import read_catalog
+from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.shards import ShardSettings
+from pipelines.extraction import manifest
+from pipelines.extraction.graph import Placement, Steps, build_graph, configure_ray_data, extract, run_graph
+from pipelines.extraction.plan import ExtractionSettings, Plan, iter_blocks, make_plan
+from pipelines.media import codec
+from pipelines.media.codec import CodecSettings
+from pipelines.media.decode import DecodeSettings
+
+SETTINGS = ExtractionSettings(
+    decode=DecodeSettings(short_side=64),
+    codec=CodecSettings(flow_codec="h264"),
+    shards=ShardSettings(videos_per_shard=3),
+    error_sample_every=4,
+)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 good videos and 4 broken ones in a class of their own, all of one split."""
+    folder = tmp_path_factory.mktemp("videos")
+    write_motion_videos(folder, videos_per_class=2, seed=1, num_frames=6, size=(48, 32))
+    write_broken_videos(folder / "train" / "broken")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    ray.init(address="local", num_cpus=3, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def plan_of(videos: Path, output: Path, settings: ExtractionSettings = SETTINGS, kernel: str = "cpu") -> Plan:
+    from pipelines import tvl1
+
+    catalog = read_catalog(str(videos))
+    return make_plan(catalog, settings, videos=str(videos), output=str(output), kernel=tvl1.kernel_target(kernel))
+
+
+def steps_of(plan: Plan, kind: type[Steps] = Steps) -> Any:
+    return kind.of(plan, backend="cpu")
+
+
+def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> dict[str, Any]:
+    """Extract to the end, as the job does."""
+    for _ in extract(plan, backend="cpu", placement=placement or Placement(), retry=retry):
+        pass
+    described = manifest.assemble(plan)
+    manifest.finish(plan, described)
+    return described
+
+
+def hashes(output: Path) -> dict[str, str]:
+    """sha256 of every file of a data set but the lock and the logs of runs."""
+    files = [path for path in sorted(output.rglob("*")) if path.is_file() and "runs" not in path.parts]
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def good_rows(plan: Plan) -> list[dict[str, Any]]:
+    return [row for row in plan.table.to_pylist() if "broken" not in row["id"]]
+
+
+def test_extract_as_one_stream_equals_the_three_steps(videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    steps = steps_of(plan)
+    row = good_rows(plan)[0]
+    assert steps.extract(dict(row)) == steps.encode(steps.flow(steps.decode(dict(row))))
+
+
+def test_extracted_row_is_true_to_the_video(videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    row = next(row for row in good_rows(plan) if "right" in row["id"])
+    done = steps_of(plan).extract(dict(row))
+    assert (done["status"], done["num_frames"], done["height"], done["width"]) == ("ok", 6, 64, 96)
+    assert codec.decode_rgb(done["rgb"]).shape == (6, 64, 96, 3)
+    flow = codec.decode_flow(done["flow"], SETTINGS.codec.flow_convention())
+    assert flow.shape == (5, 64, 96, 2)
+    assert flow[..., 0].mean() > 3 * abs(flow[..., 1].mean())
+    assert done["source_sha256"] == hashlib.sha256(Path(row["path"]).read_bytes()).hexdigest()
+
+
+def test_flow_error_is_measured_on_sampled_videos_only(videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    row = good_rows(plan)[0]
+    sampled, other = (steps_of(plan).extract({**row, "index": index}) for index in (4, 5))
+    assert 0 < sampled["flow_error_mean"] <= sampled["flow_error_rms"] <= sampled["flow_error_max"] < 2
+    assert other["flow_error_mean"] is None
+
+
+def test_a_video_of_one_frame_has_no_flow(tmp_path: Path) -> None:
+    write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=1, size=(32, 32))
+    plan = plan_of(tmp_path / "videos", tmp_path / "out")
+    done = steps_of(plan).extract(good_rows(plan)[0])
+    assert (done["status"], done["num_frames"], done["flow"]) == ("ok", 1, b"")
+
+
+def test_broken_videos_become_rows_with_a_reason(videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    broken = [steps_of(plan).extract(dict(row)) for row in plan.table.to_pylist() if "broken" in row["id"]]
+    assert {row["status"] for row in broken} == {"quarantined"}
+    assert {row["stage"] for row in broken} == {"decode"}
+    assert all(row["error_message"] and row["rgb"] is None for row in broken)
+
+
+def test_a_failure_of_another_kind_costs_one_video(videos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    plan = plan_of(videos, tmp_path)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("pipelines.tvl1.iter_flow", fail)
+    row = steps_of(plan).extract(good_rows(plan)[0])
+    assert (row["status"], row["stage"], row["error_kind"], row["error_message"]) == (
+        "quarantined", "flow", "MemoryError", "no room",
+    )  # fmt: skip
+
+
+def test_a_worker_of_another_processor_family_is_refused(videos: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(plan_of(videos, tmp_path), kernel="cpu of another family")
+    done = pa.Table.from_pylist([steps_of(plan).extract(good_rows(plan)[0])])
+    with pytest.raises(RuntimeError, match="another family"):
+        steps_of(plan).commit(done)
+    assert not hashes(tmp_path)
+
+
+def test_every_video_is_accounted_for(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+    described = run(plan_of(videos, tmp_path))
+    counts = [sum(split[name] for split in described["splits"].values()) for name in ("expected", "ok", "quarantined")]
+    assert counts == [16, 12, 4]
+    rows = [row for entry in described["shards"] for row in shards.read_rows(str(tmp_path / entry["file"]))]
+    assert len({row["id"] for row in rows}) == 12
+    assert sum(described["quarantine_reasons"].values()) == 4
+
+
+def test_one_worker_and_three_make_the_same_bytes(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+    run(plan_of(videos, tmp_path / "one"), placement=Placement(num_cpus=1))
+    run(plan_of(videos, tmp_path / "three"), placement=Placement(num_cpus=3))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "three")
+
+
+def test_a_restart_does_only_what_is_missing(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    run(plan)
+    before = hashes(tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").iterdir()}
+    lost = max(kept)
+    lost.unlink()
+    (tmp_path / "commits" / f"{lost.stem}.json").unlink()
+    run(plan)
+    assert hashes(tmp_path) == before
+    assert {path for path in kept if path.stat().st_mtime_ns != kept[path]} == {lost}
+
+
+def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
+    ray_cluster: None, videos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "videos"
+    write_motion_videos(folder, videos_per_class=2, seed=1, num_frames=6, size=(48, 32))
+    repaired = folder / "train" / "left" / "left_0001.mp4"
+    good = repaired.read_bytes()
+    run(plan_of(folder, tmp_path / "undisturbed"))
+    repaired.write_bytes(good[:100])
+    assert run(plan_of(folder, tmp_path / "out"))["quarantine_reasons"]
+    repaired.write_bytes(good)
+    assert not run(plan_of(folder, tmp_path / "out"), retry=True)["quarantine_reasons"]
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+class NotingSteps(Steps):
+    """Steps that note, in a folder beside the output, which GPUs and process each step had."""
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._note("decode", super().decode(row))
+
+    def flow(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._note("flow", super().flow(row))
+
+    def encode(self, row: dict[str, Any]) -> dict[str, Any]:
+        return self._note("encode", super().encode(row))
+
+    def _note(self, step: str, row: dict[str, Any]) -> dict[str, Any]:
+        folder = Path(f"{self.output}.notes")
+        folder.mkdir(exist_ok=True)
+        gpus = len(ray.get_gpu_ids())
+        (folder / f"{step}-{gpus}gpus-{os.getpid()}").touch()
+        return row
+
+
+def test_with_gpus_flow_runs_on_actors_that_hold_them_and_nothing_else_does(
+    ray_cluster: None, videos: Path, tmp_path: Path
+) -> None:
+    run(plan_of(videos, tmp_path / "cpu"))
+    plan = plan_of(videos, tmp_path / "gpu")
+    noting = steps_of(plan, NotingSteps)
+    placement = Placement(flow_actors=2, gpus_per_actor=0.5)
+    committed = list(run_graph(iter_blocks(plan, {}, retry=False), noting, placement))
+    assert [row["shard"] for row in committed] == list(plan.spans)
+    manifest.finish(plan, manifest.assemble(plan))
+    assert hashes(tmp_path / "gpu").keys() - {"plan.json"} == hashes(tmp_path / "cpu").keys() - {"plan.json"}
+    assert all(hashes(tmp_path / "cpu")[name] == sha for name, sha in hashes(tmp_path / "gpu").items())
+    notes = {tuple(note.name.split("-")) for note in (tmp_path / "gpu.notes").iterdir()}
+    assert {(step, gpus) for step, gpus, _ in notes} == {("decode", "0gpus"), ("flow", "1gpus"), ("encode", "0gpus")}
+    flow_pids = {pid for step, _, pid in notes if step == "flow"}
+    assert len(flow_pids) == 2
+    assert flow_pids.isdisjoint(pid for step, _, pid in notes if step != "flow")
+
+
+def test_the_cpu_graph_is_one_fused_operator(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    configure_ray_data(Placement())
+    graph = build_graph(list(iter_blocks(plan, {}, retry=False))[:1], steps_of(plan), Placement())
+    assert len(graph.take_all()) == 1
+    assert "Map(Steps.extract)->MapBatches(Steps.commit)" in graph.stats()
+
+
+class DyingSteps(Steps):
+    """Steps whose worker dies in the middle of a certain video: once, or every time."""
+
+    once = True
+
+    def extract(self, row: dict[str, Any]) -> dict[str, Any]:
+        mark = Path(f"{self.output}.died")
+        if row["id"] and "up_0001" in row["id"] and not (self.once and mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().extract(row)
+
+
+class AlwaysDyingSteps(DyingSteps):
+    once = False
+
+
+def test_a_killed_worker_changes_nothing(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+    run(plan_of(videos, tmp_path / "undisturbed"))
+    plan = plan_of(videos, tmp_path / "killed")
+    dying = steps_of(plan, DyingSteps)
+    list(run_graph(iter_blocks(plan, {}, retry=False), dying, Placement()))
+    assert Path(f"{plan.output}.died").exists()
+    run(plan)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_video_that_always_kills_its_worker_ends_the_run(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    dying = steps_of(plan, AlwaysDyingSteps)
+    with pytest.raises(ray.exceptions.RayError):
+        list(run_graph(iter_blocks(plan, {}, retry=False), dying, Placement()))

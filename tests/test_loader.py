@@ -1,0 +1,144 @@
+"""The numbered clips: arithmetic, decoding by number, and what Ray Data streams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import models
+from pipelines.clips.augmentation import Augmentation
+from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, cut_clips, stack_clips
+from pipelines.clips.sampling import ClipSettings, Protocol
+from pipelines.datasets.video_index import VideoIndex, read_index
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTRACT = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
+
+
+@pytest.fixture
+def clips(motion_shards: str) -> TrainingClips:
+    videos = read_index(motion_shards).of_split("train").usable()
+    augmentation = Augmentation(jitter=0.2)
+    return TrainingClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), augmentation=augmentation, seed=3)
+
+
+@pytest.mark.parametrize(("num_workers", "batch"), [(1, 8), (2, 4), (3, 5)])
+def test_workers_share_each_step_without_gap_or_overlap(num_workers: int, batch: int) -> None:
+    shares = [Share(start=7, rank=rank, num_workers=num_workers, batch=batch, steps=6) for rank in range(num_workers)]
+    for step in range(6):
+        numbers = [number for share in shares for number in share.numbers(step * batch, batch)]
+        first = 7 + step * num_workers * batch
+        assert numbers == list(range(first, first + num_workers * batch))
+    assert all(share.numbers(6 * batch, 9) == [] for share in shares)
+
+
+def test_the_rest_of_a_share_goes_on_where_it_was_left() -> None:
+    share = Share(start=0, rank=1, num_workers=2, batch=4, steps=10)
+    assert share.part(4, 6).numbers(0, 100) == share.numbers(16, 100)
+
+
+def test_every_epoch_shows_each_video_once_in_another_order(clips: TrainingClips) -> None:
+    epochs = [[clips.video_of(12 * epoch + place) for place in range(12)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] == [clips.video_of(number) for number in range(12)]
+    assert epochs[0] != [replace(clips, seed=4).video_of(number) for number in range(12)]
+
+
+def test_a_clip_is_known_by_its_number(clips: TrainingClips) -> None:
+    first, again, later = clips.cut(5), clips.cut(5), clips.cut(17)
+    assert first["weight"] == 1
+    assert first["error"] == ""
+    assert first["label"] == clips.videos.row(clips.video_of(5))["label"]
+    assert (first["rgb"].shape, first["flow"].shape) == ((1, 32, 32, 3), (10, 32, 32, 2))
+    np.testing.assert_array_equal(first["rgb"], again["rgb"])
+    np.testing.assert_array_equal(first["flow"], again["flow"])
+    assert (first["rgb"] != later["rgb"]).any()
+
+
+def with_broken(videos: VideoIndex, place: int) -> VideoIndex:
+    """The index with one video's shard gone."""
+    files = videos.table["file"].to_pylist()
+    files[place] = files[place].replace("train-", "gone-")
+    column = videos.table.schema.get_field_index("file")
+    return replace(videos, table=videos.table.set_column(column, "file", pa.array(files)))
+
+
+def test_a_clip_that_cannot_be_decoded_is_told_and_replaced(clips: TrainingClips) -> None:
+    broken = replace(clips, videos=with_broken(clips.videos, clips.video_of(1)))
+    columns = cut_clips(broken, range(4))
+    assert columns["weight"].tolist() == [1, 0, 1, 1]
+    assert "FileNotFoundError" in columns["error"][1]
+    assert columns["error"].tolist()[0] == ""
+    np.testing.assert_array_equal(columns["rgb"][1], columns["rgb"][0])
+    assert len(columns["flow"]) == 4
+
+
+def test_a_batch_of_nothing_but_failures_still_has_shapes(clips: TrainingClips) -> None:
+    failed = {"number": 0, "label": 1, "weight": 0.0, "error": "no"}
+    assert stack_clips([failed, failed], clips.empty())["rgb"].shape == (2, 1, 32, 32, 3)
+
+
+def test_batches_become_what_the_model_takes() -> None:
+    rgb = torch.full((2, 1, 32, 32, 3), 255, dtype=torch.uint8)
+    flow = torch.full((2, 10, 32, 32, 2), -3.0, dtype=torch.float16)
+    batch = Batch(
+        streams={"rgb": rgb, "flow": flow}, labels=torch.zeros(2), weights=torch.ones(2), errors=(), numbers=(0, 1)
+    )
+    inputs = batch.inputs(torch.device("cpu"), bound=4)
+    assert inputs["rgb"].shape == (2, 3, 1, 32, 32)
+    assert inputs["flow"].shape == (2, 2, 10, 32, 32)
+    assert (inputs["rgb"] == 1).all()
+    assert (inputs["flow"] == -0.75).all()
+    assert inputs["flow"].is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_validation_clips_are_the_protocols_and_fill_up_with_nothing(motion_shards: str) -> None:
+    videos = read_index(motion_shards).of_split("test").usable()
+    protocol = Protocol(num_clips=2, flip=True)
+    clips = ValidationClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), protocol=protocol)
+    cut = clips.cut(0)
+    assert cut["rgb"].shape == clips.empty()["rgb"].shape == (4, 1, 32, 32, 3)
+    assert clips.cut(len(videos))["weight"] == 0
+    assert clips.cut(len(videos))["error"] == ""
+
+
+STREAM = """
+import sys
+sys.path.insert(0, {root!r})
+from jobs.cluster import connect
+connect(num_cpus=2, log_to_driver=False)
+import numpy as np, ray, models
+from pipelines.clips.sampling import ClipSettings
+from pipelines.clips.loader import Share, TrainingClips, stream_batches
+from pipelines.clips.augmentation import Augmentation
+from pipelines.datasets.video_index import read_index
+contract = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
+clips = TrainingClips(videos=read_index({data!r}).of_split("train").usable(), contract=contract,
+                      settings=ClipSettings(), augmentation=Augmentation(), seed=1)
+reserved = ray.remote(num_cpus=1.75)(type("Worker", (), {{}})).remote()
+ray.get(reserved.__ray_ready__.remote())
+for rank, num_cpus in enumerate((0.25, 0)):
+    share = Share(start=40, rank=rank, num_workers=2, batch=5, steps=30)
+    batches = list(stream_batches(clips, share, num_cpus=num_cpus))
+    assert [number for batch in batches for number in batch.numbers] == share.numbers(0, 1000)
+    assert len(batches) == 30 and not any(batch.errors for batch in batches)
+    for number, rgb, flow in zip(batches[7].numbers, batches[7].streams["rgb"], batches[7].streams["flow"]):
+        cut = clips.cut(number)
+        assert (rgb.numpy() == cut["rgb"]).all() and (flow.numpy() == cut["flow"]).all()
+print("streamed")
+"""
+
+
+@pytest.mark.slow
+def test_ray_data_streams_the_clips_of_each_worker_in_order_on_the_cpus_that_are_left(motion_shards: str) -> None:
+    script = STREAM.format(root=str(ROOT), data=motion_shards)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.stdout.endswith("streamed\n"), done.stderr

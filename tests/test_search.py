@@ -1,0 +1,328 @@
+"""The search: what is proposed, what is stopped, what a killed sweep keeps, and what its result says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from page_folders import PAPER, SEARCH, SPACE, make_book, make_sweep, make_trial, report_of
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+import models
+from jobs.tune import Tune, make_search
+from models.contract import ModelConfig
+from models.cost import count_flops
+from pipelines.pages.search import write_sweep_report
+from pipelines.search.results import conclude, count_cost, find_front
+from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings, read_outcome
+from pipelines.search.trials import Book, Proposals, Records, Rungs, Trial, chosen_few
+from pipelines.training.config import Scale
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def configure(geometry: Geometry) -> ModelConfig:
+    settings = {"stream": "flow", "width": 0.125, "size": 32, **model_settings(geometry)}
+    return models.configure("i3d", num_classes=6, **settings)
+
+
+def propose(proposals: Proposals, book: Book, name: str, scores: list[float]) -> dict[str, Any]:
+    """One trial from its proposal to its end."""
+    proposed = proposals.suggest(name)
+    trial = book.trials[proposed["id"]]
+    trial.curve = [report_of(10 * (index + 1), score) for index, score in enumerate(scores)]
+    trial.state = "finished"
+    book.save(trial)
+    proposals.on_trial_complete(name)
+    return proposed
+
+
+def test_the_papers_geometry_is_i3d_itself() -> None:
+    settings = model_settings(SPACE.paper())
+    assert models.configure("i3d", num_classes=4, stream="rgb", frames=16) == models.configure(
+        "i3d", num_classes=4, stream="rgb", **settings
+    )
+    assert describe_geometry(SPACE.paper()) == "16 frames, conv1 7/2, pools 1/1 1/1 3/2 2/2"
+
+
+def test_every_choice_of_the_paper_is_in_the_space_and_lists_are_of_any_order() -> None:
+    narrow = Space(paper_frames=16, frame_steps=(4, 2), conv1_kernels=(3,), pool_kernels=(1,), inflation=("center",))
+    for name, value in narrow.paper().items():
+        assert narrow.distributions()[name]._contains(narrow.distributions()[name].to_internal_repr(value))
+    assert narrow.distributions()["frame_step"].choices == (1, 2, 4)
+    assert narrow.distributions()["inflation"].choices == ("center", "mean")
+
+
+def test_an_input_stride_keeps_the_seconds_of_a_test_video() -> None:
+    model = configure({**SPACE.paper(), "frame_step": 4})
+    contract = models.contract_of(model)
+    assert contract.train.streams["flow"].frame_indices(3)[:3] == [3, 7, 11]
+    assert (contract.train.span, contract.test.span) == (64, 248)
+
+
+@pytest.mark.parametrize("objective", ["accuracy", "pareto"])
+def test_proposals_begin_with_the_papers_and_are_valid_and_new(tmp_path: Path, objective: str) -> None:
+    book = Book(str(tmp_path), PAPER)
+    proposals = Proposals(book, replace(SEARCH, objective=objective), configure)  # type: ignore[arg-type]
+    proposed = [propose(proposals, book, str(index), [0.1, index / 20])["geometry"] for index in range(12)]
+    assert proposed[0] == SPACE.paper()
+    assert len({identify(geometry) for geometry in proposed}) == 12
+    assert all(configure(geometry) for geometry in proposed)
+    assert proposals.suggest("13") == Searcher.FINISHED
+    assert book.trials[PAPER].gflops == pytest.approx(count_flops(configure(SPACE.paper()), test=True) / 1e9)
+
+
+def test_geometries_without_time_steps_are_never_proposed(tmp_path: Path) -> None:
+    short = Space(paper_frames=16, frames=(2, 4, 8))
+
+    def is_left(geometry: Geometry) -> bool:
+        try:
+            configure(geometry)
+        except ValueError:
+            return False
+        return True
+
+    every = [{**short.paper(), "frames": 2}, {**short.paper(), "frames": 4}]
+    assert not any(is_left(geometry) for geometry in every)
+    book = Book(str(tmp_path), identify(short.paper()))
+    proposals = Proposals(book, replace(SEARCH, space=short, num_trials=40), configure)
+    assert all(is_left(propose(proposals, book, str(index), [0.5])["geometry"]) for index in range(40))
+
+
+def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
+    fixed = {"conv1_kernels": (7,), "conv1_strides": (2,), "pool_kernels": (), "pool_strides": ()}
+    tiny = Space(paper_frames=16, frame_steps=(1, 2), **fixed)
+    book = Book(str(tmp_path), identify(tiny.paper()))
+    proposals = Proposals(book, replace(SEARCH, space=tiny), configure)
+    for index in range(2):
+        propose(proposals, book, str(index), [0.5])
+    assert proposals.suggest("2") == Searcher.FINISHED
+
+
+def test_a_killed_sweep_keeps_what_ended_and_begins_with_what_did_not(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    proposals = Proposals(book, SEARCH, configure)
+    for index in range(3):
+        propose(proposals, book, str(index), [0.2, 0.4])
+    left = proposals.suggest("running")
+    again = Book(str(tmp_path), PAPER)
+    assert again.trials == book.trials
+    resumed = Proposals(again, SEARCH, configure)
+    assert len(resumed.study.trials) == 3
+    first = resumed.suggest("0")
+    assert (first["id"], first["geometry"]) == (left["id"], left["geometry"])
+    assert resumed.suggest("1")["id"] not in book.trials
+
+
+def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    proposals = Proposals(book, SEARCH, configure)
+    proposed = proposals.suggest("0")
+    told: list[Trial] = []
+    failed = SimpleNamespace(config=proposed, get_error=lambda: RuntimeError("first line\nno memory is left"))
+    Records(book, told.append).on_trial_error(1, [], failed)
+    proposals.on_trial_complete("0", error=True)
+    assert told[0].reason == "no memory is left"
+    assert proposals.suggest("1")["id"] != proposed["id"]
+    again = Book(str(tmp_path), PAPER)
+    assert again.trials[PAPER].state == "failed"
+    assert Proposals(again, SEARCH, configure).suggest("0")["id"] == PAPER
+
+
+def test_a_report_that_a_killed_sweep_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    book.save(make_trial(0, [report_of(10, 0.3)], "running"))
+    lines = [
+        {"kind": "train", "step": 15},
+        *({"kind": "validation", **report_of(step, step / 100)} for step in (10, 20)),
+    ]
+    log = tmp_path / "trials" / PAPER / "metrics.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    curve = Book(str(tmp_path), PAPER).trials[PAPER].curve
+    assert [(point["step"], point["val_top1"]) for point in curve] == [(10, 0.3), (20, 0.2)]
+
+
+def result_of(trial: Trial, step: int, score: float) -> tuple[Any, dict[str, Any]]:
+    return type("TuneTrial", (), {"config": {"id": trial.id}, "trial_id": "x"})(), report_of(step, score)
+
+
+def test_rungs_stop_the_worse_but_never_the_papers(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    trials = [make_trial(number, [], "running") for number in range(5)]
+    book.trials = {trial.id: trial for trial in trials}
+    rungs = Rungs(book, SEARCH)
+    decisions = [
+        rungs.on_trial_result(None, *result_of(trial, 10, score))
+        for trial, score in zip(trials, (0.2, 0.5, 0.6, 0.3, 0.7), strict=True)
+    ]
+    stopped = [decision == TrialScheduler.STOP for decision in decisions]
+    assert stopped == [False, False, False, True, False]
+    assert book.trials[trials[3].id].state == "stopped"
+    # 0.1 is the worst of all at the next rung, and the paper's; at the last step nothing is left to stop.
+    rungs.on_trial_result(None, *result_of(trials[4], 30, 0.9))
+    assert rungs.on_trial_result(None, *result_of(trials[0], 30, 0.1)) == TrialScheduler.CONTINUE
+    assert rungs.on_trial_result(None, *result_of(trials[1], 90, 0.1)) == TrialScheduler.CONTINUE
+
+
+def test_no_trial_is_stopped_a_few_steps_before_its_end(tmp_path: Path) -> None:
+    config = Tune(data="data", output="sweep", stream="flow", preset="small", steps=400)
+    search = make_search(config, Scale(num_workers=1), concurrent=1)
+    book = Book(str(tmp_path), PAPER)
+    book.trials = {trial.id: trial for trial in (make_trial(number, [], "running") for number in range(9))}
+    rungs = Rungs(book, search)
+    for step in (45, 135, 396, 400):
+        decisions = [
+            rungs.on_trial_result(None, *result_of(trial, step, number / 10))
+            for number, trial in reversed(list(enumerate(book.trials.values())))
+        ]
+        assert (TrialScheduler.STOP in decisions) == (step < 396)
+
+
+def test_rungs_survive_a_kill(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    for number, score in enumerate((0.6, 0.7, 0.8)):
+        book.save(make_trial(number, [report_of(10, score), report_of(20, score)]))
+    newcomer = make_trial(3, [], "running")
+    book.save(newcomer)
+    weak = result_of(newcomer, 10, 0.5)
+    assert Rungs(Book(str(tmp_path), PAPER), SEARCH).on_trial_result(None, *weak) == TrialScheduler.STOP
+    assert Rungs(Book(str(tmp_path / "new"), PAPER), SEARCH).judge(newcomer.id, weak[1]) == TrialScheduler.CONTINUE
+
+
+def test_the_front_is_of_finished_trials_that_none_beats(tmp_path: Path) -> None:
+    assert [trial.number for trial in find_front(make_book(tmp_path).trials.values())] == [2, 0, 1]
+
+
+def test_cost_counts_clips_hours_and_what_stopping_saved(tmp_path: Path) -> None:
+    cost = count_cost(make_book(tmp_path), SEARCH)
+    assert cost.clips == 4 * 720 + 80
+    assert cost.saved_clips == 720 - 80
+    assert cost.cpu_hours == pytest.approx(6 / 60 * 1.5)
+    assert cost.gpu_hours == 0
+
+
+def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
+    book = make_book(tmp_path)
+    for trial, scores in ((book.finished()[0], (0.2, 0.2)), (book.finished()[1], (0.7, 0.7))):
+        for seed, score in enumerate(scores, start=1):
+            run = tmp_path / "confirm" / f"{trial.id}-seed-{seed}"
+            run.mkdir(parents=True)
+            run.joinpath("result.json").write_text(
+                json.dumps({"last": "a", "best": "a", "metrics": report_of(90, score)})
+            )
+    assert [trial.number for trial in chosen_few(book, 2)] == [1, 3, 0]
+    outcome = conclude(book, SEARCH, num_best=2)
+    assert outcome is not None
+    assert outcome.best.trial.number == 3
+    assert outcome.best.scores == [0.7, 0.7, 0.7]
+    assert outcome.paper is not None
+    assert outcome.paper.scores == [0.6]
+    make_sweep(tmp_path, book=book)
+    page = Path(write_sweep_report(str(tmp_path))).read_text()
+    assert page.count("<svg") == 3
+    assert "not the flow over s frames" in page
+    assert "70.0% ± 0.0%" in page
+    table = pq.read_table(tmp_path / "sweep.parquet").to_pylist()
+    assert [row["seeds"] for row in table] == [[0.6], [0.8, 0.2, 0.2], [0.5], [0.7, 0.7, 0.7], [], []]
+
+
+def test_a_sweep_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    book.save(make_trial(0, [], "failed"))
+    assert conclude(book, SEARCH, num_best=2) is None
+    with pytest.raises(ValueError, match="holds no finished sweep"):
+        read_outcome(str(tmp_path))
+
+
+FLAGS = "--stream flow --preset debug --steps 18 --learning-rate 0.02 --trials 3 --rungs 3 --confirm 0"
+
+
+def tune(data: str, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "jobs/tune.py", "--data", data, "--output", str(output), *FLAGS.split(), *more]
+
+
+def finish(command: list[str], log: Path, *, seconds: float) -> str:
+    """What a command printed; one that does not come to its end fails with that, and with the processes there are."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        there = subprocess.run(
+            ["ps", "-eo", "pid,ppid,stat,etimes,cputimes,args"], capture_output=True, text=True
+        ).stdout
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"not at its end after {seconds} s\n{log.read_text()}\n{there}")
+    assert status == 0, log.read_text()
+    return log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--model", "c3d"], "only i3d has the geometry"),
+        (["--search-inflation", "center"], "give --init imagenet"),
+        (["--reduction", "1"], "--reduction at least 2"),
+        (["--from-sweep", "x"], "starts from the paper's geometry"),
+    ],
+)
+def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], words: str) -> None:
+    done = subprocess.run(tune("data", tmp_path, *flags), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert words in " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "sweep"
+    log = (tmp_path / "log").open("wb")
+    first = subprocess.Popen(tune(motion_shards, output), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+    def ended() -> dict[str, str]:
+        texts = {path.parent.name: path.read_text() for path in output.glob("trials/*/trial.json")}
+        return {name: text for name, text in texts.items() if json.loads(text)["state"] in ("finished", "stopped")}
+
+    deadline = time.monotonic() + 400
+    while not ended():
+        assert first.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    kept = ended()
+    printed = finish(tune(motion_shards, output), tmp_path / "second.log", seconds=600)
+    assert f"{len(kept)} of them known already" in printed
+    assert {name: ended()[name] for name in kept} == kept
+    table = pq.read_table(output / "sweep.parquet").to_pylist()
+    assert [row["number"] for row in table] == [0, 1, 2]
+    assert all(row["state"] in ("finished", "stopped") for row in table)
+    assert table[0]["paper"]
+    assert table[0]["step"] == 18
+    assert [point["step"] for point in table[0]["curve"]] == [2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert json.loads(table[0]["configuration"])["model"]["conv1_kernel"] == 7
+    assert "CPU hours" in printed
+    refused = subprocess.run(
+        tune(motion_shards, output, "--steps", "72"), cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert "holds another sweep" in refused.stderr
+    # The best geometry, at full length.
+    command = [sys.executable, "jobs/train.py", "--data", motion_shards, "--from-sweep", str(output), "--output"]
+    command += [str(tmp_path / "run"), *["--stream", "flow", "--preset", "debug", "--steps", "4", "--num-workers", "1"]]
+    trained = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    best = read_outcome(str(output))["best"]["settings"]
+    found = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
+    assert {name: found[name] for name in best} == best

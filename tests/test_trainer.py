@@ -1,0 +1,251 @@
+"""Runs of jobs/train.py on two workers: what they leave, and that killing any part of one changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models import checkpoint
+from pipelines import storage
+from pipelines.training.weights_files import find_checkpoint, local_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS, EVERY = 120, 30  # some seconds between checkpoints, of which Ray takes note every two seconds
+LOGGED = 15
+FLAGS = ["--preset", "debug", "--stream", "flow", "--num-workers", "2"]
+FLAGS += f"--steps {STEPS} --log-every {LOGGED} --checkpoint-every {EVERY}".split()
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine is no failure
+
+
+def command(data: str, output: Path | str, *more: str) -> list[str]:
+    return [sys.executable, "jobs/train.py", "--data", data, "--output", str(output), *FLAGS, *more]
+
+
+SHORT = ["--steps", "16", "--checkpoint-every", "8"]
+
+
+def train(data: str, output: Path | str, *more: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(data, output, *more), cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def start(data: str, output: Path) -> subprocess.Popen[bytes]:
+    log = output.with_suffix(".log").open("wb")
+    return subprocess.Popen(command(data, output), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+
+
+def lines(output: Path, kind: str = "train") -> list[dict[str, Any]]:
+    found = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    result = json.loads((output / "result.json").read_text())
+    return load_file(output / result["last"] / "weights.safetensors")
+
+
+def assert_same_run(output: Path, undisturbed: Path) -> None:
+    """Equal weights to the bit, and a loss curve without gap, repetition or difference."""
+    found, expected = weights(output), weights(undisturbed)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert [line["step"] for line in lines(output)] == [line["step"] for line in lines(undisturbed)]
+    assert [line["loss"] for line in lines(output)] == [line["loss"] for line in lines(undisturbed)]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, seconds: float = 400) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
+
+
+def checkpoint_noted(output: Path, *, after: int = 0) -> Callable[[], bool]:
+    """Whether the run has taken note of a checkpoint of a later step, which a restart goes on from."""
+    snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
+
+    def noted() -> bool:
+        steps = re.findall(r"step-(\d+)", snapshot.read_text()) if snapshot.exists() else []
+        return any(int(step) > after for step in steps)
+
+    return noted
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Pids below a process, with their command lines."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    below, found = {pid}, {}
+    while more := [row for row in rows if int(row[1]) in below and int(row[0]) not in below]:
+        for row in more:
+            below.add(int(row[0]))
+            found[int(row[0])] = row[2] if len(row) > 2 else ""
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(motion_shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run, and what it printed."""
+    output = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return output, train(motion_shards, output).stdout
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+    output, _ = undisturbed
+    run = json.loads((output / "run.json").read_text())
+    assert (run["data"], run["seed"], run["train_videos"], run["validation_videos"]) == (motion_shards, 0, 12, 6)
+    assert [line["step"] for line in lines(output)] == list(range(LOGGED, STEPS + 1, LOGGED))
+    assert [line["step"] for line in lines(output, "validation")] == [30, 60, 90, 120]
+    assert all(0 <= line["wait_share"] <= 1 and line["failed"] == 0 for line in lines(output))
+    result = json.loads((output / "result.json").read_text())
+    assert result["last"] == "checkpoints/step-0000120"
+    assert len(list((output / "checkpoints").glob("step-*"))) <= 2
+    assert list((output / "tensorboard").iterdir())
+
+
+def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> None:
+    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "step-0000120")
+    assert model.config.width == 0.125
+    assert metadata.classes == ("down", "grow", "left", "right", "shrink", "up")
+    assert metadata.flow_convention is not None
+    assert metadata.clips == {"resize": "shorter", "flow_bound": 20.0, "short_side": 40}
+    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "step-0000120")
+    assert state is not None
+    assert state["clips_seen"] == STEPS * 8
+
+
+def test_it_prints_lines_that_read_well_in_a_log(undisturbed: tuple[Path, str]) -> None:
+    printed = undisturbed[1]
+    assert "workers     2 CPUs, 4 × 1 clips each a step" in printed
+    assert "step     120  validation: top-1" in printed
+    assert "RayTrainWorker" not in printed
+    assert "\r" not in printed
+
+
+def test_weights_have_left_their_beginning(undisturbed: tuple[Path, str]) -> None:
+    first = load_file(undisturbed[0] / "initial" / "weights.safetensors")
+    moved = {name for name, tensor in weights(undisturbed[0]).items() if not torch.equal(tensor, first[name])}
+    assert moved == set(first)
+
+
+def test_a_finished_run_is_not_repeated(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+    before = (undisturbed[0] / "metrics.jsonl").read_bytes()
+    assert "step-0000120" in train(motion_shards, undisturbed[0]).stdout
+    assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_run_on_the_same_folder_is_refused(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+    words = command(motion_shards, undisturbed[0], "--seed", "1")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "holds another run: seed is 0 there, 1 here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_worker_is_replaced_a_killed_driver_goes_on_and_the_weights_are_the_same(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    process = start(motion_shards, output)
+    wait_for(checkpoint_noted(output), process, output.with_suffix(".log"))
+    workers = [pid for pid, args in descendants(process.pid).items() if args.startswith("ray::RayTrainWo")]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    wait_for(checkpoint_noted(output, after=EVERY), process, output.with_suffix(".log"))
+    process.kill()
+    process.wait(timeout=60)
+    assert not (output / "result.json").exists()
+    train(motion_shards, output)
+    assert_same_run(output, undisturbed[0])
+
+
+@pytest.mark.soak
+def test_a_lost_node_is_replaced_and_the_weights_are_the_same(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    train_on_nodes(motion_shards, output, "spare")
+    assert_same_run(output, undisturbed[0])
+
+
+@pytest.mark.soak
+def test_with_min_workers_training_goes_on_without_the_lost_node(motion_shards: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train_on_nodes(motion_shards, output, "elastic")
+    assert [line["step"] for line in lines(output)] == list(range(LOGGED, STEPS + 1, LOGGED))
+    assert [line["clips"] for line in lines(output)] == [8 * step for step in range(LOGGED, STEPS + 1, LOGGED)]
+    # One worker takes steps of half the clips at half the rate.
+    assert (lines(output)[0]["learning_rate"], lines(output)[-1]["learning_rate"]) == pytest.approx((0.05, 0.00025))
+
+
+def train_on_nodes(data: str, output: Path, way: str) -> None:
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "tests/train_on_nodes.py", data, str(output), way]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=800, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-5000:]
+    assert done.stdout.index("lost a node") < done.stdout.index("trained")
+
+
+@pytest.mark.soak
+def test_transfer_trains_the_classifier_only_on_each_fold(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    for fold in (1, 2):
+        for name in ("left", "up"):
+            uses = {1: (1, 2), 2: (2, 1)}[fold]
+            divisions = [f"{name}_{index:04d}.mp4 {use}" for index, use in zip((0, 1), uses, strict=True)]
+            (tmp_path / f"{name}_test_split{fold}.txt").write_text("\n".join(divisions) + "\n")
+    flags = ["--init", "checkpoint", "--weights", str(undisturbed[0]), "--finetune", "head", "--precision", "bf16"]
+    flags += ["--accumulate", "2", "--clip-norm", "1", "--annotations", str(tmp_path), "--folds", "1", "2", *SHORT]
+    done = train(motion_shards, tmp_path / "out", *flags, "--set", "bn_momentum=0.1")
+    assert "folds       top-1" in done.stdout
+    source = weights(undisturbed[0])
+    for fold in (1, 2):
+        found = weights(tmp_path / "out" / f"fold-{fold}")
+        assert all(line["failed"] == 0 and line["loss"] > 0 for line in lines(tmp_path / "out" / f"fold-{fold}"))
+        changed = {name for name, tensor in found.items() if not torch.equal(tensor, source[name])}
+        assert changed == {"logits.weight", "logits.bias"}
+        assert found["logits.bias"].shape == (2,)
+        evaluated = json.loads((tmp_path / "out" / f"fold-{fold}" / "evaluation" / "evaluation.json").read_text())
+        assert evaluated["expected"] == evaluated["evaluated"] == 2
+
+
+def test_on_s3_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str, s3: str) -> None:
+    files = [file.path for file in storage.list_files(motion_shards)]
+    for file in files:
+        if file != "shards/train-00000.parquet":
+            data = storage.read_bytes(storage.join(motion_shards, file))
+            storage.put(storage.join(s3, "data", file), data)
+    done = train(f"{s3}/data", f"{s3}/run", "--validation-split", "none", *SHORT)
+    assert "clips could not be decoded" in done.stdout
+    assert "not decoded: train~" in done.stdout
+    found = [json.loads(line) for line in storage.read_text(f"{s3}/run/metrics.jsonl").splitlines()]
+    assert 0 < sum(line["failed"] for line in found) < 16 * 8
+    with local_checkpoint(find_checkpoint(f"{s3}/run")) as folder:
+        assert checkpoint.load(folder)[1].extra["step"] == 16
+
+
+def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str, tmp_path: Path) -> None:
+    shutil.copytree(motion_shards, tmp_path / "data", ignore=shutil.ignore_patterns("shards"))
+    words = command(str(tmp_path / "data"), tmp_path / "run", "--validation-split", "none", "--max-failures", "0")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 1
+    assert "error: the training was given up" in done.stderr
+    assert "clips could be decoded: train~" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/step-*"))
