@@ -314,7 +314,7 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
     from pipelines.datasets.shards import ShardSettings
     from pipelines.extraction import manifest
     from pipelines.extraction.graph import Steps
-    from pipelines.extraction.plan import ExtractionSettings, find_committed, iter_blocks, make_plan, settle
+    from pipelines.extraction.plan import ExtractionSettings, begin, find_committed, iter_blocks, make_plan
     from pipelines.media.decode import DecodeSettings
 
     write_motion_videos(folder, videos_per_class=2, seed=0, num_frames=5, size=(64, 48))
@@ -325,7 +325,7 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
         catalog = read_catalog(f"{BUCKET}/videos")
         kernel = tvl1.kernel_target("cpu")
         plan = make_plan(catalog, settings, videos=f"{BUCKET}/videos", output=f"{BUCKET}/out", kernel=kernel)
-        settle(plan)
+        begin(plan)
         steps = Steps.of(plan, backend="cpu")
         blocks = list(iter_blocks(plan, {}, retry=False))
         counted.clear()

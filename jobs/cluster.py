@@ -12,6 +12,8 @@ import signal
 import socket
 from typing import Any
 
+from pipelines.errors import SettingsError
+
 
 def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray here, on loopback only.
@@ -56,7 +58,7 @@ def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[flo
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
     if not cpus and not gpus and (num_gpus is None or not (num_workers or num_gpus)):
-        raise ValueError(
+        raise SettingsError(
             "the cluster has no workers now, so it does not say how many to use: give --num-workers N with "
             "--num-gpus 0, or --num-gpus N, and the job waits for them to come"
         )

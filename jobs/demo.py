@@ -17,6 +17,7 @@ from jobs.cluster import connect
 from jobs.command import run_command
 from models.contract import STREAMS, Stream
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Demo:
 
     def __post_init__(self) -> None:
         if self.videos_per_class < 3 or self.steps < 2:
-            raise ValueError(
+            raise SettingsError(
                 f"--videos-per-class is {self.videos_per_class}, --steps {self.steps}: give at least 3 and 2"
             )
 

@@ -22,6 +22,7 @@ from pipelines import storage
 from pipelines.clips.sampling import PROTOCOLS, Protocol, ProtocolName
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import read_index, with_fold
+from pipelines.errors import SettingsError
 from pipelines.training.weights_files import Which
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.rgb is None and self.flow is None):
-            raise ValueError("give --rgb, --flow or both, or else --model")
+            raise SettingsError("give --rgb, --flow or both, or else --model")
         for uri in (self.data, self.output, self.rgb, self.flow, self.model, *self.annotations):
             if uri is not None:
                 storage.absolute(uri)

@@ -25,6 +25,7 @@ from jobs.command import locate_output, run_command
 from pipelines import storage
 from pipelines.datasets.annotations import make_path_ids
 from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.errors import SettingsError
 from pipelines.training.weights_files import Which
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ class ExtractFeatures:
 
     def __post_init__(self) -> None:
         if bool(self.videos) == (self.data is not None):
-            raise ValueError("give either video files or --data")
+            raise SettingsError("give either video files or --data")
         if self.rgb is None and self.flow is None:
-            raise ValueError("no network is given: name one by --rgb, by --flow, or one by each")
+            raise SettingsError("no network is given: name one by --rgb, by --flow, or one by each")
         if self.videos_per_part < 1:
-            raise ValueError(f"--videos-per-part is {self.videos_per_part}: give at least 1")
+            raise SettingsError(f"--videos-per-part is {self.videos_per_part}: give at least 1")
         for uri in (*self.videos, self.data, self.output, self.rgb, self.flow):
             if uri is not None:
                 storage.absolute(uri)
@@ -138,7 +139,7 @@ def find_videos(config: ExtractFeatures) -> tuple[VideoIndex | tuple[str, ...], 
     if config.data is None:
         names = make_path_ids([posixpath.basename(uri) for uri in config.videos])
         if len(set(names)) < len(names):
-            raise ValueError("two of the video files have the same name: their features would have the same id")
+            raise SettingsError("two of the video files have the same name: their features would have the same id")
         uris = tuple(storage.absolute(uri) for uri in config.videos)
         return uris, [{"id": name, "class_name": None, "split": None} for name in names]
     index = read_index(config.data).usable()

@@ -10,25 +10,22 @@ Interrupted, it goes on where it stopped when the same command is run again.
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
 from jobs.cluster import connect
-from jobs.command import FlagError, locate_output
+from jobs.command import locate_output, run_command
 from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
-from pipelines.datasets.catalog import Catalog, CatalogError, read_catalog
+from pipelines.datasets.catalog import Catalog, read_catalog
 from pipelines.datasets.motion_videos import write_motion_videos
 from pipelines.datasets.shards import ShardFormat, ShardSettings
-from pipelines.extraction.plan import ExtractionSettings, Plan, PlanError, make_plan
-from pipelines.lock import OutputError, OutputLock, lock_output
+from pipelines.errors import CatalogError, SettingsError
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.lock import OutputLock, lock_output
 from pipelines.media.codec import CodecSettings, FlowCodec, RGBCodec
 from pipelines.media.decode import DecodeSettings
 
@@ -106,15 +103,17 @@ class ExtractFlow:
 
     def __post_init__(self) -> None:
         if self.videos is not None and self.output is None:
-            raise ValueError("--videos is given but --output is not: say where the shards go")
+            raise SettingsError("--videos is given but --output is not: say where the shards go")
         if self.num_cpus is not None and self.num_cpus < 1:
-            raise ValueError(f"--num-cpus is {self.num_cpus}: give at least 1, or leave it out for all")
+            raise SettingsError(f"--num-cpus is {self.num_cpus}: give at least 1, or leave it out for all")
         if not self.gpus_per_actor > 0:
-            raise ValueError(f"--gpus-per-actor is {self.gpus_per_actor}: give a share of a GPU above 0, such as 0.5")
+            raise SettingsError(
+                f"--gpus-per-actor is {self.gpus_per_actor}: give a share of a GPU above 0, such as 0.5"
+            )
         if self.dry_run and self.retry_quarantined:
-            raise ValueError("--dry-run and --retry-quarantined exclude each other: the estimate is of a whole run")
+            raise SettingsError("--dry-run and --retry-quarantined exclude each other: the estimate is of a whole run")
         if self.dry_run_samples < 1:
-            raise ValueError(f"--dry-run-samples is {self.dry_run_samples}: give at least 1")
+            raise SettingsError(f"--dry-run-samples is {self.dry_run_samples}: give at least 1")
         for uri in (self.videos, self.output, *self.annotations):
             if uri is not None:
                 storage.absolute(uri)
@@ -123,15 +122,7 @@ class ExtractFlow:
 
 def main() -> None:
     """Parse, extract, report."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C
-    try:
-        status = run(prepare(tyro.cli(ExtractFlow, description=__doc__)))
-    except (FlagError, CatalogError, PlanError, OutputError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", flush=True)
-        status = 130
-    sys.exit(status)
+    run_command(ExtractFlow, lambda config: run(prepare(config)), __doc__)
 
 
 def prepare(config: ExtractFlow) -> ExtractFlow:
@@ -213,7 +204,7 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
         return wanted, Placement(num_cpus=config.num_cpus)
     actors = int(gpus / config.gpus_per_actor)
     if actors < 1:
-        raise FlagError(
+        raise SettingsError(
             f"--flow-backend cuda with {gpus:g} GPUs and --gpus-per-actor {config.gpus_per_actor:g} leaves no flow "
             "actor: take cpu, or say by --num-gpus how many GPUs the cluster will scale up to"
         )
@@ -267,7 +258,7 @@ def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
 
     cpus = config.num_cpus or ray.cluster_resources().get("CPU")
     if not cpus:
-        raise FlagError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
+        raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
     found = estimate(plan, Steps.of(plan, backend=backend), num_samples=config.dry_run_samples)
     print(format_estimate(found, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0

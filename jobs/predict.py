@@ -20,7 +20,6 @@ It runs on a GPU where there is one; that path has not been measured.
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -31,15 +30,16 @@ import torch
 import tyro
 from torch import Tensor
 
+from jobs.command import run_command
 from models import clip_scores
 from models.contract import CHANNELS, STREAMS, Stream, VideoModel
 from models.folding import fold
 from pipelines import storage
 from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
-from pipelines.errors import VideoError
+from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, read_frames
 from pipelines.extraction.plan import ExtractionSettings
-from pipelines.training.trained_network import Network, NetworkError, load_network
+from pipelines.training.trained_network import Network, load_network
 
 Precision = Literal["fp32", "bf16"]
 
@@ -70,29 +70,19 @@ class Predict:
 
     def __post_init__(self) -> None:
         if (self.video is None) == (not self.clips):
-            raise ValueError("give either a video or --clips")
+            raise SettingsError("give either a video or --clips")
         if self.rgb is None and self.flow is None:
-            raise ValueError("no network is given: name one by --rgb, by --flow, or one by each")
+            raise SettingsError("no network is given: name one by --rgb, by --flow, or one by each")
         if self.top < 1:
-            raise ValueError(f"--top is {self.top}: give at least 1")
+            raise SettingsError(f"--top is {self.top}: give at least 1")
         for uri in (self.video, *self.clips, self.rgb, self.flow, self.classes):
             if uri is not None:
                 storage.absolute(uri)
 
 
-class InputError(ValueError):
-    """A file given is not there, not what it should be, or does not go with another one."""
-
-
 def main() -> None:
     """Parse, predict, print."""
-    config = tyro.cli(Predict, description=__doc__)
-    try:
-        run(config)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(Predict, run, __doc__, stopped="nothing was written")
 
 
 def run(config: Predict) -> None:

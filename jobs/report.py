@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 import tyro
 
+from jobs.command import run_command
 from pipelines import storage
+from pipelines.errors import DataError
 
 # The file that each kind of folder has, in the order in which they are looked for.
 KINDS = {"dataset.json": "extraction", "evaluation.json": "evaluation", "sweep.json": "sweep", "run.json": "training"}
 
 
-def main(uri: tyro.conf.Positional[str]) -> None:
-    """Make report.html of a folder again and print where it is.
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Make report.html of a folder again and print where it is."""
 
-    Args:
-        uri: Folder that one of the jobs wrote, on disk or s3://.
-    """
-    try:
-        print(make_report(storage.absolute(uri)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    folder: tyro.conf.Positional[str]
+    """Folder that one of the jobs wrote, on disk or s3://."""
+
+
+def main() -> None:
+    """Parse, make the page, print where it is."""
+    run_command(Report, lambda config: print(make_report(storage.absolute(config.folder))), __doc__)
 
 
 def make_report(folder: str) -> str:
     """The URI of the new page. Raises ValueError where the folder is none of ours, unfinished, or damaged."""
     file = next((file for file in KINDS if storage.exists(storage.join(folder, file))), None)
     if file is None:
-        raise ValueError(
+        raise DataError(
             f"{folder} holds none of {', '.join(KINDS)}, which a page is made of: give the --output of a job. "
             "If an extraction or an evaluation was interrupted, run its command again"
         )
@@ -43,7 +46,7 @@ def make_report(folder: str) -> str:
         return _write(KINDS[file], folder, described)
     except (KeyError, TypeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
+        raise DataError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
 
 
 def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
@@ -66,4 +69,4 @@ def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

@@ -13,15 +13,14 @@ import asyncio
 import logging
 import os
 import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from jobs.command import run_command
 from jobs.extraction_log import format_bytes
+from pipelines.errors import SubmitError
 
 LARGEST = 3  # files that a refusal names
 
@@ -38,37 +37,24 @@ class Submit:
     """Return as soon as the cluster has the job."""
 
 
-class SubmitError(ValueError):
-    """This cannot be submitted."""
-
-
 def main() -> None:
     """Parse, submit, follow."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
-    flags, dashes, words = split_at_dashes(sys.argv[1:])
-    config = tyro.cli(Submit, args=flags, description=__doc__)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    flags, words = split_at_dashes(sys.argv[1:])
     logging.disable(logging.WARNING)  # Ray's client tells of each ignore file, and that .git is left out
-    try:
-        if not dashes or not words:
-            raise SubmitError("no job is named: python jobs/submit.py -- jobs/extract_flow.py --videos …")
-        status = run(config, words)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was submitted", flush=True)
-        status = 130
-    sys.exit(status)
+    run_command(Submit, lambda config: run(config, words), __doc__, args=flags, stopped="nothing was submitted")
 
 
-def split_at_dashes(words: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """What stands before the first `--`, that, and what stands after it."""
+def split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before the first `--`, and what stands after it."""
     at = words.index("--") if "--" in words else len(words)
-    return words[:at], words[at : at + 1], words[at + 1 :]
+    return words[:at], words[at + 1 :]
 
 
 def run(config: Submit, words: list[str]) -> int:
     """Check, upload, submit and follow; the exit status."""
+    if not words:
+        raise SubmitError("no job is named: python jobs/submit.py -- jobs/extract_flow.py --videos …")
     folder = Path(config.working_dir).absolute()
     check_upload(folder, list_upload(folder), words[0])
     client = open_client(config.address)

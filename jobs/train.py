@@ -26,6 +26,7 @@ from pipelines import storage
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol, Resize
 from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
+from pipelines.errors import SettingsError
 from pipelines.lock import lock_output
 from pipelines.search.space import Geometry, describe_geometry, model_settings, read_outcome
 from pipelines.training.config import Optimisation, Reporting, Run, Scale
@@ -137,15 +138,15 @@ class Train:
 
     def __post_init__(self) -> None:
         if self.preset is None and self.steps is None:
-            raise ValueError(f"neither --preset ({', '.join(PRESETS)}) nor --steps says how long to train")
+            raise SettingsError(f"neither --preset ({', '.join(PRESETS)}) nor --steps says how long to train")
         if self.from_sweep and self.model != "i3d":
-            raise ValueError(f"--from-sweep chooses a geometry of i3d, and --model is {self.model}")
+            raise SettingsError(f"--from-sweep chooses a geometry of i3d, and --model is {self.model}")
         if self.folds and not self.annotations:
-            raise ValueError("--folds is given but --annotations is not: name the folder of the official lists")
+            raise SettingsError("--folds is given but --annotations is not: name the folder of the official lists")
         if self.finetune and self.init == "scratch":
-            raise ValueError("--finetune needs weights to start from: give --init and --weights")
+            raise SettingsError("--finetune needs weights to start from: give --init and --weights")
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or self.min_workers):
-            raise ValueError(f"--min-workers is {self.min_workers}: give 1 up to --num-workers")
+            raise SettingsError(f"--min-workers is {self.min_workers}: give 1 up to --num-workers")
         for uri in (self.data, self.output, self.weights, self.from_sweep, *self.annotations):
             if uri is not None:
                 storage.absolute(uri)
@@ -280,7 +281,7 @@ def make_initial(config: Train) -> InitialWeights:
 def make_optimisation(config: Train, preset: Preset | None, scale: Scale) -> Optimisation:
     """Schedule and optimizer; --steps counts steps at hand, a preset those of its own batch."""
     if not scale.use_gpu and (config.sync_bn or config.precision == "fp16"):
-        raise ValueError(
+        raise SettingsError(
             "--sync-bn and --precision fp16 need GPUs, and this run has none: leave them out, or take bf16"
         )
     batch = config.batch or (preset.batch if preset else 6)
@@ -314,7 +315,7 @@ def make_model_config(config: Train, preset: Preset | None, *, num_classes: int)
     flags = {"width": config.width, "size": config.size, "frames": config.frames, "stream": config.stream}
     settings |= {name: value for name, value in flags.items() if value is not None}
     if config.model == "i3d" and config.stream is None:
-        raise ValueError("i3d sees one stream: give --stream rgb or --stream flow")
+        raise SettingsError("i3d sees one stream: give --stream rgb or --stream flow")
     return models.configure(config.model, num_classes=num_classes, **settings | _parse_set(config.set))  # type: ignore[arg-type]
 
 
@@ -323,7 +324,7 @@ def _parse_set(words: tuple[str, ...]) -> dict[str, object]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise ValueError(f"--set {word}: give NAME=VALUE")
+            raise SettingsError(f"--set {word}: give NAME=VALUE")
         try:
             settings[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -24,7 +24,9 @@ from models.inflation import Mode
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.errors import RunError, SettingsError
 from pipelines.lock import lock_output
+from pipelines.resume import was_begun
 from pipelines.search.space import Geometry, Space, describe_geometry, identify
 from pipelines.training.config import Run, Scale
 
@@ -74,17 +76,17 @@ class Tune(train.Train):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model != "i3d":
-            raise ValueError(f"--model is {self.model}: only i3d has the geometry that is searched")
+            raise SettingsError(f"--model is {self.model}: only i3d has the geometry that is searched")
         if self.from_sweep:
-            raise ValueError("--from-sweep is for jobs/train.py: a search starts from the paper's geometry")
+            raise SettingsError("--from-sweep is for jobs/train.py: a search starts from the paper's geometry")
         if self.folds:
-            raise ValueError("--folds is not for a search: choose on one division, then train the best on each")
+            raise SettingsError("--folds is not for a search: choose on one division, then train the best on each")
         if min(self.trials, self.rungs, self.confirm_seeds) < 1 or self.reduction < 2 or self.confirm < 0:
-            raise ValueError("--trials, --rungs and --confirm-seeds are at least 1, --reduction at least 2")
+            raise SettingsError("--trials, --rungs and --confirm-seeds are at least 1, --reduction at least 2")
         if self.search_inflation and self.init != "imagenet":
-            raise ValueError("--search-inflation chooses how 2-D weights are inflated: give --init imagenet")
+            raise SettingsError("--search-inflation chooses how 2-D weights are inflated: give --init imagenet")
         if self.search_learning_rate and self.steps is None:
-            raise ValueError("--search-learning-rate replaces the rate of --steps: give --steps, no bare preset")
+            raise SettingsError("--search-learning-rate replaces the rate of --steps: give --steps, no bare preset")
 
 
 def main() -> None:
@@ -109,7 +111,7 @@ def run(config: Tune) -> Outcome:
         prepare = make_prepare(config, index, search)
         paper = search.space.paper()
         run = prepare(paper, 0).run
-        hold_settings(config, output, run, search)
+        begin(config, output, run, search)
         book = Book(output, identify(paper))
         print_search(config, book, search, run)
         search_geometries(book, search, prepare, make_configure(config, index), on_end=print_trial)
@@ -121,7 +123,7 @@ def run(config: Tune) -> Outcome:
         outcome = conclude(book, search, num_best=max(1, config.confirm))
         if outcome is None:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
-            raise ValueError(f"no trial came to its end: {reasons}")
+            raise RunError(f"no trial came to its end: {reasons}")
         write_outcome(book, outcome, prepare)
         from pipelines.pages.search import write_sweep_report
 
@@ -204,10 +206,8 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
     )
 
 
-def hold_settings(config: Tune, output: str, run: Run, search: Search) -> None:
+def begin(config: Tune, output: str, run: Run, search: Search) -> None:
     """Write sweep.json, or refuse a folder that holds another sweep. The number of trials may change."""
-    from pipelines.training.trainer import holds_same
-
     described = {
         "run": run.describe(),
         "choices": {name: repr(values) for name, values in search.space.distributions().items()},
@@ -217,7 +217,7 @@ def hold_settings(config: Tune, output: str, run: Run, search: Search) -> None:
         "objective": search.objective,
     }
     uri = storage.join(output, "sweep.json")
-    if not holds_same(uri, described):
+    if not was_begun(uri, described):
         storage.put(uri, shards.to_json(described))
 
 

@@ -8,15 +8,16 @@ Prints a line for everything that is wrong; the exit status is 1 where there is 
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
+from jobs.command import run_command
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.errors import SettingsError
 from pipelines.extraction import verify
 from pipelines.extraction.verify import Finding, Recomputed
 
@@ -36,7 +37,7 @@ class Verify:
 
     def __post_init__(self) -> None:
         if self.samples < 0:
-            raise ValueError(f"--samples is {self.samples}: give 0 or more")
+            raise SettingsError(f"--samples is {self.samples}: give 0 or more")
         for uri in (self.data, self.videos):
             if uri is not None:
                 storage.absolute(uri)
@@ -44,12 +45,7 @@ class Verify:
 
 def main() -> None:
     """Parse, verify, print."""
-    config = tyro.cli(Verify, description=__doc__)
-    try:
-        findings = run(config)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    sys.exit(1 if findings else 0)
+    run_command(Verify, lambda config: 1 if run(config) else 0, __doc__, stopped="nothing was written")
 
 
 def run(config: Verify) -> list[Finding]:

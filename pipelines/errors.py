@@ -1,8 +1,73 @@
-"""Why a video yields no usable frames: stable words for tables, a sentence for people."""
+"""What goes wrong, in two trees: what a user can mend, and what is wrong with one video.
+
+UserError                    a job prints it as `error: …` and exits with 1; anything else keeps its traceback
+├── SettingsError            a flag or a setting that cannot be, or cannot be together with another
+├── CatalogError             videos or annotation files
+├── DataError                shards, or another folder that a job wrote: absent, unfinished, damaged, of other classes
+│   └── ConventionError      shards that store their flow or RGB in a way that this version does not know
+├── NetworkError             a network or its weights: absent, damaged, or another one than needed
+├── InputError               a file given to a job is not what it should be
+├── OutputError              an output that cannot be written
+│   ├── OutputLockedError    another run is writing it
+│   └── SettingsChangedError it was begun with other settings
+├── RunError                 a training, search or extraction was given up
+└── SubmitError              a job that cannot be submitted
+
+VideoError                   one video yields no usable frames: a row of the quarantine table, never the end of a run
+"""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+
+class UserError(ValueError):
+    """Something that the user can mend; the message says what was given, what is allowed and what to do."""
+
+
+class SettingsError(UserError):
+    """A flag or a setting that cannot be, or cannot be together with another, on the cluster at hand."""
+
+
+class CatalogError(UserError):
+    """The videos or their annotations cannot be read or do not fit; the message names the file and what to do."""
+
+
+class DataError(UserError):
+    """Shards, or another folder that a job wrote, are absent, unfinished, damaged, or not the ones that are needed."""
+
+
+class ConventionError(DataError):
+    """Flow or RGB is stored in a way that this version does not know."""
+
+
+class NetworkError(UserError):
+    """A network that was named is not there, is damaged, or is another one than needed."""
+
+
+class InputError(UserError):
+    """A file given is not there, not what it should be, or does not go with another one."""
+
+
+class OutputError(UserError):
+    """This output cannot be written to."""
+
+
+class OutputLockedError(OutputError):
+    """Another run works on this output."""
+
+
+class SettingsChangedError(OutputError):
+    """The output was begun with other settings; the message names every one that differs."""
+
+
+class RunError(UserError):
+    """A training, a search or an extraction was given up."""
+
+
+class SubmitError(UserError):
+    """This cannot be submitted."""
+
 
 Kind = Literal[
     "bad_shape",

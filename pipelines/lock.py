@@ -21,19 +21,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipelines import storage
+from pipelines.errors import OutputError, OutputLockedError
 
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
 
 logger = logging.getLogger(__name__)
-
-
-class OutputError(ValueError):
-    """This output cannot be written to."""
-
-
-class OutputLockedError(OutputError):
-    """Another run works on this output."""
 
 
 class OutputLock:

@@ -32,6 +32,8 @@ import fsspec
 from aiohttp import ClientError as HTTPError
 from botocore import exceptions as boto
 
+from pipelines.errors import SettingsError
+
 UNFINISHED = ".part-"  # how names of files begin that are being written
 
 CONNECT_S = 5.0  # for a connection to be made
@@ -71,12 +73,12 @@ def is_remote(uri: str) -> bool:
     scheme, separator, rest = uri.partition("://")
     bucket = rest.partition("/")[0]
     if separator and scheme != "file" and ("@" in bucket or ":" in bucket):  # the message must not repeat them
-        raise ValueError(
+        raise SettingsError(
             f"a URI that begins with {scheme}:// names more than a bucket: allowed is s3://bucket/key. Credentials and "
             "endpoint belong into the AWS variables or files, where nothing prints them"
         )
     if separator and scheme not in ("s3", "file"):
-        raise ValueError(f"cannot open {uri!r}: allowed are local paths and s3://bucket/key")
+        raise SettingsError(f"cannot open {uri!r}: allowed are local paths and s3://bucket/key")
     return scheme == "s3" and bool(separator)
 
 

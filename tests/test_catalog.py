@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import pytest
 
 from pipelines import storage
-from pipelines.datasets.annotations import CatalogError, make_id
+from pipelines.datasets.annotations import make_id
 from pipelines.datasets.catalog import SCHEMA, Catalog, read_catalog
+from pipelines.errors import CatalogError
 
 KINETICS_HEADER = "label,youtube_id,time_start,time_end,split"
 

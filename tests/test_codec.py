@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 import pytest
 
+from pipelines.errors import ConventionError
 from pipelines.media.codec import (
     CodecSettings,
-    ConventionError,
     FlowCodec,
     FlowEncoder,
     FlowScale,

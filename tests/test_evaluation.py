@@ -21,9 +21,10 @@ from pipelines import storage
 from pipelines.clips.sampling import ClipSettings
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.errors import NetworkError
 from pipelines.evaluation import scoring
 from pipelines.pages.evaluation import render_evaluation
-from pipelines.training.trained_network import Network, NetworkError, load_network
+from pipelines.training.trained_network import Network, load_network
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,6 +14,7 @@ from page_folders import CONVENTION, make_lost, make_page, make_video, write_dat
 from jobs import report as command
 from pipelines import storage
 from pipelines.datasets import shards
+from pipelines.errors import DataError
 from pipelines.media.codec import CodecSettings, decode_rgb
 from pipelines.pages import base, extraction
 from pipelines.pages.class_coverage import Count, cover_classes
@@ -292,16 +293,13 @@ def test_jpeg_flow_counts_as_still_above_its_missing_zero() -> None:
     assert extraction.find_still_px(jpeg) == pytest.approx(0.1 + 2**0.5 * 20 / 255)
 
 
-def test_the_command_makes_the_page_again(
-    mixed: list[dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_makes_the_page_again(mixed: list[dict], tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, mixed)
     first = Path(extraction.write_extraction_report(str(tmp_path), dataset)).read_text()
-    with pytest.raises(SystemExit, match=r"holds none of dataset\.json, .*give the --output"):
-        command.main(str(tmp_path))
+    with pytest.raises(DataError, match=r"holds none of dataset\.json, .*give the --output"):
+        command.make_report(str(tmp_path))
     storage.put(str(tmp_path / "dataset.json"), shards.to_json(dataset))
-    command.main(str(tmp_path))
-    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert command.make_report(str(tmp_path)) == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == first
 
 

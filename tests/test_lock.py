@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import lock, storage
-from pipelines.lock import OutputError, OutputLockedError, lock_output
+from pipelines.errors import OutputError, OutputLockedError
+from pipelines.lock import lock_output
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """

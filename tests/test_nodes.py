@@ -23,7 +23,7 @@ from extract_on_nodes import FLAGS, make
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.extraction import manifest
 from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import iter_blocks, settle
+from pipelines.extraction.plan import begin, iter_blocks
 
 pytestmark = pytest.mark.slow
 
@@ -104,7 +104,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Hashes of a data set that this process made step by step."""
     output = tmp_path_factory.mktemp("undisturbed")
     plan = make(str(videos), str(output))
-    settle(plan)
+    begin(plan)
     steps = Steps.of(plan, backend="cpu")
     for block in iter_blocks(plan, {}, retry=False):
         steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))

@@ -22,6 +22,7 @@ from page_folders import (
 
 from jobs import report
 from pipelines import storage
+from pipelines.errors import DataError
 from pipelines.search.trials import Book
 
 LONG = "a-name-that-does-not-want-to-fit-" * 6
@@ -106,8 +107,8 @@ def test_a_page_needs_nothing_else(folders: dict[str, Path], name: str) -> None:
 def test_what_no_job_wrote_is_refused_in_a_sentence(tmp_path: Path, file: str | None, content: str) -> None:
     if file:
         (tmp_path / file).write_text(content)
-    with pytest.raises(SystemExit, match=f"^error: {tmp_path}.*" + ("" if file else "give the --output of a job")):
-        report.main(str(tmp_path))
+    with pytest.raises(DataError, match=f"^{tmp_path}.*" + ("" if file else "give the --output of a job")):
+        report.make_report(str(tmp_path))
 
 
 def test_mistakes_are_shown_with_what_each_network_thought(folders: dict[str, Path]) -> None:

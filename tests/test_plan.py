@@ -14,15 +14,8 @@ import pytest
 from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.shards import ShardSettings
-from pipelines.extraction.plan import (
-    ExtractionSettings,
-    Plan,
-    PlanError,
-    find_committed,
-    iter_blocks,
-    make_plan,
-    settle,
-)
+from pipelines.errors import SettingsChangedError
+from pipelines.extraction.plan import ExtractionSettings, Plan, begin, find_committed, iter_blocks, make_plan
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
 
@@ -130,10 +123,10 @@ def test_retry_keeps_a_video_whose_file_has_gone_since(tmp_path: Path) -> None:
     assert blocks_of(now, retry=True) == [{"train0": "kept", "train1": "new"}]
 
 
-def test_the_same_command_settles_again(tmp_path: Path) -> None:
-    settle(plan_of(catalog_of({"train": 4}), tmp_path))
+def test_the_same_command_begins_again(tmp_path: Path) -> None:
+    begin(plan_of(catalog_of({"train": 4}), tmp_path))
     written = (tmp_path / "plan.json").read_bytes()
-    settle(plan_of(catalog_of({"train": 4}, missing=["train2"]), tmp_path))
+    begin(plan_of(catalog_of({"train": 4}, missing=["train2"]), tmp_path))
     assert (tmp_path / "plan.json").read_bytes() == written
 
 
@@ -149,54 +142,54 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_setting_is_named_and_no_other(tmp_path: Path, change: str) -> None:
     found = catalog_of({"train": 4})
-    settle(plan_of(found, tmp_path))
+    begin(plan_of(found, tmp_path))
     changed, line = CHANGES[change]
-    with pytest.raises(PlanError) as refusal:
-        settle(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, **changed)))
+    with pytest.raises(SettingsChangedError) as refusal:
+        begin(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, **changed)))
     assert str(refusal.value).splitlines()[1:-1] == [f"  {line}"]
     assert "choose another --output" in str(refusal.value)
 
 
 def test_all_changed_settings_are_named(tmp_path: Path) -> None:
     found = catalog_of({"train": 4})
-    settle(plan_of(found, tmp_path))
+    begin(plan_of(found, tmp_path))
     settings = dataclasses.replace(SETTINGS, flow_preset="fast", decode=DecodeSettings(short_side=128))
     with pytest.raises(
-        PlanError, match=r"settings\.decode\.short_side.*\n.*settings\.flow_preset.*\n.*settings\.kernel"
+        SettingsChangedError, match=r"settings\.decode\.short_side.*\n.*settings\.flow_preset.*\n.*settings\.kernel"
     ):
-        settle(plan_of(found, tmp_path, settings, kernel="another"))
+        begin(plan_of(found, tmp_path, settings, kernel="another"))
 
 
 def test_another_version_of_what_a_preset_stands_for_is_named(tmp_path: Path) -> None:
     plan = plan_of(catalog_of({"train": 4}), tmp_path)
-    settle(plan)
+    begin(plan)
     record = json.loads((tmp_path / "plan.json").read_bytes())
     record["derived"]["tvl1"]["theta"] = 0.5
     (tmp_path / "plan.json").write_bytes(shards.to_json(record))
-    with pytest.raises(PlanError, match=r"derived\.tvl1\.theta: 0.5 there, 0.3 now"):
-        settle(plan)
+    with pytest.raises(SettingsChangedError, match=r"derived\.tvl1\.theta: 0.5 there, 0.3 now"):
+        begin(plan)
 
 
 def test_a_limit_may_be_raised_on_the_same_output(tmp_path: Path) -> None:
     found = catalog_of({"train": 4})
-    settle(plan_of(found, tmp_path))
-    settle(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, decode=DecodeSettings(timeout_s=300, max_frames=9))))
+    begin(plan_of(found, tmp_path))
+    begin(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, decode=DecodeSettings(timeout_s=300, max_frames=9))))
 
 
 def test_a_changed_catalog_is_named(tmp_path: Path) -> None:
-    settle(plan_of(catalog_of({"train": 4}), tmp_path))
-    with pytest.raises(PlanError, match=r"catalog\.sha256: .*\n  catalog\.videos: 4 there, 5 now"):
-        settle(plan_of(catalog_of({"train": 5}), tmp_path))
+    begin(plan_of(catalog_of({"train": 4}), tmp_path))
+    with pytest.raises(SettingsChangedError, match=r"catalog\.sha256: .*\n  catalog\.videos: 4 there, 5 now"):
+        begin(plan_of(catalog_of({"train": 5}), tmp_path))
 
 
 def test_a_setting_that_only_one_side_knows_is_a_change_even_where_it_is_none(tmp_path: Path) -> None:
     plan = plan_of(catalog_of({"train": 4}), tmp_path)
-    settle(plan)
+    begin(plan)
     record = json.loads((tmp_path / "plan.json").read_bytes())
     del record["settings"]["codec"]["flow_quality"]
     (tmp_path / "plan.json").write_bytes(shards.to_json(record))
-    with pytest.raises(PlanError, match=r"settings\.codec\.flow_quality: nothing there, None now"):
-        settle(plan)
+    with pytest.raises(SettingsChangedError, match=r"settings\.codec\.flow_quality: nothing there, None now"):
+        begin(plan)
 
 
 def test_fingerprints_tell_settings_and_catalogs_apart_but_not_places(tmp_path: Path) -> None:

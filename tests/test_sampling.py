@@ -23,7 +23,8 @@ from pipelines.clips.sampling import (
     rgb_clip,
     settings_of,
 )
-from pipelines.media.codec import CodecSettings, ConventionError
+from pipelines.errors import ConventionError
+from pipelines.media.codec import CodecSettings
 
 PAPER = ClipSettings()
 

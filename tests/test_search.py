@@ -317,7 +317,7 @@ def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_
     refused = subprocess.run(
         tune(motion_shards, output, "--steps", "72"), cwd=ROOT, capture_output=True, text=True, timeout=200
     )
-    assert "holds another sweep" in refused.stderr
+    assert "was begun with other settings" in refused.stderr
     # The best geometry, at full length.
     command = [sys.executable, "jobs/train.py", "--data", motion_shards, "--from-sweep", str(output), "--output"]
     command += [str(tmp_path / "run"), *["--stream", "flow", "--preset", "debug", "--steps", "4", "--num-workers", "1"]]

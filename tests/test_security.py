@@ -23,20 +23,20 @@ from test_decode import write_video
 from jobs.evaluate import Evaluate
 from jobs.extract_features import ExtractFeatures
 from jobs.extract_flow import ExtractFlow
-from jobs.predict import InputError, Predict, read_clip
+from jobs.predict import Predict, read_clip
 from jobs.train import Train
 from jobs.tune import Tune
 from jobs.verify import Verify
 from models.checkpoint import load_training_state
 from pipelines.datasets import shards
-from pipelines.datasets.annotations import CatalogError, is_id, make_id, read_annotations
+from pipelines.datasets.annotations import is_id, make_id, read_annotations
 from pipelines.datasets.shards import ShardSettings
-from pipelines.datasets.video_index import DataError, read_index
-from pipelines.errors import VideoError
+from pipelines.datasets.video_index import read_index
+from pipelines.errors import CatalogError, DataError, InputError, NetworkError, VideoError
 from pipelines.media import mp4
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import ROOT, Decoder
-from pipelines.training.trained_network import NetworkError, load_network
+from pipelines.training.trained_network import load_network
 
 EVIL_NAMES = [
     "../../x",

@@ -21,8 +21,9 @@ from shard_rows import FLOW, HEIGHT, WIDTH, convention_of, describe, make_row
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.shards import Commit, Row, ShardFormat, ShardSettings, commit_shard, read_rows
+from pipelines.errors import ConventionError
 from pipelines.media import codec
-from pipelines.media.codec import CodecSettings, ConventionError
+from pipelines.media.codec import CodecSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 CODEC = CodecSettings(flow_codec="h264")

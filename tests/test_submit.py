@@ -12,8 +12,9 @@ from zipfile import ZipFile
 import pytest
 from ray._private.runtime_env.packaging import create_package, get_uri_for_directory
 
-from jobs.submit import SubmitError, check_upload, list_upload, measure_archive
+from jobs.submit import check_upload, list_upload, measure_archive
 from pipelines.datasets.catalog import VIDEO_EXTENSIONS
+from pipelines.errors import SubmitError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from jobs.train import Train, make_model_config, make_optimisation, make_run
-from pipelines.datasets.video_index import DataError, read_index
+from pipelines.datasets.video_index import read_index
+from pipelines.errors import DataError
 from pipelines.training.config import Scale
 from pipelines.training.schedule import PRESETS
 

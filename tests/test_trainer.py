@@ -153,7 +153,7 @@ def test_another_run_on_the_same_folder_is_refused(undisturbed: tuple[Path, str]
     words = command(motion_shards, undisturbed[0], "--seed", "1")
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
-    assert "holds another run: seed is 0 there, 1 here" in done.stderr
+    assert "was begun with other settings:\n  seed: 0 there, 1 now" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -12,6 +12,7 @@ from page_folders import make_training
 import models
 from jobs import report
 from models import checkpoint
+from pipelines.errors import DataError
 from pipelines.pages.training import draw_filters, first_filters
 
 
@@ -61,5 +62,5 @@ def test_other_networks_have_no_such_picture(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="error: "):
-        report.main(str(tmp_path))
+    with pytest.raises(DataError):
+        report.make_report(str(tmp_path))

@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.clips.loader import open_video
 from pipelines.datasets import shards
-from pipelines.datasets.video_index import DataError, read_index, with_fold
+from pipelines.datasets.video_index import read_index, with_fold
+from pipelines.errors import DataError
 
 
 def test_every_catalog_video_is_there_with_its_fate(motion_shards: str) -> None:

@@ -14,7 +14,8 @@ from models import checkpoint
 from models.checkpoint import Metadata
 from models.pretrained import read_released
 from pipelines import storage
-from pipelines.training.trained_network import NetworkError, load_network
+from pipelines.errors import NetworkError
+from pipelines.training.trained_network import load_network
 from pipelines.training.weights_files import local_checkpoint
 
 

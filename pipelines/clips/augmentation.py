@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from models.contract import InputContract
 from pipelines.clips.sampling import ClipSettings, Frames, flip_frames, resize_for_crop
+from pipelines.errors import SettingsError
 
 # Decodes frames (n, H, W, C) from start to stop (None: the end) of one stream: uint8 RGB, or flow in pixels.
 ReadWindow = Callable[[str, int, int | None], npt.NDArray]
@@ -33,9 +34,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"--flip is {self.flip}: give a probability, 0 to 1")
+            raise SettingsError(f"--flip is {self.flip}: give a probability, 0 to 1")
         if not 0 <= self.jitter < 1:
-            raise ValueError(f"--jitter is {self.jitter}: give a share, 0 (none) up to but not 1")
+            raise SettingsError(f"--jitter is {self.jitter}: give a share, 0 (none) up to but not 1")
 
 
 def cut_training_clip(

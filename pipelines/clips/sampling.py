@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from models.contract import InputContract
-from pipelines.media.codec import CodecSettings, ConventionError
+from pipelines.errors import ConventionError, SettingsError
+from pipelines.media.codec import CodecSettings
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
 Flow = npt.NDArray[np.floating]  # (T, H, W, 2), px
@@ -46,7 +47,7 @@ class ClipSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.flow_bound < float("inf"):
-            raise ValueError(f"--flow-bound is {self.flow_bound}: give a positive number of pixels")
+            raise SettingsError(f"--flow-bound is {self.flow_bound}: give a positive number of pixels")
 
     def to_json(self) -> dict[str, object]:
         """What a checkpoint says of them."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipelines import storage
+from pipelines.errors import CatalogError
 
 SPLIT_SYNONYMS = {
     "train": "train",
@@ -36,10 +37,6 @@ _UNSAFE = re.compile(r"[^\w\-+=,@/]")
 _NO_ID = re.compile(r"[^\w\-+=,@~%]")
 
 logger = logging.getLogger(__name__)
-
-
-class CatalogError(ValueError):
-    """An input that no work should start on: what is wrong, the first offenders, what to do."""
 
 
 class Annotation(NamedTuple):

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import storage
-from pipelines.datasets.annotations import Annotation, CatalogError, annotate_folders, read_annotations, refuse
+from pipelines.datasets.annotations import Annotation, annotate_folders, read_annotations, refuse
+from pipelines.errors import CatalogError
 
 # fmt: off
 VIDEO_EXTENSIONS = frozenset(

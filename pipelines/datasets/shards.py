@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import storage
+from pipelines.errors import DataError, SettingsError
 
 SCHEMA_VERSION = 1
 ShardFormat = Literal["parquet", "webdataset"]
@@ -98,7 +99,7 @@ class ShardSettings:
 
     def __post_init__(self) -> None:
         if self.videos_per_shard < 1:
-            raise ValueError(f"--videos-per-shard is {self.videos_per_shard}: it must be at least 1")
+            raise SettingsError(f"--videos-per-shard is {self.videos_per_shard}: it must be at least 1")
 
     @property
     def extension(self) -> str:
@@ -270,16 +271,19 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """A Parquet file of facts (videos.parquet, scores.parquet), or some of its columns.
 
-    Raises OSError where it cannot be opened, ValueError where it is no Parquet file or lacks a column.
+    Raises OSError where it cannot be opened, DataError where it is no whole Parquet file or lacks a column.
     """
     # Neither pq.read_table nor pre_buffer: their threads may have the file in their hands still when the process ends,
     # and abort it.
-    parquet = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)), pre_buffer=False)
-    names = parquet.schema_arrow.names
-    wanted = list(columns or names)
-    if absent := set(wanted) - set(names):
-        raise ValueError(f"{uri} has no column {', '.join(sorted(absent))}; it has {', '.join(names)}")
-    return parquet.read(columns=wanted, use_threads=False).select(wanted)
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)), pre_buffer=False)
+        names = parquet.schema_arrow.names
+        wanted = list(columns or names)
+        if absent := set(wanted) - set(names):
+            raise DataError(f"{uri} has no column {', '.join(sorted(absent))}; it has {', '.join(names)}")
+        return parquet.read(columns=wanted, use_threads=False).select(wanted)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{uri} is damaged, or no Parquet file: {error}. Run the job that wrote it again") from error
 
 
 def read_dataset(output: str) -> dict[str, object]:
@@ -287,7 +291,7 @@ def read_dataset(output: str) -> dict[str, object]:
     try:
         dataset = json.loads(storage.read_bytes(storage.join(output, "dataset.json")))
     except FileNotFoundError as error:
-        raise ValueError(
+        raise DataError(
             f"{output} holds no finished data set (no dataset.json). "
             "If an extraction was interrupted, run its command again: it resumes."
         ) from error
@@ -298,7 +302,7 @@ def read_dataset(output: str) -> dict[str, object]:
 def _check_version(described: Mapping[str, Any], where: str) -> None:
     version = described.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ValueError(
+        raise DataError(
             f"{where} has schema version {version}, this reader knows {SCHEMA_VERSION}: "
             "use the release that wrote it, or extract again"
         )

@@ -19,12 +19,9 @@ import pyarrow.compute as pc
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.annotations import Annotation, is_id, read_annotations
+from pipelines.errors import DataError
 
 COLUMNS = ("id", "label", "class_name", "split", "source", "status", "shard", "num_frames", "error_kind")
-
-
-class DataError(ValueError):
-    """This data set cannot be trained on or evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)

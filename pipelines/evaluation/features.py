@@ -24,10 +24,10 @@ from models.i3d import I3D
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
 from pipelines.clips.sampling import centre_crop, decoded_side, resize_for_crop, scale_clips
 from pipelines.datasets.video_index import VideoIndex
-from pipelines.errors import VideoError
+from pipelines.errors import NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, read_frames
 from pipelines.evaluation.scoring import Entry, configure_ray_data
-from pipelines.training.trained_network import Network, NetworkError
+from pipelines.training.trained_network import Network
 
 BATCH = 8  # windows that go through a network at a time
 
@@ -43,7 +43,7 @@ class Windows:
 
     def __post_init__(self) -> None:
         if min(self.window, self.step) < 1:
-            raise ValueError(f"--window is {self.window}, --step {self.step}: give at least 1 frame each")
+            raise SettingsError(f"--window is {self.window}, --step {self.step}: give at least 1 frame each")
 
     def indices(self, length: int) -> list[npt.NDArray[np.int64]]:
         """The frames of each window of a stream of `length` frames."""

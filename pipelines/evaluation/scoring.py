@@ -28,9 +28,10 @@ from models.folding import fold
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
 from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
 from pipelines.datasets.video_index import VideoIndex
+from pipelines.errors import NetworkError
 from pipelines.evaluation import metrics
 from pipelines.media.codec import check_convention
-from pipelines.training.trained_network import Network, NetworkError, load_network
+from pipelines.training.trained_network import Network, load_network
 from pipelines.training.weights_files import Which
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))

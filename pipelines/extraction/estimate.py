@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from pipelines.errors import SettingsError
 from pipelines.extraction.graph import Steps
 from pipelines.extraction.plan import Plan
 
@@ -26,7 +27,7 @@ class Estimate:
 def estimate(plan: Plan, steps: Steps, *, num_samples: int) -> Estimate:
     """Extract `num_samples` videos, evenly spread over those that are there, in this process, and extrapolate."""
     if num_samples < 1:
-        raise ValueError(f"--dry-run-samples is {num_samples}: it must be at least 1")
+        raise SettingsError(f"--dry-run-samples is {num_samples}: it must be at least 1")
     present = plan.table.filter(plan.table["path"].is_valid())
     count = min(num_samples, len(present))
     rows = present.take([i * len(present) // count for i in range(count)]).to_pylist()

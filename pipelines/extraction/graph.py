@@ -34,7 +34,7 @@ from pipelines import storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
 from pipelines.errors import VideoError
-from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, find_committed, iter_blocks, settle
+from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin, find_committed, iter_blocks
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
@@ -377,10 +377,10 @@ def extract(
 ) -> Iterator[Remaining]:
     """Make every shard of the plan that is not there yet; yields what remains, at first and after each shard.
 
-    Ray must be running, and the caller hold the output's lock. Raises PlanError where the output holds another plan.
-    Whatever stops it, the same call goes on where it stopped.
+    Ray must be running, and the caller hold the output's lock. Raises SettingsChangedError where the output holds
+    another plan. Whatever stops it, the same call goes on where it stopped.
     """
-    settle(plan)
+    begin(plan)
     storage.sweep(plan.output)
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]

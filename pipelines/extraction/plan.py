@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.shards import Commit, ShardSettings
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
+from pipelines.resume import was_begun
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
 LIMITS = ("max_frames", "timeout_s", "memory_limit_mb", "cpu_limit_s")
@@ -81,10 +81,6 @@ class Plan:
         """The planned rows of one shard."""
         first, count = self.spans[shard]
         return self.table.slice(first, count)
-
-
-class PlanError(ValueError):
-    """The output holds another plan; the message names the settings that differ."""
 
 
 def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, output: str, kernel: str) -> Plan:
@@ -159,36 +155,14 @@ def hash_catalog(table: pa.Table) -> str:
     return sha.hexdigest()
 
 
-def settle(plan: Plan) -> None:
-    """Write plan.json, or check that the one that is there is the same; PlanError names every setting that differs.
+def begin(plan: Plan) -> None:
+    """Write plan.json, or find the same one there; the caller holds the output's lock.
 
-    The caller holds the output's lock.
+    Raises SettingsChangedError, which names every setting that differs.
     """
     uri = storage.join(plan.output, "plan.json")
-    try:
-        there = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
+    if not was_begun(uri, plan.record):
         storage.put(uri, shards.to_json(plan.record))
-        return
-    found, wanted = (_describe(record) for record in (there, json.loads(shards.to_json(plan.record))))
-    changed = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
-    if changed:
-        # What is derived from a setting that changed would only hide it.
-        named = [name for name in changed if not name.startswith("derived.")] or changed
-        sides = ((name, found.get(name, "nothing"), wanted.get(name, "nothing")) for name in named)
-        lines = "\n".join(f"  {name}: {before} there, {now} now" for name, before, now in sides)
-        raise PlanError(
-            f"{plan.output} was begun with other settings:\n{lines}\n"
-            "Run with the settings it was begun with, or choose another --output"
-        )
-
-
-def _describe(value: object, name: str = "") -> dict[str, str]:
-    """Every leaf of nested dicts as text under its dotted name; a leaf that is None differs from one that is absent."""
-    if not isinstance(value, dict):
-        return {name: repr(value)}
-    parts = [_describe(part, f"{name}.{key}" if name else key) for key, part in value.items()]
-    return {key: text for part in parts for key, text in part.items()}
 
 
 def read_own_commits(plan: Plan) -> Iterator[Commit]:

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.errors import ConventionError, SettingsError
 from pipelines.media.mp4 import FULL_RANGE, VIDEO_RANGE, VideoFormat, VideoWriter, read_frames, read_grey, read_rgb
 
 FlowCodec = Literal["h264", "lossless", "jpeg"]
@@ -34,10 +35,6 @@ Levels = npt.NDArray[np.integer]
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a zip must carry a date, and the bytes must not depend on it
 SVT_AV1_MIN_SIDE = 4
-
-
-class ConventionError(ValueError):
-    """Stored flow follows another convention than its reader; the message names both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +144,20 @@ class CodecSettings:
             ("rgb_codec", self.rgb_codec, _RGB_FORMATS),
         ):
             if codec not in allowed:
-                raise ValueError(f"{name} is {codec!r}; choose one of {', '.join(allowed)}")
+                raise SettingsError(f"{name} is {codec!r}; choose one of {', '.join(allowed)}")
         for name, quality, codec in (
             ("flow_quality", self.flow_quality, self.flow_codec),
             ("rgb_quality", self.rgb_quality, self.rgb_codec),
         ):
             if quality is not None and not 0 <= quality <= _WORST_QUALITY[codec]:
                 allowed_range = f"0 to {_WORST_QUALITY[codec]}"
-                raise ValueError(f"{name} is {quality}; {codec} takes {allowed_range}, or leave it out for the default")
+                raise SettingsError(
+                    f"{name} is {quality}; {codec} takes {allowed_range}, or leave it out for the default"
+                )
         if not 0 < self.bound < float("inf"):
-            raise ValueError(f"bound is {self.bound}; it must be a positive number of pixels (the field uses 20)")
+            raise SettingsError(f"bound is {self.bound}; it must be a positive number of pixels (the field uses 20)")
         if self.keyframe_interval < 1:
-            raise ValueError(f"keyframe_interval is {self.keyframe_interval}; it must be at least 1 frame")
+            raise SettingsError(f"keyframe_interval is {self.keyframe_interval}; it must be at least 1 frame")
 
     @property
     def flow_scale(self) -> FlowScale:

@@ -21,7 +21,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from pipelines.errors import Kind, VideoError
+from pipelines.errors import Kind, SettingsError, VideoError
 from pipelines.media.probe import (
     MAX_GAP_S,
     Span,
@@ -59,17 +59,19 @@ class DecodeSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 1000:
-            raise ValueError(f"fps is {self.fps}; give frames a second above 0 and up to 1000")
+            raise SettingsError(f"fps is {self.fps}; give frames a second above 0 and up to 1000")
         if self.short_side < 2 or self.short_side % 2:
-            raise ValueError(f"short_side is {self.short_side}; give an even number of pixels, at least 2")
+            raise SettingsError(f"short_side is {self.short_side}; give an even number of pixels, at least 2")
         if self.max_frames < 1:
-            raise ValueError(f"max_frames is {self.max_frames}; give at least 1")
+            raise SettingsError(f"max_frames is {self.max_frames}; give at least 1")
         if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s is {self.timeout_s}; give seconds above 0")
+            raise SettingsError(f"timeout_s is {self.timeout_s}; give seconds above 0")
         if self.cpu_limit_s is not None and self.cpu_limit_s < 1:
-            raise ValueError(f"cpu_limit_s is {self.cpu_limit_s}; give at least 1, None for no limit")
+            raise SettingsError(f"cpu_limit_s is {self.cpu_limit_s}; give at least 1, None for no limit")
         if self.memory_limit_mb is not None and self.memory_limit_mb < 512:
-            raise ValueError(f"memory_limit_mb is {self.memory_limit_mb}; FFmpeg needs at least 512, None for no limit")
+            raise SettingsError(
+                f"memory_limit_mb is {self.memory_limit_mb}; FFmpeg needs at least 512, None for no limit"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.shards import Row
+from pipelines.errors import DataError
 from pipelines.media.codec import CodecSettings, RGBEncoder, decode_flow, decode_rgb
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def _preview_shard(uri: str, ids: set[str]) -> dict[str, Preview | PreviewError]
             made[row["id"]] = try_preview(row)
         if len(made) == len(ids):
             return made
-    raise ValueError(f"{uri} has no row {min(ids - made.keys())!r}: make the page again after the extraction is done")
+    raise DataError(f"{uri} has no row {min(ids - made.keys())!r}: make the page again after the extraction is done")
 
 
 def try_preview(row: Row) -> Preview | PreviewError:

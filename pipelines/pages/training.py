@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.i3d import I3D
 from pipelines import storage
+from pipelines.errors import DataError
 from pipelines.pages import plotting
 from pipelines.pages.base import make_environment, put_page
 from pipelines.pages.preview import colour_flow
@@ -36,7 +37,7 @@ def write_training_report(output: str) -> str:
     """Make report.html of a finished or unfinished run's folder; returns its URI. Raises ValueError where none is."""
     uri = storage.join(output, "run.json")
     if not storage.exists(uri):
-        raise ValueError(f"{output} holds no run: {uri} is not there. Give the --output of jobs/train.py")
+        raise DataError(f"{output} holds no run: {uri} is not there. Give the --output of jobs/train.py")
     run = json.loads(storage.read_bytes(uri))
     log = storage.join(output, "metrics.jsonl")
     lines = [json.loads(line) for line in storage.read_text(log).splitlines()] if storage.exists(log) else []

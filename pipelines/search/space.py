@@ -16,6 +16,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from models.inception import POOLS, TemporalExtents
 from pipelines import storage
+from pipelines.errors import DataError, SettingsError
 from pipelines.training.config import RESULT, Metrics
 
 Geometry = dict[str, Any]
@@ -47,7 +48,7 @@ class Space:
 
     def __post_init__(self) -> None:
         if self.learning_rate and not 0 < self.learning_rate[0] < self.learning_rate[1]:
-            raise ValueError(f"--search-learning-rate is {self.learning_rate}: give the lowest and the highest")
+            raise SettingsError(f"--search-learning-rate is {self.learning_rate}: give the lowest and the highest")
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Each choice as Optuna takes it."""
@@ -120,8 +121,8 @@ def read_outcome(output: str) -> Metrics:
     """What result.json of a finished sweep holds. Raises ValueError where there is none."""
     uri = storage.join(output, RESULT)
     if not storage.exists(uri):
-        raise ValueError(f"{output} holds no finished sweep: {uri} is not there. Run jobs/tune.py to its end")
+        raise DataError(f"{output} holds no finished sweep: {uri} is not there. Run jobs/tune.py to its end")
     found: Metrics = json.loads(storage.read_bytes(uri))
     if not isinstance(found.get("best"), dict):
-        raise ValueError(f"{uri} is not the result of a sweep: give the --output of jobs/tune.py")
+        raise DataError(f"{uri} is not the result of a sweep: give the --output of jobs/tune.py")
     return found

@@ -14,7 +14,8 @@ from models import checkpoint
 from models.contract import ModelConfig
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol
-from pipelines.datasets.video_index import DataError, VideoIndex
+from pipelines.datasets.video_index import VideoIndex
+from pipelines.errors import DataError, SettingsError
 from pipelines.training.schedule import Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -42,11 +43,11 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         if min(self.batch, self.accumulate) < 1:
-            raise ValueError(f"--batch is {self.batch}, --accumulate {self.accumulate}: give at least 1 each")
+            raise SettingsError(f"--batch is {self.batch}, --accumulate {self.accumulate}: give at least 1 each")
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise ValueError(f"--clip-norm is {self.clip_norm}: give a positive norm, or leave it out for none")
+            raise SettingsError(f"--clip-norm is {self.clip_norm}: give a positive norm, or leave it out for none")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"--label-smoothing is {self.label_smoothing}: give a share, 0 up to but not 1")
+            raise SettingsError(f"--label-smoothing is {self.label_smoothing}: give a share, 0 up to but not 1")
 
     def global_batch(self, num_workers: int) -> int:
         """Clips of one step."""
@@ -63,7 +64,7 @@ class Reporting:
 
     def __post_init__(self) -> None:
         if min(self.log_every, self.checkpoint_every) < 1:
-            raise ValueError(
+            raise SettingsError(
                 f"--log-every is {self.log_every}, --checkpoint-every {self.checkpoint_every}: give at least 1 step"
             )
 

@@ -17,6 +17,7 @@ from models.contract import ModelConfig, VideoModel
 from models.i3d import I3DConfig
 from models.inflation import Mode, inflate
 from models.pretrained import load_released, read_released
+from pipelines.errors import NetworkError, SettingsError
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
 Source = Literal["scratch", "imagenet", "kinetics", "checkpoint"]
@@ -33,12 +34,12 @@ class InitialWeights:
 
     def __post_init__(self) -> None:
         if (self.source == "scratch") != (self.weights is None):
-            raise ValueError(
+            raise SettingsError(
                 f"--init is {self.source} and --weights {self.weights or 'not given'}: "
                 "scratch takes no weights, imagenet, kinetics and checkpoint each need theirs"
             )
         if self.source == "scratch" and self.new_head:
-            raise ValueError(
+            raise SettingsError(
                 "--finetune needs weights to start from: give --init kinetics or checkpoint, and --weights"
             )
 
@@ -66,11 +67,13 @@ def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str,
             return model
         if initial.source == "kinetics":
             if not isinstance(config, I3DConfig):
-                raise ValueError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
+                raise NetworkError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
             return _transfer(load_released(path, stream=config.stream), config, new_head=initial.new_head)
         source, metadata = checkpoint.load(path)
     if not initial.new_head and metadata.classes != classes:
-        raise ValueError(f"the classes of {uri} are not those of the data: --finetune full or head draws a classifier")
+        raise NetworkError(
+            f"the classes of {uri} are not those of the data: --finetune full or head draws a classifier"
+        )
     return _transfer(source, config, new_head=initial.new_head)
 
 
@@ -78,7 +81,7 @@ def _transfer(source: VideoModel, config: ModelConfig, *, new_head: bool) -> Vid
     """A network of these settings with the weights of another one, classifier included unless it is drawn anew."""
     if type(source.config) is not type(config):
         found, wanted = models.name_of(source.config), models.name_of(config)
-        raise ValueError(f"the weights are of {found}; the model is {wanted}")
+        raise NetworkError(f"the weights are of {found}; the model is {wanted}")
     if hasattr(config, "bn_gamma"):
         config = replace(config, bn_gamma=source.config.bn_gamma)  # type: ignore[call-arg, attr-defined]
     model = models.build_from(config)
@@ -90,7 +93,7 @@ def _transfer(source: VideoModel, config: ModelConfig, *, new_head: bool) -> Vid
         if name not in own or own[name].shape != tensor.shape
     ]
     if wrong:
-        raise ValueError(
+        raise NetworkError(
             f"{len(wrong)} tensors do not fit: {', '.join(wrong[:3])}. Is it another width or class count?"
         )
     model.load_state_dict(own | kept)

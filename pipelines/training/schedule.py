@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipelines.errors import SettingsError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -23,11 +25,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not self.phases or any(steps < 1 or rate <= 0 for steps, rate in self.phases):
-            raise ValueError(f"--phases {self.phases}: give pairs of steps (at least 1) and learning rate (above 0)")
+            raise SettingsError(f"--phases {self.phases}: give pairs of steps (at least 1) and learning rate (above 0)")
         if self.reference_batch < 1:
-            raise ValueError(f"the reference batch is {self.reference_batch}: it must be at least 1 clip")
+            raise SettingsError(f"the reference batch is {self.reference_batch}: it must be at least 1 clip")
         if not 0 <= self.warmup_steps <= self.reference_steps:
-            raise ValueError(
+            raise SettingsError(
                 f"--warmup-steps is {self.warmup_steps}: give 0 to {self.reference_steps}, the run's steps"
             )
 
@@ -121,7 +123,7 @@ def drop_at(steps: int, rate: float, shares: Sequence[float]) -> tuple[tuple[int
     """Phases of `steps` in all whose rate falls to a tenth at each of the shares (0 to 1, ascending)."""
     borders = [0.0, *shares, 1.0]
     if sorted(set(borders)) != borders:
-        raise ValueError(f"--drops is {' '.join(map(str, shares))}: give ascending shares between 0 and 1")
+        raise SettingsError(f"--drops is {' '.join(map(str, shares))}: give ascending shares between 0 and 1")
     lengths = [round(steps * end) - round(steps * start) for start, end in itertools.pairwise(borders)]
     # Of a few steps a phase may be left none.
     return tuple((length, rate * 0.1**index) for index, length in enumerate(lengths) if length)

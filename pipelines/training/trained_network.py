@@ -14,13 +14,10 @@ from models.pretrained import load_released
 from models.tensorflow_checkpoint import find_prefix
 from pipelines import storage
 from pipelines.clips.sampling import ClipSettings, settings_of
+from pipelines.errors import NetworkError
 from pipelines.training.weights_files import Which, find_checkpoint, local_checkpoint
 
 LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, SafetensorError)
-
-
-class NetworkError(ValueError):
-    """A network that was named is not there, is damaged, or is another one than needed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,14 +32,12 @@ from models import checkpoint
 from models.contract import VideoModel
 from pipelines import storage
 from pipelines.datasets import shards
+from pipelines.errors import RunError
+from pipelines.resume import was_begun
 from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
 from pipelines.training.loop import train_worker
 
 CHECKPOINTS = "checkpoints"
-
-
-class RunError(ValueError):
-    """This run cannot be started or resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +61,11 @@ def train(
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
     Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
-    Raises RunError where `output` holds another run or workers failed more often than `scale` allows, DataError where
-    the videos do not fit.
+    Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
+    allows, DataError where the videos do not fit.
     """
     check_videos(run)
-    if settle(run, model, output):
+    if begin(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
         trainer = TorchTrainer(
@@ -104,14 +102,14 @@ def _kept(run: Run) -> CheckpointConfig:
     return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
 
 
-def settle(run: Run, model: VideoModel, output: str) -> bool:
+def begin(run: Run, model: VideoModel, output: str) -> bool:
     """Write run.json and the initial weights, or find in `output` the same run; whether that is finished.
 
-    Raises RunError, which names the first settings that differ, where it holds another one.
+    Raises SettingsChangedError, which names every setting that differs, where it holds another one.
     """
     described = run.describe()
     uri = storage.join(output, "run.json")
-    if holds_same(uri, described):
+    if was_begun(uri, described):
         return storage.exists(storage.join(output, RESULT))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(folder, model, run.metadata())
@@ -119,28 +117,6 @@ def settle(run: Run, model: VideoModel, output: str) -> bool:
             storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
     storage.put(uri, shards.to_json(described))
     return False
-
-
-def holds_same(uri: str, described: Metrics) -> bool:
-    """Whether settings were written there before. Raises RunError, naming the first that differ, where others were."""
-    if not storage.exists(uri):
-        return False
-    if differing := _differences(json.loads(storage.read_bytes(uri)), described):
-        folder, name = posixpath.split(uri)
-        what = name.removesuffix(".json")
-        raise RunError(f"{folder} holds another {what}: {'; '.join(differing[:3])}. Give another --output")
-    return True
-
-
-def _differences(held: Metrics, wanted: Metrics, name: str = "") -> list[str]:
-    found = []
-    for key in held.keys() | wanted.keys():
-        old, new = held.get(key), wanted.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{name}{key}.")
-        elif old != new:
-            found.append(f"{name}{key} is {old!r} there, {new!r} here")
-    return sorted(found)
 
 
 class _Mailbox:

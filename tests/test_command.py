@@ -1,0 +1,58 @@
+"""How a job ends: a sentence for what the user can mend, a traceback for our own faults, a promise for a Ctrl-C."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from jobs.command import run_command
+from pipelines import errors
+from pipelines.errors import DataError, UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    count: int = 1
+    """How many."""
+
+
+def run(error: BaseException | None = None, result: object = None) -> None:
+    def work(settings: Settings) -> object:
+        if error:
+            raise error
+        return result
+
+    run_command(Settings, work, "A job.", args=[], stopped="nothing is lost")
+
+
+def test_what_the_user_can_mend_is_one_sentence() -> None:
+    for error in (DataError("out holds no data set"), FileNotFoundError(2, "No such file", "x.csv")):
+        with pytest.raises(SystemExit, match=f"^error: .*{str(error)[:10]}"):
+            run(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("shapes (2,) (3,)"), RuntimeError("NaN"), KeyError("x"), TypeError("y")])
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run(error)
+
+
+def test_ctrl_c_says_what_it_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(KeyboardInterrupt())
+    assert stop.value.code == 130
+    assert capsys.readouterr().out == "\nstopped; nothing is lost\n"
+
+
+def test_a_number_is_the_exit_status() -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(result=3)
+    assert stop.value.code == 3
+    run(result=0)
+    run(result=["a finding that the job has printed"])
+
+
+def test_there_is_one_tree() -> None:
+    found = {value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)}
+    assert {error for error in found if not issubclass(error, UserError)} == {errors.VideoError}
