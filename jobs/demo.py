@@ -18,6 +18,8 @@ from jobs.command import run_command
 from models.contract import STREAMS, Stream
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.errors import SettingsError
+from pipelines.extraction.plan import ExtractionSettings
+from pipelines.media.decode import DecodeSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,9 @@ def make_videos(motion: Path, mixed: Path, videos_per_class: int) -> None:
 
 def extract(motion: Path) -> None:
     """Shards of the motion videos at their own size: a network that sees 64 px needs no more."""
+    settings = ExtractionSettings(decode=DecodeSettings(short_side=96))
     output = str(motion / "shards")
-    extract_flow.run(extract_flow.ExtractFlow(videos=str(motion / "videos"), output=output, short_side=96))
+    extract_flow.run(extract_flow.ExtractFlow(videos=str(motion / "videos"), output=output, settings=settings))
 
 
 def train_on_motion(motion: Path, stream: Stream, steps: int) -> train.Train:

@@ -27,6 +27,7 @@ from pipelines.datasets.annotations import make_path_ids
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import SettingsError
 from pipelines.training.weights_files import Which
+from pipelines.tvl1.params import FlowPreset
 
 if TYPE_CHECKING:
     from pipelines.evaluation.features import Windows
@@ -68,7 +69,7 @@ class ExtractFeatures:
     """Frames from one window's beginning to the next one's."""
     format: Literal["parquet", "npy"] = "parquet"
     """Where the vectors go: into the Parquet files, or into one .npy file per video and stream."""
-    flow_preset: Literal["faithful", "quality", "fast"] = "faithful"
+    flow_preset: FlowPreset = "faithful"
     """TV-L1 settings for video files."""
     videos_per_part: int = 256
     """Videos in one Parquet file, which is also what is done again after a crash."""

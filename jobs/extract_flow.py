@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,18 +22,14 @@ from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
 from pipelines.datasets.catalog import Catalog, read_catalog
 from pipelines.datasets.motion_videos import write_motion_videos
-from pipelines.datasets.shards import ShardFormat, ShardSettings
 from pipelines.errors import CatalogError, SettingsError
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.lock import OutputLock, lock_output
-from pipelines.media.codec import CodecSettings, FlowCodec, RGBCodec
-from pipelines.media.decode import DecodeSettings
 
 if TYPE_CHECKING:
     from pipelines.extraction.graph import Placement
 
 DEBUG_FOLDER = "out/debug"
-DEFAULTS = ExtractionSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,38 +49,11 @@ class ExtractFlow:
     limit: int | None = None
     """Take at most so many videos, evenly spread over the catalog. None: all."""
 
-    fps: float = DEFAULTS.decode.fps
-    """Frames a second that videos are sampled at."""
-    short_side: int = DEFAULTS.decode.short_side
-    """Pixels of the shorter side of the frames, even."""
-    max_frames: int = DEFAULTS.decode.max_frames
-    """Frames; a longer video or span goes to quarantine (15,000 are 10 minutes at 25 frames a second)."""
-    decode_timeout: float = DEFAULTS.decode.timeout_s
-    """Seconds without a sign of life after which a decoder counts as hung."""
+    settings: ExtractionSettings = field(default_factory=ExtractionSettings)
+    """What decides about the bytes of the output."""
 
     flow_backend: Literal["auto", "cpu", "cuda", "opencv"] = "auto"
     """What computes flow. auto: cuda where the cluster has GPUs now, else cpu; cuda also waits for GPUs to come."""
-    flow_preset: Literal["faithful", "quality", "fast"] = DEFAULTS.flow_preset
-    """TV-L1 settings: like OpenCV's, better, or faster."""
-
-    codec: FlowCodec = DEFAULTS.codec.flow_codec
-    """How flow is stored. av1, h264: 10-bit video; lossless: 8-bit video; jpeg: pairs as of denseflow."""
-    bound: float = DEFAULTS.codec.bound
-    """Pixels; flow is clipped to plus or minus this."""
-    flow_quality: int | None = None
-    """Constant rate factor of av1 and h264 (lower is better), JPEG quality of jpeg. None: the measured default."""
-    rgb_codec: RGBCodec = DEFAULTS.codec.rgb_codec
-    """How RGB frames are stored."""
-    rgb_quality: int | None = None
-    """Constant rate factor of the RGB video (lower is better). None: the measured default."""
-    keyframe_interval: int = DEFAULTS.codec.keyframe_interval
-    """Frames from keyframe to keyframe: what reading a window may have to decode in vain."""
-
-    format: ShardFormat = DEFAULTS.shards.format
-    """Parquet files, or WebDataset tars."""
-    videos_per_shard: int = DEFAULTS.shards.videos_per_shard
-    """Videos in a shard, which is also what is lost when a machine dies in the middle of one."""
-
     num_cpus: int | None = None
     """CPUs to use at a time, one task on each. None: all."""
     num_gpus: float | None = None
@@ -117,7 +86,6 @@ class ExtractFlow:
         for uri in (self.videos, self.output, *self.annotations):
             if uri is not None:
                 storage.absolute(uri)
-        make_settings(self)
 
 
 def main() -> None:
@@ -132,36 +100,14 @@ def prepare(config: ExtractFlow) -> ExtractFlow:
     folder = Path(DEBUG_FOLDER)
     write_motion_videos(folder / "videos", videos_per_class=3, seed=0, num_frames=25)
     output = config.output or str(folder / "shards")
-    return replace(
-        config, videos=str(folder / "videos"), output=output, videos_per_shard=min(config.videos_per_shard, 4)
-    )
-
-
-def make_settings(config: ExtractFlow) -> ExtractionSettings:
-    """The flags that decide about the bytes of the output."""
-    return ExtractionSettings(
-        decode=DecodeSettings(
-            fps=config.fps,
-            short_side=config.short_side,
-            max_frames=config.max_frames,
-            timeout_s=config.decode_timeout,
-        ),
-        flow_preset=config.flow_preset,
-        codec=CodecSettings(
-            flow_codec=config.codec,
-            bound=config.bound,
-            flow_quality=config.flow_quality,
-            rgb_codec=config.rgb_codec,
-            rgb_quality=config.rgb_quality,
-            keyframe_interval=config.keyframe_interval,
-        ),
-        shards=ShardSettings(format=config.format, videos_per_shard=config.videos_per_shard),
-    )
+    shards = replace(config.settings.shards, videos_per_shard=min(config.settings.shards.videos_per_shard, 4))
+    settings = replace(config.settings, shards=shards)
+    return replace(config, videos=str(folder / "videos"), output=output, settings=settings)
 
 
 def run(config: ExtractFlow) -> int:
     """Read the catalog, make the shards that are not there yet, write the tables; the exit status."""
-    settings = make_settings(config)
+    settings = config.settings
     assert config.videos, "filled in by prepare"
     assert config.output, "filled in by prepare"
     output = locate_output(config.output)

@@ -38,8 +38,8 @@ from pipelines import storage
 from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, read_frames
-from pipelines.extraction.plan import ExtractionSettings
 from pipelines.training.trained_network import Network, load_network
+from pipelines.tvl1.params import FlowPreset
 
 Precision = Literal["fp32", "bf16"]
 
@@ -63,7 +63,7 @@ class Predict:
     """Text file with the names of the classes, one a line. None: the checkpoints' own names, else numbers."""
     top: int = 5
     """Classes to print, the most probable first."""
-    flow_preset: Literal["faithful", "quality", "fast"] = ExtractionSettings().flow_preset
+    flow_preset: FlowPreset = "faithful"
     """TV-L1 settings, best those that the flow network was trained on."""
     precision: Precision = "fp32"
     """fp32, or bf16: faster on CPUs that have it, logits off by about half a percent."""

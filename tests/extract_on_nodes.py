@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 
 from jobs.cluster import connect
-from jobs.extract_flow import ExtractFlow, make_settings
 from pipelines.datasets.catalog import read_catalog
-from pipelines.extraction.plan import Plan, make_plan
+from pipelines.datasets.shards import ShardSettings
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.lock import lock_output
+from pipelines.media.decode import DecodeSettings
 
-SETTINGS = make_settings(ExtractFlow(short_side=64, videos_per_shard=2))
+SETTINGS = ExtractionSettings(decode=DecodeSettings(short_side=64), shards=ShardSettings(videos_per_shard=2))
 FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--flow-backend", "cpu")  # the same for the job
 
 

@@ -22,9 +22,12 @@ PROBE = """
 import sys
 import ray
 from jobs import extract_flow
+from pipelines.datasets.shards import ShardSettings
+from pipelines.extraction.plan import ExtractionSettings
 
 ray.init(log_to_driver=False)
-status = extract_flow.run(extract_flow.ExtractFlow(videos=sys.argv[1], output=sys.argv[2], videos_per_shard=1))
+settings = ExtractionSettings(shards=ShardSettings(videos_per_shard=1))
+status = extract_flow.run(extract_flow.ExtractFlow(videos=sys.argv[1], output=sys.argv[2], settings=settings))
 from ray.util.state import list_nodes, list_tasks
 
 addresses = {node.node_id: node.node_ip for node in list_nodes()}

@@ -95,7 +95,9 @@ class ShardSettings:
     """How rows are put into files."""
 
     format: ShardFormat = "parquet"
+    """Parquet files, or WebDataset tars."""
     videos_per_shard: int = 32
+    """Videos per shard; a machine that dies loses at most one shard's work."""
 
     def __post_init__(self) -> None:
         if self.videos_per_shard < 1:

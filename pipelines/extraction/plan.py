@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +24,7 @@ from pipelines.datasets.shards import Commit, ShardSettings
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
 from pipelines.resume import was_begun
+from pipelines.tvl1.params import FlowPreset
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
 LIMITS = ("max_frames", "timeout_s", "memory_limit_mb", "cpu_limit_s")
@@ -50,10 +51,15 @@ class ExtractionSettings:
     """Everything that decides about the bytes of the output."""
 
     decode: DecodeSettings = field(default_factory=DecodeSettings)
-    flow_preset: Literal["faithful", "quality", "fast"] = "faithful"
+    """Decoding."""
+    flow_preset: FlowPreset = "faithful"
+    """TV-L1 settings: like OpenCV's (faithful), better (quality), or faster (fast)."""
     codec: CodecSettings = field(default_factory=CodecSettings)
+    """Storage of RGB and flow."""
     shards: ShardSettings = field(default_factory=ShardSettings)
-    error_sample_every: int = 16  # the flow error is measured on every 16th video of the catalog
+    """Shards."""
+    error_sample_every: int = 16
+    """The error of stored flow is measured on every so many videos of the catalog."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,12 +18,13 @@ import io
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import av
 import cv2
 import numpy as np
 import numpy.typing as npt
+from tyro.conf import arg
 
 from pipelines.errors import ConventionError, SettingsError
 from pipelines.media.mp4 import FULL_RANGE, VIDEO_RANGE, VideoFormat, VideoWriter, read_frames, read_grey, read_rgb
@@ -121,22 +122,20 @@ _WORST_QUALITY = {"av1": 63, "h264": 51, "lossless": 0, "jpeg": 100}
 
 @dataclass(frozen=True, kw_only=True)
 class CodecSettings:
-    """How flow and RGB are stored.
+    """How flow and RGB are stored."""
 
-    flow_codec         h264 (10 bit), lossless (H.264, exact 8 bit) or jpeg (pairs of JPEGs as denseflow writes them)
-    bound              px; flow is clipped to +-bound
-    flow_quality       h264: constant rate factor, lower is better; jpeg: JPEG quality; None: the default
-    rgb_codec          h264 or av1, 8-bit 4:2:0
-    rgb_quality        constant rate factor; None: the default
-    keyframe_interval  most frames from one keyframe to the next, which a window may have to decode in vain
-    """
-
-    flow_codec: FlowCodec = "h264"
+    flow_codec: Annotated[FlowCodec, arg(name="codec")] = "h264"
+    """How flow is stored: h264 (10-bit video), lossless (8-bit video), jpeg (pairs of JPEGs, as denseflow writes)."""
     bound: float = 20.0
+    """Flow is clipped to plus or minus this many pixels."""
     flow_quality: int | None = None
+    """Constant rate factor of h264 (lower is better), or JPEG quality. None: 15 for h264, 95 for jpeg."""
     rgb_codec: RGBCodec = "h264"
+    """How RGB frames are stored: 8-bit 4:2:0 video."""
     rgb_quality: int | None = None
+    """Constant rate factor of the RGB video (lower is better). None: 20 for h264, 26 for av1."""
     keyframe_interval: int = 16
+    """Largest distance between keyframes in frames; reading a window decodes up to this many frames more."""
 
     def __post_init__(self) -> None:
         for name, codec, allowed in (

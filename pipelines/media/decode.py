@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import av
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from tyro.conf import arg
 
 from pipelines.errors import Kind, SettingsError, VideoError
 from pipelines.media.probe import (
@@ -50,12 +51,18 @@ WHOLE_SHARE = 0.99  # headers are off by a little: below this share of its frame
 class DecodeSettings:
     """How videos become frames, and what a decoder may cost before it is stopped."""
 
-    fps: float = 25.0  # frames a second
-    short_side: int = 256  # px, even
-    max_frames: int = 15_000  # a longer video or span is refused (15,000 frames are 10 minutes at 25 fps)
-    timeout_s: float = 60.0  # seconds without a sign of life after which the decoder counts as hung
-    memory_limit_mb: int | None = 3072  # address space of the decoder process, MiB; None = unlimited
-    cpu_limit_s: int | None = 3600  # processor seconds that one video may take; None = unlimited
+    fps: float = 25.0
+    """Frames per second that videos are sampled at."""
+    short_side: int = 256
+    """Shorter side of the frames in pixels; an even number."""
+    max_frames: int = 15_000
+    """A video or span with more frames goes to quarantine (15,000 are 10 minutes at 25 fps)."""
+    timeout_s: Annotated[float, arg(name="decode-timeout")] = 60.0
+    """Seconds without a sign of life after which a decoder counts as hung."""
+    memory_limit_mb: Annotated[int | None, arg(name="decode-memory")] = 3072
+    """Address space of the decoder process in MiB. None: no limit."""
+    cpu_limit_s: Annotated[int | None, arg(name="decode-cpu-limit")] = 3600
+    """Processor seconds that one video may take. None: no limit."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 1000:

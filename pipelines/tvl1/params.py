@@ -15,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
+
+FlowPreset = Literal["faithful", "quality", "fast"]
 
 
 @dataclass(frozen=True, kw_only=True)
