@@ -5,11 +5,13 @@ Exit status of every job: 0 done, 1 an error or findings, 2 flags that do not pa
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import make_dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -17,6 +19,7 @@ from pipelines import storage
 from pipelines.errors import SettingsError, UserError
 
 Settings = TypeVar("Settings")
+Job = TypeVar("Job")
 GOES_ON = "the same command goes on"
 
 
@@ -44,6 +47,21 @@ def run_command(
         status = 130
     if isinstance(status, int) and status:
         sys.exit(status)
+
+
+def with_preset(job: type[Job], presets: Mapping[Any, object]) -> type[Job]:
+    """The job's settings with those of the preset on the command line, if there is one, for defaults of its flags.
+
+    So a flag wins over the preset, whatever its value, and --help shows what the preset means. `job` has a field
+    `settings` that a preset replaces as a whole.
+    """
+    words = sys.argv[1:]
+    named = [after for word, after in itertools.pairwise(words) if word == "--preset"]
+    named += [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
+    if not named or named[-1] not in presets:  # what is no preset is refused when the flags are parsed
+        return job
+    default = presets[named[-1]]
+    return make_dataclass(job.__name__, [("settings", type(default), default)], bases=(job,), frozen=True, kw_only=True)
 
 
 def locate_output(output: str) -> str:

@@ -20,6 +20,7 @@ from pipelines.datasets.motion_videos import write_broken_videos, write_motion_v
 from pipelines.errors import SettingsError
 from pipelines.extraction.plan import ExtractionSettings
 from pipelines.media.decode import DecodeSettings
+from pipelines.training.settings import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,20 +95,14 @@ def extract(motion: Path) -> None:
 
 def train_on_motion(motion: Path, stream: Stream, steps: int) -> train.Train:
     """The small I3D on short clips; left and right are classes here, so nothing is mirrored."""
-    return train.Train(
-        data=str(motion / "shards"),
-        output=str(motion / stream),
-        stream=stream,
-        preset="small",
-        steps=steps,
-        warmup_steps=steps // 10,
-        batch=8,  # batch norm needs more than the four of the preset
-        learning_rate=0.02,
-        frames=16,
-        set=("dropout=0",),
-        flow_bound=1,  # small frames, slow shapes: more would leave the flow near zero
-        flip=0,
+    settings = PRESETS["small"].change(
+        network={"stream": stream, "frames": 16, "set": ("dropout=0",)},
+        schedule={"steps": steps, "warmup_steps": steps // 10, "learning_rate": 0.02},
+        optimisation={"batch": 8},  # batch norm needs more than the four of the preset
+        clips={"flow_bound": 1},  # small frames, slow shapes: more would leave the flow near zero
+        augmentation={"flip": 0},
     )
+    return train.Train(data=str(motion / "shards"), output=str(motion / stream), preset="small", settings=settings)
 
 
 def find_real_clips() -> list[Path]:

@@ -6,29 +6,27 @@
     ray job submit --working-dir . -- python jobs/tune.py …          the same on a cluster
 
 Trial 0 is the paper's own geometry and is never stopped early. The others are proposed by Optuna and stopped by ASHA.
-All flags of jobs/train.py set what the trials have in common. Stopped or killed, it goes on when it is run again:
+The flags of jobs/train.py set what the trials have in common. Stopped or killed, it goes on when it is run again:
 ended trials are kept, running ones continue from their checkpoints. More --trials may be added later.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from jobs import train
 from jobs.cluster import connect, count_processors
-from jobs.command import locate_output, run_command
-from models.contract import ModelConfig
-from models.inflation import Mode
+from jobs.command import locate_output, run_command, with_preset
+from jobs.train import Workers, embedded_cpus
 from pipelines import storage
 from pipelines.datasets import shards
-from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.errors import RunError, SettingsError
 from pipelines.lock import lock_output
 from pipelines.resume import was_begun
-from pipelines.search.space import Geometry, Space, describe_geometry, identify
+from pipelines.search.space import Geometry, Space, describe_geometry, identify, with_geometry
 from pipelines.training.config import Run, Scale
+from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, make_run
 
 if TYPE_CHECKING:
     from pipelines.search.results import Outcome
@@ -38,71 +36,76 @@ FLOW_STRIDE = "flow at input stride s is every s-th frame of the flow between ne
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tune(train.Train):
+class Tune:
     """Search I3D's temporal strides and inflation."""
+
+    data: str
+    """Shards, on disk or s3://."""
+    output: str
+    """Folder of the search, on disk or s3://: trials, the best of them, page."""
+    preset: PresetName | None = None
+    """Schedule, batch, weight decay and dropout of every trial. Any other flag wins over it."""
+    annotations: tuple[str, ...] = ()
+    """Official annotation files whose division is used in place of that of the shards."""
+    fold: int = 1
+    """Division of --annotations: 1, 2 or 3."""
 
     trials: int = 16
     """Geometries to try, the paper's among them."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
-    """What Optuna proposes for: top-1, or top-1 and GFLOPs a video together."""
+    """What Optuna proposes for: top-1, or top-1 and GFLOPs per video together."""
     rungs: int = 3
-    """Times that ASHA looks at a trial, the end included."""
+    """How often ASHA looks at a trial, its end included."""
     reduction: int = 3
-    """One of so many trials survives a rung; rungs lie this factor apart in steps."""
+    """One in so many trials survives a rung; rungs lie this factor apart in steps."""
     confirm: int = 2
-    """Best trials that are trained again from other seeds, and the paper's with them."""
+    """How many of the best trials are trained again from other seeds, and the paper's with them."""
     confirm_seeds: int = 3
-    """Seeds of each, the search's own among them."""
+    """Seeds of each of these, the search's own among them."""
     concurrent: int | None = None
     """Trials at a time. None: as many as the cluster has CPUs or GPUs for now."""
 
-    search_frames: tuple[int, ...] = ()
-    """Frames of a training clip to try besides --frames."""
-    search_frame_steps: tuple[int, ...] = Space.frame_steps
-    """Input strides: one of so many frames is kept."""
-    search_conv1_kernels: tuple[int, ...] = Space.conv1_kernels
-    """Temporal kernels of conv1."""
-    search_conv1_strides: tuple[int, ...] = Space.conv1_strides
-    """Temporal strides of conv1."""
-    search_pool_kernels: tuple[int, ...] = Space.pool_kernels
-    """Temporal kernels of each of the four max-pools; 1 leaves a pool uninflated."""
-    search_pool_strides: tuple[int, ...] = Space.pool_strides
-    """Temporal strides of each."""
-    search_inflation: tuple[Mode, ...] = ()
-    """Ways to inflate 2-D weights (with --init imagenet)."""
-    search_learning_rate: tuple[float, float] | None = None
-    """Lowest and highest learning rate. None: not searched."""
+    space: Space = field(default_factory=Space)
+    """What may be chosen."""
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    """What the trials have in common."""
+    workers: Workers = field(default_factory=Workers)
+    """The workers of each trial."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model != "i3d":
-            raise SettingsError(f"--model is {self.model}: only i3d has the geometry that is searched")
-        if self.from_sweep:
-            raise SettingsError("--from-sweep is for jobs/train.py: a search starts from the paper's geometry")
-        if self.folds:
-            raise SettingsError("--folds is not for a search: choose on one division, then train the best on each")
+        settings = self.settings
+        if settings.network.model != "i3d":
+            raise SettingsError(f"--model is {settings.network.model}: only i3d has the geometry that is searched")
         if min(self.trials, self.rungs, self.confirm_seeds) < 1 or self.reduction < 2 or self.confirm < 0:
             raise SettingsError("--trials, --rungs and --confirm-seeds are at least 1, --reduction at least 2")
-        if self.search_inflation and self.init != "imagenet":
+        if self.space.inflation and settings.initial.source != "imagenet":
             raise SettingsError("--search-inflation chooses how 2-D weights are inflated: give --init imagenet")
-        if self.search_learning_rate and self.steps is None:
-            raise SettingsError("--search-learning-rate replaces the rate of --steps: give --steps, no bare preset")
+        if self.workers.min_workers is not None:
+            raise SettingsError("--min-workers is for jobs/train.py: trials on fewer workers could not be compared")
+        settings.schedule.resolve(1)
+        for uri in (self.data, self.output, settings.initial.weights, *self.annotations):
+            if uri is not None:
+                storage.absolute(uri)
 
 
 def main() -> None:
     """Parse, search, print."""
-    run_command(Tune, run, __doc__)
+    run_command(with_preset(Tune, PRESETS), run, __doc__)
 
 
 def run(config: Tune) -> Outcome:
     """Search, confirm, write, print."""
     index = read_index(config.data)
+    if config.annotations:
+        index = with_fold(index, config.annotations, config.fold)
     output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
     with lock_output(output):
-        num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)
         # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
-        print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False, dashboard=True)}", flush=True)
+        print(
+            f"ray         {connect(num_cpus=embedded_cpus(config.workers), log_to_driver=False, dashboard=True)}",
+            flush=True,
+        )
         from pipelines.search.results import conclude, write_outcome
         from pipelines.search.trials import Book, confirm_geometries, search_geometries
 
@@ -135,8 +138,9 @@ def run(config: Tune) -> Outcome:
 
 def make_scale(config: Tune) -> tuple[Scale, int]:
     """The workers of one trial, and how many trials the cluster has room for."""
-    cpus, gpus = count_processors(config.num_workers, config.num_gpus)
-    num_workers = config.num_workers or 1
+    workers = config.workers
+    cpus, gpus = count_processors(workers.num_workers, workers.num_gpus)
+    num_workers = workers.num_workers or 1
     # Where workers compute on CPUs, a trial has one for each worker: half to compute, half to decode, as shares.
     each = 1.0 if gpus else 0.5
     data_cpus = max(1.0, cpus / gpus - 1) * num_workers if gpus else 0.5 * num_workers
@@ -146,52 +150,42 @@ def make_scale(config: Tune) -> tuple[Scale, int]:
         use_gpu=gpus > 0,
         cpus_per_worker=each,
         data_cpus=data_cpus,
-        max_failures=config.max_failures,
+        max_failures=workers.max_failures,
     )
     return scale, config.concurrent or min(room, config.trials)
 
 
 def make_prepare(config: Tune, index: VideoIndex, search: Search) -> Prepare:
-    """How a geometry becomes a run: the flags' run, with its settings in place of theirs."""
+    """How a geometry becomes a run: the settings' run, with the geometry in place of theirs."""
     from pipelines.search.trials import Prepared
 
     def prepare(geometry: Geometry, seed: int) -> Prepared:
-        given = train.apply_geometry(config, geometry)
-        given = replace(given, seed=config.seed + seed, checkpoint_every=search.first_rung)
-        return Prepared(run=train.make_run(given, index, search.scale), initial=train.make_initial(given))
+        settings = with_geometry(config.settings, geometry).change(
+            reporting={"checkpoint_every": search.first_rung}, seed=config.settings.seed + seed
+        )
+        return Prepared(run=make_run(settings, index, search.scale), initial=settings.initial)
 
     return prepare
 
 
 def make_configure(config: Tune, index: VideoIndex) -> Configure:
     """How a geometry becomes a network's settings, without the videos of a run."""
-    preset = train.PRESETS[config.preset] if config.preset else None
-
-    def configure(geometry: Geometry) -> ModelConfig:
-        return train.make_model_config(train.apply_geometry(config, geometry), preset, num_classes=len(index.classes))
-
-    return configure
+    return lambda geometry: with_geometry(config.settings, geometry).network.configure(len(index.classes))
 
 
 def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
     """The space and the budget."""
     from pipelines.search.trials import Search
 
-    preset = train.PRESETS[config.preset] if config.preset else None
-    optimisation = train.make_optimisation(config, preset, scale)
-    steps = optimisation.schedule.steps(optimisation.global_batch(scale.num_workers))
-    network = train.make_model_config(config, preset, num_classes=2)
-    space = Space(
+    settings = config.settings
+    batch = settings.optimisation.global_batch(scale.num_workers)
+    schedule = settings.schedule.resolve(batch)
+    steps = schedule.steps(batch)
+    network = settings.network.configure(num_classes=2)
+    space = replace(
+        config.space,
         paper_frames=network.frames,  # type: ignore[attr-defined]
-        frames=config.search_frames,
-        frame_steps=config.search_frame_steps,
-        conv1_kernels=config.search_conv1_kernels,
-        conv1_strides=config.search_conv1_strides,
-        pool_kernels=config.search_pool_kernels,
-        pool_strides=config.search_pool_strides,
-        inflation=config.search_inflation,
-        learning_rate=config.search_learning_rate,
-        paper_learning_rate=config.learning_rate,
+        paper_learning_rate=schedule.phases[0][1],
     )
     return Search(
         space=space,
@@ -200,7 +194,7 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
         first_rung=-(-steps // config.reduction ** (config.rungs - 1)),  # rounded up: the last rung is the end itself
         reduction=config.reduction,
         objective=config.objective,
-        seed=config.seed,
+        seed=settings.seed,
         concurrent=concurrent,
         scale=scale,
     )
@@ -229,7 +223,7 @@ def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:
     print(f"trials      {search.num_trials} of {search.steps:,} steps; {len(book.ended())} of them known already")
     print(f"rungs       at {search.first_rung:,} steps, then at each {search.reduction} times as many")
     print(f"each trial  {kind} to train, {scale.data_cpus:g} CPU to decode; {search.concurrent} at a time")
-    if config.stream == "flow" and len(set(config.search_frame_steps)) > 1:
+    if config.settings.network.stream == "flow" and len(set(config.space.frame_steps)) > 1:
         print(f"note        {FLOW_STRIDE}")
     print(f"output      {book.output}", flush=True)
 

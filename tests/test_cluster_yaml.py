@@ -21,6 +21,7 @@ from pipelines.evaluation import features, scoring
 from pipelines.extraction import graph
 from pipelines.extraction.plan import ExtractionSettings
 from pipelines.training import trainer
+from pipelines.training.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"  # whose wheel lacks its defaults
@@ -143,7 +144,7 @@ def test_the_workers_of_a_training_fit_the_nodes_and_leave_cpus_to_decode(
     cluster: dict[str, Any], asked: Asked, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int]
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
-    scale = train.make_scale(train.Train(data="shards", output="run", stream="rgb", preset="debug"))
+    scale = train.make_scale(train.Workers())
     worker = trainer._scaling(scale).resources_per_worker
     place = "gpu_worker" if scale.use_gpu else "cpu_worker"
     node = cluster["available_node_types"][place]["resources"]
@@ -161,7 +162,7 @@ def test_the_trials_of_a_search_fit_beside_each_other(
     cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch, counts: dict[str, int]
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
-    config = tune.Tune(data="shards", output="sweep", stream="rgb", preset="debug", trials=10_000)
+    config = tune.Tune(data="shards", output="sweep", settings=PRESETS["debug"], trials=10_000)
     scale, concurrent = tune.make_scale(config)
     worker = trainer._scaling(scale).resources_per_worker
     assert scale.data_cpus is not None
@@ -174,13 +175,12 @@ def test_an_empty_cluster_wants_to_be_told_what_to_wait_for(
     cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown(monkeypatch, cluster, head=1)
-    given = {"data": "shards", "output": "run", "stream": "rgb", "preset": "debug"}
     for flags in ({}, {"num_workers": 8}, {"num_gpus": 0}):
         with pytest.raises(ValueError, match="no workers now"):
-            train.make_scale(train.Train(**given, **flags))
-    scale = train.make_scale(train.Train(**given, num_gpus=16))
+            train.make_scale(train.Workers(**flags))
+    scale = train.make_scale(train.Workers(num_gpus=16))
     assert (scale.num_workers, scale.use_gpu, scale.cpus_per_worker) == (16, True, 1.0)
-    scale = train.make_scale(train.Train(**given, num_gpus=0, num_workers=8))
+    scale = train.make_scale(train.Workers(num_gpus=0, num_workers=8))
     assert (scale.num_workers, scale.use_gpu, scale.cpus_per_worker) == (8, False, 0.5)
 
 

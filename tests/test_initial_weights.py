@@ -48,7 +48,7 @@ def test_a_checkpoint_of_the_same_classes_is_taken_whole(saved: tuple[str, dict[
 
 
 def test_other_classes_get_a_classifier_of_their_own(saved: tuple[str, dict[str, torch.Tensor]]) -> None:
-    initial = InitialWeights(source="checkpoint", weights=saved[0], new_head=True)
+    initial = InitialWeights(source="checkpoint", weights=saved[0], finetune="full")
     state = make_model(config_of(num_classes=5), initial, tuple("vwxyz"), seed=0).state_dict()
     kept = {name for name, tensor in state.items() if torch.equal(tensor, saved[1].get(name, torch.empty(0)))}
     assert state.keys() - kept == {"logits.weight", "logits.bias"} - kept
@@ -71,7 +71,7 @@ def test_another_network_or_width_is_refused(saved: tuple[str, dict[str, torch.T
 def test_released_kinetics_weights_get_a_classifier_for_other_classes(tmp_path: Path) -> None:
     variables = released_variables(3)
     torch.save(as_piergiaj(variables), tmp_path / "rgb_imagenet.pt")
-    initial = InitialWeights(source="kinetics", weights=str(tmp_path / "rgb_imagenet.pt"), new_head=True)
+    initial = InitialWeights(source="kinetics", weights=str(tmp_path / "rgb_imagenet.pt"), finetune="full")
     config = models.configure("i3d", num_classes=101, stream="rgb", dropout=0.3)
     model = make_model(config, initial, tuple(map(str, range(101))), seed=0)
     released = variables["Conv3d_1a_7x7/conv_3d/w"].permute(4, 3, 0, 1, 2)
@@ -98,7 +98,7 @@ def test_the_last_checkpoint_of_a_run_is_found(saved: tuple[str, dict[str, torch
     assert torch.equal(state["logits.weight"], saved[1]["logits.weight"])
 
 
-@pytest.mark.parametrize("wrong", [{"source": "kinetics"}, {"weights": "x"}, {"new_head": True}])
+@pytest.mark.parametrize("wrong", [{"source": "kinetics"}, {"weights": "x"}, {"finetune": "head"}])
 def test_flags_that_do_not_go_together(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"--init|--finetune"):
         InitialWeights(**wrong)  # type: ignore[arg-type]

@@ -223,7 +223,7 @@ def test_settings_come_from_the_checkpoint_else_from_the_convention() -> None:
     told = ClipSettings(resize="square", flow_bound=4, short_side=96)
     assert settings_of(told.to_json(), CodecSettings(bound=8).flow_convention()) == told
     assert settings_of({}, CodecSettings(bound=8).flow_convention()) == ClipSettings(flow_bound=8)
-    assert settings_of({}, None) == PAPER
+    assert settings_of({}, None) == ClipSettings(flow_bound=20)
 
 
 def test_the_bound_comes_from_the_convention() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from pipelines.training.schedule import PRESETS, Schedule, drop_at
+from pipelines.training.schedule import Schedule, drop_at
+from pipelines.training.settings import PRESETS
 
 
-def schedule_of(name: str) -> Schedule:
-    return Schedule(phases=PRESETS[name].phases, reference_batch=PRESETS[name].reference_batch)
+def schedule_of(name: Any) -> Schedule:
+    return PRESETS[name].schedule.resolve(384)
 
 
 @pytest.mark.parametrize(
@@ -22,12 +25,14 @@ def schedule_of(name: str) -> Schedule:
         ("hmdb51", 5_000, {0: 0.05}),
     ],
 )  # fmt: skip
-def test_presets_are_what_was_published(name: str, steps: int, rates: dict[int, float]) -> None:
+def test_presets_are_what_was_published(name: Any, steps: int, rates: dict[int, float]) -> None:
     schedule = schedule_of(name)
     batch = schedule.reference_batch
     assert schedule.steps(batch) == steps
     assert {step: schedule.learning_rate(step * batch, batch) for step in rates} == pytest.approx(rates)
-    assert (PRESETS[name].batch, PRESETS[name].weight_decay, PRESETS[name].model["dropout"]) == (6, 1e-7, 0.5)
+    optimisation = PRESETS[name].optimisation
+    assert (optimisation.batch, optimisation.weight_decay) == (6, 1e-7)
+    assert PRESETS[name].network.defaults["dropout"] == 0.5
 
 
 def test_a_smaller_batch_takes_more_steps_at_a_smaller_rate() -> None:

@@ -28,6 +28,7 @@ from pipelines.search.results import conclude, count_cost, find_front
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings, read_outcome
 from pipelines.search.trials import Book, Proposals, Records, Rungs, Trial, chosen_few
 from pipelines.training.config import Scale
+from pipelines.training.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -176,7 +177,8 @@ def test_rungs_stop_the_worse_but_never_the_papers(tmp_path: Path) -> None:
 
 
 def test_no_trial_is_stopped_a_few_steps_before_its_end(tmp_path: Path) -> None:
-    config = Tune(data="data", output="sweep", stream="flow", preset="small", steps=400)
+    settings = PRESETS["small"].change(network={"stream": "flow"}, schedule={"steps": 400})
+    config = Tune(data="data", output="sweep", settings=settings)
     search = make_search(config, Scale(num_workers=1), concurrent=1)
     book = Book(str(tmp_path), PAPER)
     book.trials = {trial.id: trial for trial in (make_trial(number, [], "running") for number in range(9))}
@@ -274,7 +276,6 @@ def finish(command: list[str], log: Path, *, seconds: float) -> str:
         (["--model", "c3d"], "only i3d has the geometry"),
         (["--search-inflation", "center"], "give --init imagenet"),
         (["--reduction", "1"], "--reduction at least 2"),
-        (["--from-sweep", "x"], "starts from the paper's geometry"),
     ],
 )
 def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], words: str) -> None:

@@ -36,6 +36,7 @@ from pipelines.errors import CatalogError, DataError, InputError, NetworkError, 
 from pipelines.media import mp4
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import ROOT, Decoder
+from pipelines.training.settings import PRESETS
 from pipelines.training.trained_network import load_network
 
 EVIL_NAMES = [
@@ -260,6 +261,8 @@ def test_the_source_unpickles_nothing() -> None:
 
 
 KEYED = "s3://AKIAHIDDEN:t0pSecret@bucket/x"
+DEBUG = PRESETS["debug"]
+TRAIN = {"data": "d", "output": "o", "settings": DEBUG}
 
 
 @pytest.mark.parametrize(
@@ -268,10 +271,10 @@ KEYED = "s3://AKIAHIDDEN:t0pSecret@bucket/x"
         (ExtractFlow, {"videos": KEYED, "output": "o"}),
         (ExtractFlow, {"videos": "v", "output": KEYED}),
         (ExtractFlow, {"videos": "v", "output": "o", "annotations": (KEYED,)}),
-        *[(Train, {"data": "d", "output": "o", "steps": 1, name: KEYED}) for name in ("data", "output", "from_sweep")],
-        (Train, {"data": "d", "output": "o", "steps": 1, "annotations": (KEYED,)}),
-        (Train, {"data": "d", "output": "o", "steps": 1, "init": "kinetics", "weights": KEYED}),
-        (Tune, {"data": KEYED, "output": "o", "steps": 1}),
+        *[(Train, {**TRAIN, name: KEYED}) for name in ("data", "output", "from_sweep")],
+        (Train, {**TRAIN, "annotations": (KEYED,)}),
+        (Train, {**TRAIN, "settings": DEBUG.change(initial={"source": "kinetics", "weights": KEYED})}),
+        (Tune, {**TRAIN, "data": KEYED}),
         *[
             (Evaluate, {"data": "d", "output": "o", "rgb": "r", name: KEYED})
             for name in ("data", "output", "rgb", "flow")

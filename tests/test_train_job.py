@@ -2,63 +2,117 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
-from jobs.train import Train, make_model_config, make_optimisation, make_run
+from jobs.command import run_command, with_preset
+from jobs.train import Train, Workers
 from pipelines.datasets.video_index import read_index
-from pipelines.errors import DataError
+from pipelines.errors import DataError, SettingsError
+from pipelines.search.space import Space, with_geometry
 from pipelines.training.config import Scale
-from pipelines.training.schedule import PRESETS
+from pipelines.training.settings import PRESETS, TrainingSettings, make_run
 
 CPUS = Scale(num_workers=2)
+DEBUG = PRESETS["debug"].change(network={"stream": "rgb"})
 
 
-def config(**flags: Any) -> Train:
-    return Train(**{"data": "shards", "output": "run", "stream": "rgb", "preset": "debug", **flags})
+def parse(monkeypatch: pytest.MonkeyPatch, *flags: str) -> TrainingSettings:
+    """The settings that a command line means."""
+    found: list[Train] = []
+    words = ["train.py", "--data", "shards", "--output", "run", *flags]
+    monkeypatch.setattr(sys, "argv", words)
+    run_command(with_preset(Train, PRESETS), found.append, "Train.")
+    return found[0].settings
 
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("model", ["i3d", "convnet_lstm", "c3d", "two_stream"])
-def test_every_preset_configures_every_network(name: str, model: str) -> None:
-    given = config(preset=name, model=model)
-    assert make_model_config(given, PRESETS[name], num_classes=400).num_classes == 400
-    optimisation = make_optimisation(given, PRESETS[name], CPUS)
-    assert optimisation.schedule.clips == PRESETS[name].reference_batch * sum(n for n, _ in PRESETS[name].phases)
+def test_every_preset_configures_every_network(name: Any, model: str) -> None:
+    settings = PRESETS[name].change(network={"model": model, "stream": "rgb"})
+    assert settings.network.configure(400).num_classes == 400
+    phases = settings.schedule.phases
+    assert settings.schedule.resolve(8).clips == settings.schedule.reference_batch * sum(n for n, _ in phases)
 
 
-def test_a_flag_wins_over_its_preset() -> None:
-    given = config(preset="small", width=0.5, batch=3, weight_decay=0.1, steps=50, set=("dropout=0.1",))
-    model = make_model_config(given, PRESETS["small"], num_classes=6)
-    optimisation = make_optimisation(given, PRESETS["small"], CPUS)
+def test_a_flag_wins_over_its_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "--stream rgb --width 0.5 --batch 3 --weight-decay 0.1 --steps 50 --set dropout=0.1 --seed 4"
+    settings = parse(monkeypatch, "--preset=small", *words.split())
+    model = settings.network.configure(6)
     assert (model.width, model.dropout, model.size) == (0.5, 0.1, 64)
-    assert (optimisation.batch, optimisation.weight_decay, optimisation.schedule.steps(6)) == (3, 0.1, 50)
+    assert (settings.optimisation.batch, settings.optimisation.weight_decay, settings.seed) == (3, 0.1, 4)
+    assert settings.schedule.resolve(6).steps(6) == 50
+    assert settings.schedule.warmup_steps == 50  # the preset's
+
+
+def test_a_flag_that_says_the_default_wins_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse(monkeypatch, "--preset", "small", "--batch", "6").optimisation.batch == 6
+    assert parse(monkeypatch, "--preset", "small").optimisation.batch == 4
+
+
+def test_a_learning_rate_keeps_the_shape_of_the_presets_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = parse(monkeypatch, "--preset", "kinetics400_rgb", "--learning-rate", "0.2").schedule.resolve(384)
+    assert schedule.phases == ((97_000, 0.2), (11_000, pytest.approx(0.02)), (7_000, pytest.approx(0.002)))
+
+
+def test_a_searched_learning_rate_reaches_a_preset() -> None:
+    geometry = Space(paper_frames=16, learning_rate=(0.001, 0.1), paper_learning_rate=0.01).paper()
+    found = with_geometry(DEBUG, geometry)
+    assert found.schedule.resolve(8).phases == ((20, 0.01),)
+    assert found.network.configure(6).frames == 16  # type: ignore[attr-defined]
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(monkeypatch, "--preset", "kinetics")
+    assert "kinetics400_rgb" in capsys.readouterr().err
 
 
 def test_lists_and_words_can_be_set() -> None:
-    given = config(set=("pool_strides=[1,1,1,2]", "conv1_kernel=5"))
-    model = make_model_config(given, None, num_classes=6)
+    model = DEBUG.change(network={"set": ("pool_strides=[1,1,1,2]", "conv1_kernel=5")}).network.configure(6)
     assert (model.pool_strides, model.conv1_kernel) == ((1, 1, 1, 2), 5)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"preset": None}, "neither --preset .* nor --steps"),
+        ({"settings": TrainingSettings()}, "neither --preset nor --steps"),
         ({"folds": (1,)}, "--folds is given but --annotations is not"),
-        ({"finetune": "head"}, "--finetune needs weights"),
-        ({"min_workers": 3, "num_workers": 2}, "--min-workers is 3"),
         ({"data": "gs://bucket"}, "cannot open"),
+        ({"preset": "small"}, "the settings are others"),
+        ({"from_sweep": "s", "settings": DEBUG.change(network={"model": "c3d"})}, "--model is c3d"),
     ],
 )
 def test_flags_that_do_not_go_together(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        config(**flags)
+    with pytest.raises(SettingsError, match=message):
+        Train(**{"data": "shards", "output": "run", "settings": DEBUG, **flags})
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("group", "message"),
+    [
+        ({"initial": {"finetune": "head"}}, "--finetune needs weights"),
+        ({"schedule": {"drops": (0.5,)}}, "--drops divides --steps"),
+        ({"reporting": {"validation_clips": 0}}, "--validation-clips is 0"),
+        ({"optimisation": {"batch": 0}}, "--batch is 0"),
+    ],
+)
+def test_settings_that_cannot_be(group: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        DEBUG.change(**group)
+
+
+def test_more_workers_than_at_most() -> None:
+    with pytest.raises(SettingsError, match="--min-workers is 3"):
+        Workers(num_workers=2, min_workers=3)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
     [
         ({"stream": None}, "i3d sees one stream"),
         ({"set": ("dropout",)}, "give NAME=VALUE"),
@@ -66,22 +120,23 @@ def test_flags_that_do_not_go_together(flags: dict[str, Any], message: str) -> N
         ({"size": 16}, "size is 16"),
     ],
 )
-def test_networks_that_cannot_be_made(flags: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_model_config(config(**flags), PRESETS["debug"], num_classes=6)
+def test_networks_that_cannot_be_made(network: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        DEBUG.change(network=network).network.configure(6)
 
 
-@pytest.mark.parametrize("flags", [{"sync_bn": True}, {"precision": "fp16"}])
-def test_what_needs_gpus_says_so(flags: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="need GPUs"):
-        make_optimisation(config(**flags), PRESETS["debug"], CPUS)
+@pytest.mark.parametrize("optimisation", [{"sync_bn": True}, {"precision": "fp16"}])
+def test_what_needs_gpus_says_so(motion_shards: str, optimisation: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="need GPUs"):
+        make_run(DEBUG.change(optimisation=optimisation), read_index(motion_shards), CPUS)
 
 
 def test_the_run_knows_its_videos_and_its_flow(motion_shards: str) -> None:
-    run = make_run(config(stream="flow"), read_index(motion_shards), CPUS)
+    index, settings = read_index(motion_shards), DEBUG.change(network={"stream": "flow"})
+    run = make_run(settings, index, CPUS)
     assert (len(run.train), len(run.validation or ())) == (12, 6)
     assert run.clips.to_json() == {"resize": "shorter", "flow_bound": 20.0, "short_side": 40}
-    assert make_run(config(flow_bound=2), read_index(motion_shards), CPUS).clips.flow_bound == 2
-    assert make_run(config(validation_split="none"), read_index(motion_shards), CPUS).validation is None
+    assert make_run(settings.change(clips={"flow_bound": 2}), index, CPUS).clips.bound == 2
+    assert make_run(settings.change(splits={"validation_split": "none"}), index, CPUS).validation is None
     with pytest.raises(DataError, match="no split 'dev'"):
-        make_run(config(train_split="dev"), read_index(motion_shards), CPUS)
+        make_run(settings.change(splits={"train_split": "dev"}), index, CPUS)

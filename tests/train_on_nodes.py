@@ -15,10 +15,9 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs.train import Train, make_initial, make_run
 from pipelines.datasets.video_index import read_index
 from pipelines.training.config import Scale
-from pipelines.training.initial_weights import make_model
+from pipelines.training.settings import PRESETS, prepare
 from pipelines.training.trainer import train
 
 
@@ -32,18 +31,10 @@ def main(data: str, output: str, way: str = "spare") -> None:
     min_workers = None if way == "spare" else 1
     data_cpus = 1.0 if way == "spare" else None  # what is left of one node is less
     scale = Scale(num_workers=2, min_workers=min_workers, cpus_per_worker=1.5, data_cpus=data_cpus)
-    config = Train(
-        data=data,
-        output=output,
-        stream="flow",
-        preset="debug",
-        steps=120,
-        log_every=15,
-        checkpoint_every=30,
-        num_workers=2,
+    settings = PRESETS["debug"].change(
+        network={"stream": "flow"}, schedule={"steps": 120}, reporting={"log_every": 15, "checkpoint_every": 30}
     )
-    run = make_run(config, read_index(data), scale)
-    model = make_model(run.model, make_initial(config), run.train.classes, seed=0)
+    run, model = prepare(settings, read_index(data), scale)
 
     def lose_a_node() -> None:
         snapshot = Path(output) / "checkpoints" / "checkpoint_manager_snapshot.json"

@@ -23,14 +23,12 @@ ReadWindow = Callable[[str, int, int | None], npt.NDArray]
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What training changes at random, each clip as a whole; the crop and the first frame are always drawn.
-
-    `flip`: probability that a clip is mirrored left to right. `jitter`: the largest relative change of RGB's
-    brightness, contrast and saturation; 0 leaves the colours (the paper names photometric distortion only for 2-D).
-    """
+    """What training changes at random, each clip as a whole; the crop and the first frame are always drawn."""
 
     flip: float = 0.5
+    """Probability that a clip is mirrored left to right; u is negated with it."""
     jitter: float = 0.0
+    """Largest relative change of RGB's brightness, contrast and saturation (the paper: photometric distortion)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:

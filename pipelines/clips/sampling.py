@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tyro import conf
 
 from models.contract import InputContract
 from pipelines.errors import ConventionError, SettingsError
@@ -34,24 +35,29 @@ SAME_SIDE = 1  # px that frames may be larger than wanted without being resized:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
-    """How decoded frames become clips, in training as at test.
+    """How decoded frames become clips, in training as at test; flow vectors are scaled along with their frames.
 
-    `resize`: "shorter" keeps the aspect ratio (the paper's), "square" squashes the whole frame, so that a crop loses
-    little of it; flow vectors are scaled along. `flow_bound`: pixels, after resizing, that flow is clipped to and that
-    become 1. `short_side`: the shorter side at which flow was computed; None: that of the model's contract.
+    `short_side`: the shorter side in pixels at which flow was computed; None: that of the model's contract.
     """
 
     resize: Resize = "shorter"
-    flow_bound: float = FLOW_BOUND
-    short_side: int | None = None
+    """Before the crop: shorter keeps the aspect ratio (the paper's), square squashes the whole frame."""
+    flow_bound: float | None = None
+    """Pixels of flow, after resizing, that become 1. None: the bound of the shards, 20 in the paper."""
+    short_side: Annotated[int | None, conf.Suppress] = None
+
+    @property
+    def bound(self) -> float:
+        """Pixels that flow is clipped to and that become 1: what is set, else the paper's."""
+        return FLOW_BOUND if self.flow_bound is None else self.flow_bound
 
     def __post_init__(self) -> None:
-        if not 0 < self.flow_bound < float("inf"):
+        if not 0 < self.bound < float("inf"):
             raise SettingsError(f"--flow-bound is {self.flow_bound}: give a positive number of pixels")
 
     def to_json(self) -> dict[str, object]:
         """What a checkpoint says of them."""
-        return asdict(self)
+        return {**asdict(self), "flow_bound": self.bound}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,9 +215,7 @@ def cut_test_clips(
     """The test clips of a video as the model takes them, (N, C, T, size, size); see `cut_test_frames`."""
     cut = cut_test_frames(video, contract, settings, protocol)
     return {
-        stream: torch.stack(
-            [rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.flow_bound) for clip in clips]
-        )
+        stream: torch.stack([rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.bound) for clip in clips])
         for stream, clips in cut.items()
     }
 

@@ -110,7 +110,7 @@ class ExtractFeatures:
         vectors = []
         for first in range(0, len(chosen := self.windows.indices(len(frames))), BATCH):
             clips = torch.from_numpy(np.stack([frames[window] for window in chosen[first : first + BATCH]]))
-            vectors.append(model.pooled_features(scale_clips(stream, clips.to(self.device), settings.flow_bound)).cpu())
+            vectors.append(model.pooled_features(scale_clips(stream, clips.to(self.device), settings.bound)).cpu())
         return torch.cat(vectors).numpy()
 
 

@@ -140,7 +140,7 @@ class ScoreVideo:
         clips = {}
         for stream in network.streams:
             frames = torch.from_numpy(np.array(row[f"{name}.{stream}"])).to(self.device)
-            clips[stream] = scale_clips(stream, frames, network.settings.flow_bound)
+            clips[stream] = scale_clips(stream, frames, network.settings.bound)
         enabled = self.device.type == "cuda" and self.scorer.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
             return models.video_scores(self.models[name], clips).cpu().numpy()

@@ -10,14 +10,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from tyro import conf
+from tyro.conf import arg
 
 from models.inception import POOLS, TemporalExtents
+from models.inflation import Mode
 from pipelines import storage
 from pipelines.errors import DataError, SettingsError
 from pipelines.training.config import RESULT, Metrics
+from pipelines.training.settings import TrainingSettings
 
 Geometry = dict[str, Any]
 
@@ -30,21 +34,27 @@ TEST_SPAN = 250  # frames of a test video that are looked at, whatever the strid
 class Space:
     """The values of each choice. The paper's are among them, or are added: they are always tried first.
 
-    `frames` counts the kept frames of a training clip, `paper_frames` those of the paper's trial. An empty
-    `inflation` or `learning_rate` leaves what the run says; `learning_rate` is (lowest, highest), searched by its
-    logarithm.
+    `paper_frames` and `paper_learning_rate` are those of the paper's trial: what the training's settings say.
     """
 
-    paper_frames: int
-    frames: tuple[int, ...] = ()
-    frame_steps: tuple[int, ...] = (1, 2, 4)
-    conv1_kernels: tuple[int, ...] = (3, 5, 7)
-    conv1_strides: tuple[int, ...] = (1, 2)
-    pool_kernels: tuple[int, ...] = (1, 2, 3)
-    pool_strides: tuple[int, ...] = (1, 2)
-    inflation: tuple[str, ...] = ()
-    learning_rate: tuple[float, float] | None = None
-    paper_learning_rate: float | None = None
+    frames: Annotated[tuple[int, ...], arg(name="search-frames")] = ()
+    """Frames of a training clip to try besides those of the network."""
+    frame_steps: Annotated[tuple[int, ...], arg(name="search-frame-steps")] = (1, 2, 4)
+    """Input strides: every how many frames one is kept."""
+    conv1_kernels: Annotated[tuple[int, ...], arg(name="search-conv1-kernels")] = (3, 5, 7)
+    """Temporal kernels of conv1."""
+    conv1_strides: Annotated[tuple[int, ...], arg(name="search-conv1-strides")] = (1, 2)
+    """Temporal strides of conv1."""
+    pool_kernels: Annotated[tuple[int, ...], arg(name="search-pool-kernels")] = (1, 2, 3)
+    """Temporal kernels of each of the four max-pools; 1 leaves a pool uninflated."""
+    pool_strides: Annotated[tuple[int, ...], arg(name="search-pool-strides")] = (1, 2)
+    """Temporal strides of each of the four max-pools."""
+    inflation: Annotated[tuple[Mode, ...], arg(name="search-inflation")] = ()
+    """Ways to inflate 2-D weights (with --init imagenet). Empty: not searched."""
+    learning_rate: Annotated[tuple[float, float] | None, arg(name="search-learning-rate")] = None
+    """Lowest and highest learning rate, searched by its logarithm. None: not searched."""
+    paper_frames: Annotated[int, conf.Suppress] = 0
+    paper_learning_rate: Annotated[float | None, conf.Suppress] = None
 
     def __post_init__(self) -> None:
         if self.learning_rate and not 0 < self.learning_rate[0] < self.learning_rate[1]:
@@ -105,6 +115,18 @@ def model_settings(geometry: Mapping[str, Any]) -> dict[str, Any]:
         "pool_kernels": tuple(geometry[f"pool_{pool}_kernel"] for pool in POOL_CHOICES),
         "pool_strides": tuple(geometry[f"pool_{pool}_stride"] for pool in POOL_CHOICES),
     }
+
+
+def with_geometry(settings: TrainingSettings, geometry: Geometry) -> TrainingSettings:
+    """The settings of a training with a geometry's network, and its learning rate and inflation where searched."""
+    words = {name: value for name, value in model_settings(geometry).items() if name != "frames"}
+    chosen = tuple(f"{name}={json.dumps(value)}" for name, value in words.items())
+    network, rate, inflation = settings.network, settings.schedule.learning_rate, settings.initial.inflation
+    return settings.change(
+        network={"frames": geometry["frames"], "set": (*network.set, *chosen)},
+        schedule={"learning_rate": geometry.get("learning_rate", rate)},
+        initial={"inflation": geometry.get("inflation", inflation)},
+    )
 
 
 def describe_geometry(geometry: Mapping[str, Any]) -> str:

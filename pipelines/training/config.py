@@ -6,7 +6,7 @@ A run's settings decide about its weights; its scale (workers, failures) only ab
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import models
@@ -30,16 +30,22 @@ SCORE = "val_top1"  # what the best checkpoint is best by
 class Optimisation:
     """How weights are changed: SGD with momentum on `batch` clips of each worker, `accumulate` times a step."""
 
-    schedule: Schedule
     batch: int = 6
+    """Clips of one worker at a time."""
     accumulate: int = 1
+    """Batches whose gradients are added up to one step."""
     momentum: float = 0.9
+    """Momentum of SGD."""
     weight_decay: float = 1e-7
+    """L2 penalty on the weights."""
     label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
     clip_norm: float | None = None
+    """Largest norm of a step's gradient. None: no limit."""
     precision: Precision = "fp32"
+    """Precision of the convolutions; weights and sums stay fp32. fp16 is for GPUs."""
     sync_bn: bool = False
-    train_only_head: bool = False
+    """Compute batch norm over all workers' clips (GPUs only)."""
 
     def __post_init__(self) -> None:
         if min(self.batch, self.accumulate) < 1:
@@ -59,14 +65,29 @@ class Reporting:
     """When a run says and saves something, in steps."""
 
     log_every: int = 20
-    checkpoint_every: int = 1000
-    validation: Protocol = field(default_factory=lambda: Protocol(num_clips=1))
+    """Steps between two lines of metrics."""
+    checkpoint_every: int | None = None
+    """Steps between two validations and checkpoints. None: a tenth of the run, at least 100."""
+    validation_clips: int = 1
+    """Clips of each video that a validation scores, spread over the video."""
 
     def __post_init__(self) -> None:
-        if min(self.log_every, self.checkpoint_every) < 1:
+        if self.validation_clips < 1:
+            raise SettingsError(f"--validation-clips is {self.validation_clips}: give at least 1 clip of each video")
+        if self.log_every < 1 or (self.checkpoint_every is not None and self.checkpoint_every < 1):
             raise SettingsError(
                 f"--log-every is {self.log_every}, --checkpoint-every {self.checkpoint_every}: give at least 1 step"
             )
+
+    @property
+    def validation(self) -> Protocol:
+        """What of a video a validation scores."""
+        return Protocol(num_clips=self.validation_clips)
+
+    def to_json(self) -> dict[str, object]:
+        """As run.json has them."""
+        intervals = {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every}
+        return {**intervals, "validation": asdict(self.validation)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +110,8 @@ class Run:
     clips: ClipSettings
     augmentation: Augmentation
     optimisation: Optimisation
+    schedule: Schedule
+    train_only_head: bool = False
     reporting: Reporting
     seed: int
     initial: str  # what the weights begin with, in words
@@ -97,11 +120,19 @@ class Run:
 
     def describe(self) -> Metrics:
         """Settings as plain values, for run.json and checkpoints."""
-        settings = ("model", "clips", "augmentation", "optimisation", "reporting")
-        told = {name: asdict(getattr(self, name)) for name in settings}
-        told["model"]["name"] = models.name_of(self.model)
+        settings = {
+            "model": {**asdict(self.model), "name": models.name_of(self.model)},
+            "clips": self.clips.to_json(),
+            "augmentation": asdict(self.augmentation),
+            "optimisation": {
+                **asdict(self.optimisation),
+                "schedule": asdict(self.schedule),
+                "train_only_head": self.train_only_head,
+            },
+            "reporting": self.reporting.to_json(),
+        }
         return {
-            **json.loads(json.dumps(told)),
+            **json.loads(json.dumps(settings)),
             "seed": self.seed,
             "initial": self.initial,
             "data": self.train.data,

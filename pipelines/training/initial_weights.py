@@ -7,9 +7,10 @@ and HMDB-51, section 4).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from tyro.conf import arg
 
 import models
 from models import checkpoint
@@ -21,16 +22,26 @@ from pipelines.errors import NetworkError, SettingsError
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
 Source = Literal["scratch", "imagenet", "kinetics", "checkpoint"]
+Finetune = Literal["full", "head"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitialWeights:
-    """Where they come from. `weights` is a URI of the kind that the source says; `new_head` draws the classifier."""
+    """Where they come from."""
 
-    source: Source = "scratch"
+    source: Annotated[Source, arg(name="init")] = "scratch"
+    """scratch: drawn; imagenet: 2-D weights, inflated; kinetics: released I3D weights; checkpoint: one of ours."""
     weights: str | None = None
+    """File, checkpoint or run folder of --init, on disk or s3://."""
     inflation: Mode = "mean"
-    new_head: bool = False
+    """How 2-D filters become 3-D ones: repeated and divided (mean), or placed at the middle step (center)."""
+    finetune: Finetune | None = None
+    """Transfer to other classes with a new classifier: train everything (the paper's full-FT) or only it (fixed)."""
+
+    @property
+    def new_head(self) -> bool:
+        """Whether the classifier is drawn anew."""
+        return self.finetune is not None
 
     def __post_init__(self) -> None:
         if (self.source == "scratch") != (self.weights is None):

@@ -113,7 +113,7 @@ class Worker:
         self.parallel = self._parallelise()
 
     def _place(self, model: VideoModel) -> VideoModel:
-        if self.optimisation.train_only_head:
+        if self.run.train_only_head:
             for name, weight in model.named_parameters():
                 weight.requires_grad = "logits" in name.split(".")
         if self.optimisation.sync_bn:
@@ -131,7 +131,7 @@ class Worker:
 
     def run_to_end(self, log: TrainingLog | None) -> None:
         """All steps that are left, with what is logged, validated and saved in between."""
-        reporting, total = self.run.reporting, self.run.optimisation.schedule.clips
+        reporting, total = self.run.reporting, self.run.schedule.clips
         batches = self._stream(math.ceil((total - self.clips_seen) / self.batch))
         while self.clips_seen < total:
             started = time.monotonic()
@@ -170,7 +170,7 @@ class Worker:
 
     def _take_step(self, batches: Iterator[Batch]) -> None:
         """One step of the optimizer, on `accumulate` batches."""
-        rate = self.optimisation.schedule.learning_rate(self.clips_seen, self.batch)
+        rate = self.run.schedule.learning_rate(self.clips_seen, self.batch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_seed_of(self.run.seed, self.clips_seen, self.rank))  # of dropout
@@ -191,7 +191,7 @@ class Worker:
 
     def _set_training_mode(self) -> None:
         self.model.train()
-        if self.optimisation.train_only_head:  # fixed features: their batch norm keeps the statistics it came with
+        if self.run.train_only_head:  # fixed features: their batch norm keeps the statistics it came with
             for norm in self._norms():
                 norm.eval()
 

@@ -1,4 +1,4 @@
-"""The learning rate over a run, and the released checkpoints' and the paper's schedules as presets.
+"""The learning rate over a run.
 
 A schedule counts steps of `reference_batch` clips. With other workers or batches the same number of clips is seen: at a
 global batch of b clips a run takes reference_batch / b times as many steps, at b / reference_batch times the learning
@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from tyro import conf
 
 from pipelines.errors import SettingsError
+
+LEARNING_RATE = 0.05  # of --steps
+DROPS = (0.6, 0.85)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,58 +71,36 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
-    """A recipe: the phases go with the reference batch, `model` are settings of the networks that have them."""
+class ScheduleSettings:
+    """How long to train, and the learning rate on the way; `phases` and `reference_batch` are those of a preset."""
 
-    phases: tuple[tuple[int, float], ...]
-    reference_batch: int
-    source: str
-    batch: int = 6  # clips of each worker
-    weight_decay: float = 1e-7
+    steps: int | None = None
+    """Steps of the run, with the workers and the batch that are given. None: the preset's."""
+    learning_rate: float | None = None
+    """Learning rate of the first phase. None: the preset's, or 0.05 with --steps. The later phases keep their ratio."""
+    drops: tuple[float, ...] | None = None
+    """Shares of --steps at which the learning rate falls to a tenth. None: 0.6 0.85."""
     warmup_steps: int = 0
-    model: Mapping[str, object] = field(default_factory=lambda: {"dropout": 0.5})
+    """Steps in which the learning rate rises linearly."""
+    phases: Annotated[tuple[tuple[int, float], ...], conf.Suppress, conf.Fixed] = ()
+    reference_batch: Annotated[int, conf.Suppress] = 0
 
+    def __post_init__(self) -> None:
+        if self.drops is not None and self.steps is None:
+            raise SettingsError("--drops divides --steps, which is not given; a preset has phases of its own")
 
-TRANSFER = Preset(
-    phases=((3_500, 0.05), (1_000, 0.005), (500, 0.0005)),
-    reference_batch=96,
-    source="paper, section 3: 16 GPUs of 6 clips, up to 5k steps; rate and drops are ours",
-)
-# 64 replicas of 6 clips; the flow checkpoint was trained on with a second rise of the rate.
-PRESETS: dict[str, Preset] = {
-    "kinetics400_rgb": Preset(
-        phases=((97_000, 0.1), (11_000, 0.01), (7_000, 0.001)),
-        reference_batch=384,
-        source="the released RGB checkpoint's README: 115k steps of 384 clips",
-    ),
-    "kinetics400_flow": Preset(
-        phases=((97_000, 0.1), (7_500, 0.01), (10_500, 0.001), (25_000, 0.1), (10_000, 0.01), (5_000, 0.001)),
-        reference_batch=384,
-        source="the released flow checkpoint's README: 155k steps of 384 clips",
-    ),
-    "mini_kinetics": Preset(
-        phases=((30_000, 0.1), (3_500, 0.01), (1_500, 0.001)),
-        reference_batch=384,
-        source="paper, version 1: up to 35k steps on miniKinetics; the drops are ours, it says by hand at saturation",
-    ),
-    "ucf101": TRANSFER,
-    "hmdb51": TRANSFER,
-    "small": Preset(
-        phases=((960, 0.02), (400, 0.002), (240, 0.0002)),
-        reference_batch=8,
-        source="ours, for a few dozen videos on a CPU (benchmarks/ut_interaction.py)",
-        batch=4,
-        warmup_steps=50,
-        model={"width": 0.25, "size": 64, "frames": 32, "bn_momentum": 0.05, "dropout": 0.5},
-    ),
-    "debug": Preset(
-        phases=((20, 0.05),),
-        reference_batch=8,
-        source="a few seconds on a CPU, to see that everything runs",
-        batch=4,
-        model={"width": 0.125, "size": 32, "frames": 16, "bn_momentum": 0.1},
-    ),
-}
+    def resolve(self, global_batch: int) -> Schedule:
+        """The schedule at `global_batch` clips a step: that of --steps counts these, a preset's its own batch."""
+        if self.steps is not None:
+            rate = LEARNING_RATE if self.learning_rate is None else self.learning_rate
+            phases = drop_at(self.steps, rate, DROPS if self.drops is None else self.drops)
+            return Schedule(phases=phases, reference_batch=global_batch, warmup_steps=self.warmup_steps)
+        if not self.phases:
+            raise SettingsError("neither --preset nor --steps says how long to train")
+        first = self.phases[0][1]
+        factor = 1.0 if self.learning_rate is None else self.learning_rate / first
+        phases = tuple((steps, rate * factor) for steps, rate in self.phases)
+        return Schedule(phases=phases, reference_batch=self.reference_batch, warmup_steps=self.warmup_steps)
 
 
 def drop_at(steps: int, rate: float, shares: Sequence[float]) -> tuple[tuple[int, float], ...]:
