@@ -1,0 +1,50 @@
+"""How good the model of a training is on the validation split, a share of the videos on each worker."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+import models
+from pipelines.clips.loader import ValidationClips, stream_batches
+from pipelines.datasets.video_index import VideoIndex
+from pipelines.training.config import SCORE, Metrics, Run
+from pipelines.training.state import TrainingState
+from pipelines.training.step import autocast
+from pipelines.training.sums import Sums, count_hits
+from pipelines.training.worker import Worker
+
+
+@torch.no_grad()
+def validate(run: Run, videos: VideoIndex, worker: Worker, state: TrainingState) -> Metrics:
+    """Loss and accuracy over all videos; one that cannot be decoded counts as wrong. All workers must ask."""
+    clips = ValidationClips(
+        videos=videos, contract=state.model.contract, settings=run.clips, protocol=run.reporting.validation
+    )
+    # One video a step. The last step is filled up with empty clips of weight 0, so that no worker waits for another.
+    share = worker.share(start=0, batch=1, steps=math.ceil(len(videos) / worker.num_workers))
+    sums = Sums(worker.device)
+    state.model.eval()
+    for batch in stream_batches(clips, share, num_cpus=worker.data_cpus):
+        inputs = batch.inputs(worker.device, run.clips.flow_bound)
+        labels, weights = batch.labels.to(worker.device), batch.weights.to(worker.device)
+        with autocast(worker.device, run.optimisation.precision):
+            scores = models.video_scores(state.model, {stream: views[0] for stream, views in inputs.items()})
+        logits = scores[None]
+        losses = models.cross_entropies(logits, labels) * weights
+        # Not 1 - weight: what fills up the last step has no weight and has not failed.
+        sums.add(loss=losses.sum(), clips=weights.sum(), failed=float(len(batch.errors)))
+        sums.add(**count_hits(logits, labels, weights))
+    return describe(sums.reduce(), len(videos))
+
+
+def describe(sums: dict[str, float], num_videos: int) -> Metrics:
+    """The metrics of a validation: the loss over decoded videos, the accuracies over all."""
+    return {
+        "val_loss": sums["loss"] / max(sums["clips"], 1.0),
+        SCORE: sums["top1"] / num_videos,
+        "val_top5": sums["top5"] / num_videos,
+        "val_failed": int(sums["failed"]),
+        "val_videos": num_videos,
+    }
