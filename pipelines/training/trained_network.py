@@ -54,6 +54,7 @@ def _load(uri: str, stream: str | None) -> Network:
     if storage.exists(storage.join(uri, "model.json")):
         with local_checkpoint(uri) as path:
             model, metadata = checkpoint.load(path)
+        _check_finite(model)
         return Network(
             model=model, classes=metadata.classes, settings=settings_of(metadata.clips, metadata.flow_convention)
         )
@@ -61,6 +62,12 @@ def _load(uri: str, stream: str | None) -> Network:
         if not Path(path).is_file() and find_prefix(path) is None:
             raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
         return Network(model=load_released(path, stream=stream))
+
+
+def _check_finite(model: VideoModel) -> None:
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are infinite or not a number: its training has diverged")
 
 
 def _explain(error: Exception) -> str:
