@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,18 @@ import pytest
 import torch
 
 import models
+from pipelines.clips import loader
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, cut_clips, stack_clips
+from pipelines.clips.loader import (
+    Batch,
+    Share,
+    StorageError,
+    TrainingClips,
+    ValidationClips,
+    cut_clips,
+    open_video,
+    stack_clips,
+)
 from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 
@@ -79,6 +90,28 @@ def test_a_clip_that_cannot_be_decoded_is_told_and_replaced(clips: TrainingClips
     assert columns["error"].tolist()[0] == ""
     np.testing.assert_array_equal(columns["rgb"][1], columns["rgb"][0])
     assert len(columns["flow"]) == 4
+
+
+def test_storage_that_is_away_is_no_broken_video(clips: TrainingClips, tmp_path: Path) -> None:
+    """The folder of the data set is gone, as a mount or a bucket may be."""
+    files = [file.replace(clips.videos.data, str(tmp_path / "away")) for file in clips.videos.table["file"].to_pylist()]
+    column = clips.videos.table.schema.get_field_index("file")
+    table = clips.videos.table.set_column(column, "file", pa.array(files))
+    away = replace(clips, videos=replace(clips.videos, data=str(tmp_path / "away"), table=table))
+    with pytest.raises(StorageError, match=r"away cannot be read: .*No such file"):
+        away.cut(0)
+
+
+def test_an_outage_of_a_moment_costs_nothing(clips: TrainingClips, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([OSError("the server does not answer")])
+
+    def open_late(*given: Any) -> Any:
+        if error := next(failures, None):
+            raise error
+        return open_video(*given)
+
+    monkeypatch.setattr(loader, "open_video", open_late)
+    assert clips.cut(5)["weight"] == 1
 
 
 def test_a_batch_of_nothing_but_failures_still_has_shapes(clips: TrainingClips) -> None:
