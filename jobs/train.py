@@ -25,7 +25,7 @@ from models.inflation import Mode
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol, Resize
-from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
+from pipelines.datasets.video_index import VideoIndex, check_labels, read_index, with_fold
 from pipelines.lock import lock_output
 from pipelines.search.space import Geometry, describe_geometry, model_settings, read_outcome
 from pipelines.training.config import Optimisation, Reporting, Run, Scale
@@ -249,9 +249,9 @@ def make_scale(config: Train) -> Scale:
 
 def make_run(config: Train, index: VideoIndex, scale: Scale) -> Run:
     """The run that the flags mean."""
+    check_labels(index)
     preset = PRESETS[config.preset] if config.preset else None
     optimisation = make_optimisation(config, preset, scale)
-    steps = optimisation.schedule.steps(optimisation.global_batch(scale.num_workers))
     bound = config.flow_bound or float(index.convention["flow"]["bound_px"])
     return Run(
         model=make_model_config(config, preset, num_classes=len(index.classes)),
@@ -260,7 +260,7 @@ def make_run(config: Train, index: VideoIndex, scale: Scale) -> Run:
         optimisation=optimisation,
         reporting=Reporting(
             log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every or max(100, steps // 10),
+            checkpoint_every=config.checkpoint_every,
             validation=Protocol(num_clips=config.validation_clips),
         ),
         seed=config.seed,
@@ -367,14 +367,13 @@ def print_metrics(line: dict[str, object]) -> None:
     if line["kind"] == "validation":
         failed = f", {line['val_failed']} could not be decoded" if line["val_failed"] else ""
         text = f"validation: top-1 {line['val_top1']:.1%} of {line['val_videos']:,} videos, loss {line['val_loss']:.3f}"
-        print(f"{step}  {text}{failed}", flush=True)
-        return
-    failed = f", {line['failed']} clips could not be decoded" if line["failed"] else ""
-    print(
-        f"{step}  epoch {line['epoch']:.1f}  lr {line['learning_rate']:.4g}  loss {line['loss']:.3f}  "
-        f"top-1 {line['top1']:.1%}  {line['clips_per_s']:.1f} clips/s  {line['wait_share']:.1%} waiting{failed}",
-        flush=True,
-    )
+    else:
+        failed = f", {line['failed']} clips could not be decoded" if line["failed"] else ""
+        text = (
+            f"epoch {line['epoch']:.1f}  lr {line['learning_rate']:.4g}  loss {line['loss']:.3f}  "
+            f"top-1 {line['top1']:.1%}  {line['clips_per_s']:.1f} clips/s  {line['wait_share']:.1%} waiting"
+        )
+    print(f"{step}  {text}{failed}", flush=True)
     for error in line.get("errors", ()):  # type: ignore[attr-defined]
         print(f"            not decoded: {error}", flush=True)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.train import Train, make_model_config, make_optimisation, make_run
@@ -84,3 +86,27 @@ def test_the_run_knows_its_videos_and_its_flow(motion_shards: str) -> None:
     assert make_run(config(validation_split="none"), read_index(motion_shards), CPUS).validation is None
     with pytest.raises(DataError, match="no split 'dev'"):
         make_run(config(train_split="dev"), read_index(motion_shards), CPUS)
+
+
+def test_a_preset_is_the_same_run_on_any_number_of_workers(motion_shards: str) -> None:
+    given, index = config(preset="small"), read_index(motion_shards)
+    few, many = (make_run(given, index, Scale(num_workers=num_workers)) for num_workers in (4, 8))
+    assert few.describe() == many.describe()
+    schedule = few.optimisation.schedule
+    assert [run.reporting.checkpoint_clips(schedule, size) for run, size in ((few, 16), (many, 32))] == [1_280, 1_280]
+    asked = make_run(config(preset="small", checkpoint_every=50), index, CPUS).reporting
+    assert asked.checkpoint_clips(schedule, 16) == 800
+
+
+def test_validations_of_no_clip_are_refused(motion_shards: str) -> None:
+    with pytest.raises(ValueError, match="--validation-clips is 0: give at least 1"):
+        make_run(config(validation_clips=0), read_index(motion_shards), CPUS)
+
+
+@pytest.mark.parametrize("classes", [(), ("down", "up")])
+def test_data_without_labels_is_refused_in_one_sentence(motion_shards: str, classes: tuple[str, ...]) -> None:
+    index = read_index(motion_shards)
+    column = index.table.schema.get_field_index("label")
+    unlabelled = index.table.set_column(column, "label", pa.array([-1] * len(index), pa.int32()))
+    with pytest.raises(DataError, match=r"has no labels for these 20 videos: .* --annotations"):
+        make_run(config(), replace(index, table=unlabelled, classes=classes), CPUS)

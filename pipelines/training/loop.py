@@ -23,15 +23,19 @@ from pipelines import storage
 from pipelines.clips.loader import TrainingClips, stream_batches
 from pipelines.training.config import INITIAL, Run, Scale
 from pipelines.training.log import TrainingLog
-from pipelines.training.report import report_checkpoint, report_steps
+from pipelines.training.report import describe_divergence, report_checkpoint, report_steps
 from pipelines.training.state import TrainingState
 from pipelines.training.step import TrainingStep
 from pipelines.training.weights_files import local_checkpoint
 from pipelines.training.worker import Worker
 
 
-def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> None:
-    """Train from the initial weights, or from the last checkpoint, to the schedule's end."""
+def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | None:
+    """Train from the initial weights, or from the last checkpoint, to the schedule's end.
+
+    Returns why it ended before, where the run has diverged. That is no exception: Ray Train would start the workers
+    again, and they would come to the same.
+    """
     worker = Worker.here(scale)
     optimisation, total = run.optimisation, run.optimisation.schedule.clips
 
@@ -57,17 +61,23 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> None:
     # Report: intervals are in clips, of as many workers as were asked for. An elastic run that goes on with fewer takes
     # more and smaller steps, and reports at the same places.
     clips_of_step = optimisation.global_batch(scale.num_workers)
-    log_every, checkpoint_every = (
-        every * clips_of_step for every in (run.reporting.log_every, run.reporting.checkpoint_every)
-    )
+    log_every = run.reporting.log_every * clips_of_step
+    checkpoint_every = run.reporting.checkpoint_clips(optimisation.schedule, clips_of_step)
     with TrainingLog(output, mailbox, clips_seen=state.clips_seen) if worker.rank == 0 else nullcontext() as log:
         while state.clips_seen < total:
             step.take(batches)
             last, step_number = state.clips_seen >= total, state.clips_seen // clips_of_step
-            if last or _has_passed(log_every, state.clips_seen, step.clips):
+            logging_due = last or _has_passed(log_every, state.clips_seen, step.clips)
+            checkpoint_due = last or _has_passed(checkpoint_every, state.clips_seen, step.clips)
+            # Not after each step: a GPU would have to wait for the answer.
+            diverged = (logging_due or checkpoint_due) and worker.any(not state.is_finite())
+            if logging_due or diverged:
                 report_steps(run, worker, step, log, step_number=step_number)
-            if last or _has_passed(checkpoint_every, state.clips_seen, step.clips):
+            if diverged:
+                return describe_divergence(state.clips_seen, step_number)
+            if checkpoint_due:
                 report_checkpoint(run, worker, state, log, step_number=step_number)
+    return None
 
 
 def _find_checkpoint(output: str) -> AbstractContextManager[str]:

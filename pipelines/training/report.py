@@ -58,6 +58,7 @@ def report_checkpoint(
         metrics |= validate(run, run.validation, worker, state)
         if log:
             log.add("validation", metrics)
+        metrics.pop("errors", None)  # said once; checkpoints and searches take the figures
     if log is None:
         # Ray Train waits until every worker has reported; the checkpoint is the first one's.
         ray.train.report(metrics)
@@ -67,4 +68,21 @@ def report_checkpoint(
     with tempfile.TemporaryDirectory() as folder:
         state.save(folder, run.metadata(**metrics))
         saved = Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=f"step-{step_number:07d}")
+        ray.train.report(metrics, checkpoint=saved, checkpoint_dir_name=checkpoint_name(state.clips_seen))
+
+
+def describe_divergence(clips_seen: int, step_number: int) -> str:
+    """What a run that has diverged says, and what helps."""
+    return (
+        f"by step {step_number:,} ({clips_seen:,} clips) some weights or statistics are infinite or not a number. "
+        "Start a new run with a smaller --learning-rate, with --warmup-steps or with --clip-norm"
+    )
+
+
+def checkpoint_name(clips_seen: int) -> str:
+    """The folder of a checkpoint: `clips-000000960`.
+
+    By clips, which only grow. Steps are of as many workers as were asked for: after a resume on more of them a number
+    would come twice, and Ray Train, which deletes what it has replaced, would delete the newest checkpoint.
+    """
+    return f"clips-{clips_seen:09d}"

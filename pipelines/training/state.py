@@ -61,6 +61,12 @@ class TrainingState:
         }
         checkpoint.save(folder, self.model, metadata, training_state=state)
 
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are numbers; once one is not, no step makes it one again."""
+        # Weights rather than the loss: where fp16 overflows, its scaler skips the step and the weights stay sound.
+        tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
+
     def average_statistics(self, num_workers: int) -> None:
         """The running statistics of batch norm become their mean over the workers, which must all ask.
 

@@ -31,6 +31,11 @@ class Sums:
 
 
 def count_hits(scores: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """Clips whose class is the first, or among the first five, of their scores (B, num_classes)."""
+    """Clips whose class is the first, or among the first five, of their scores (B, num_classes).
+
+    A clip with a score that is not finite is never right: `topk` would put NaN first, and a network that has diverged
+    would be right about everything.
+    """
+    weights = weights * scores.isfinite().all(dim=1)
     first = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
     return {"top1": (first[:, 0] * weights).sum(), "top5": (first.any(dim=1) * weights).sum()}

@@ -2,7 +2,7 @@
 
     RUN/run.json              settings and data, written before any work; another run on this folder is refused
     RUN/initial/              the weights that training begins with, as a checkpoint
-    RUN/checkpoints/step-…/   the best and the last checkpoint
+    RUN/checkpoints/clips-…/  the best and the last checkpoint, by the clips seen
     RUN/metrics.jsonl         one line per log interval and per validation
     RUN/tensorboard/          the same for TensorBoard
     RUN/result.json           what came out; written last
@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ from models import checkpoint
 from models.contract import VideoModel
 from pipelines import storage
 from pipelines.datasets import shards
-from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
+from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, RunError, Scale, check_run
 from pipelines.training.loop import train_worker
 
 CHECKPOINTS = "checkpoints"
 
 
-class RunError(ValueError):
-    """This run cannot be started or resumed."""
+class DivergedError(RunError):
+    """The weights have left the numbers: this run cannot be gone on with, only begun anew with other settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +63,11 @@ def train(
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
     Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
-    Raises RunError where `output` holds another run or workers failed more often than `scale` allows, DataError where
-    the videos do not fit.
+    Raises RunError where `output` holds another run or workers failed more often than `scale` allows, DivergedError
+    where the weights are not finite any more, DataError where the videos do not fit.
     """
-    check_videos(run)
+    check_run(run, scale.min_workers or scale.num_workers)
+    run = keep_interval(run, output)
     if settle(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
@@ -88,6 +89,8 @@ def train(
             last = str(error).strip().splitlines()[-1]
             remedy = "The same command goes on from the last checkpoint"
             raise RunError(f"the training was given up: {last}. {remedy}") from error
+    if result.return_value:
+        raise DivergedError(f"the training diverged: {result.return_value}")
     return _finish(output, run, result)
 
 
@@ -102,6 +105,18 @@ def _kept(run: Run) -> CheckpointConfig:
     if run.validation is None:
         return CheckpointConfig(num_to_keep=1)
     return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
+
+
+def keep_interval(run: Run, output: str) -> Run:
+    """The run with the checkpoint interval that `output` was begun with, where none is asked for now.
+
+    Runs of earlier versions wrote down a default that followed from their number of workers.
+    """
+    uri = storage.join(output, "run.json")
+    if run.reporting.checkpoint_every is not None or not storage.exists(uri):
+        return run
+    begun = json.loads(storage.read_bytes(uri))["reporting"]["checkpoint_every"]
+    return replace(run, reporting=replace(run.reporting, checkpoint_every=begun))
 
 
 def settle(run: Run, model: VideoModel, output: str) -> bool:
@@ -167,15 +182,16 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
     stop = threading.Event()
 
     def deliver() -> None:
-        for line in ray.get(mailbox.fetch.remote(), timeout=30):
+        try:
+            lines = ray.get(mailbox.fetch.remote(), timeout=30)
+        except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
+            return
+        for line in lines:
             on_metrics(line)
 
     def poll() -> None:
         while not stop.wait(every_s):
-            try:
-                deliver()
-            except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
-                continue
+            deliver()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
