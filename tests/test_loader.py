@@ -148,7 +148,8 @@ import sys
 sys.path.insert(0, {root!r})
 from jobs.cluster import connect
 connect(num_cpus=2, log_to_driver=False)
-import numpy as np, ray, models
+import numpy as np, pyarrow as pa, ray, models
+from dataclasses import replace
 from pipelines.clips.sampling import ClipSettings
 from pipelines.clips.loader import Share, TrainingClips, stream_batches
 from pipelines.clips.augmentation import Augmentation
@@ -166,7 +167,15 @@ for rank, num_cpus in enumerate((0.25, 0)):
     for number, rgb, flow in zip(batches[7].numbers, batches[7].streams["rgb"], batches[7].streams["flow"]):
         cut = clips.cut(number)
         assert (rgb.numpy() == cut["rgb"]).all() and (flow.numpy() == cut["flow"]).all()
-print("streamed")
+nowhere = pa.array([file.replace({data!r}, "/nowhere") for file in clips.videos.table["file"].to_pylist()])
+table = clips.videos.table
+table = table.set_column(table.schema.get_field_index("file"), "file", nowhere)
+away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
+try:
+    next(stream_batches(away, share, num_cpus=0))
+except OSError as error:
+    assert str(error).strip().splitlines()[-1].startswith("pipelines.clips.loader.StorageError: /nowhere cannot"), error
+    print("streamed")
 """
 
 

@@ -249,3 +249,48 @@ def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str
     assert "clips could be decoded: train~" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("run/checkpoints/clips-*"))
+
+
+def test_a_run_that_diverges_says_so_and_has_no_result(motion_shards: str, tmp_path: Path) -> None:
+    words = command(motion_shards, tmp_path / "run", *SHORT, "--learning-rate", "1e30")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 1
+    assert "error: the training diverged: by step 8 (64 clips)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert lines(tmp_path / "run")[-1]["top1"] < 1
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.soak
+def test_an_outage_of_the_data_ends_the_run_which_then_goes_on_to_the_same_weights(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(motion_shards, data)
+    process = start(str(data), output)
+    wait_for(checkpoint_noted(output), process, output.with_suffix(".log"))
+    data.rename(tmp_path / "away")
+    process.wait(timeout=400)
+    printed = output.with_suffix(".log").read_text()
+    assert process.returncode == 1, printed
+    assert re.search(r"error: the training was given up: .*StorageError: .*/data cannot be read", printed)
+    (tmp_path / "away").rename(data)
+    train(str(data), output)
+    assert_same_run(output, undisturbed[0])
+
+
+@pytest.mark.soak
+def test_a_preset_goes_on_with_more_workers(motion_shards: str, tmp_path: Path) -> None:
+    """Its steps are then of twice the clips, so that their numbers come again; no checkpoint's name does."""
+    output = tmp_path / "run"
+    words = ["--data", motion_shards, "--output", str(output), "--stream", "flow", "--preset", "debug", "--size", "64"]
+    words = [sys.executable, "jobs/train.py", *words, "--validation-split", "none", "--checkpoint-every", "10"]
+    log = output.with_suffix(".log").open("wb")
+    first = subprocess.Popen([*words, "--num-workers", "1"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    wait_for(checkpoint_noted(output, after=9), first, output.with_suffix(".log"))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = subprocess.run([*words, "--num-workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(weights(output)) == set(load_file(output / "initial" / "weights.safetensors"))
+    assert [path.name for path in (output / "checkpoints").glob("clips-*")] == ["clips-000000160"]

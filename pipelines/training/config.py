@@ -116,7 +116,7 @@ class Run:
         told = {name: asdict(getattr(self, name)) for name in settings}
         told["model"]["name"] = models.name_of(self.model)
         return {
-            **json.loads(json.dumps(told)),
+            **json.loads(json.dumps(told)),  # tuples become the lists that run.json will be read back as
             "seed": self.seed,
             "initial": self.initial,
             "data": self.train.data,

@@ -23,6 +23,7 @@ class Sums:
 
     def reduce(self) -> dict[str, float]:
         """The sums over all workers, which must all ask; begins anew."""
+        # A single worker has no process group.
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.values)
         found = dict(zip(COUNTED, self.values.tolist(), strict=True))

@@ -16,6 +16,7 @@ from pipelines import storage
 from pipelines.clips.sampling import ClipSettings, settings_of
 from pipelines.training.weights_files import Which, find_checkpoint, local_checkpoint
 
+# What readers of foreign files raise: a user may name any file at all.
 LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, SafetensorError)
 
 
@@ -65,6 +66,7 @@ def _load(uri: str, stream: str | None) -> Network:
 
 
 def _check_finite(model: VideoModel) -> None:
+    # Refused here, for every job: its scores would look like those of a network that is merely bad.
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has values that are infinite or not a number: its training has diverged")

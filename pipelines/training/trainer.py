@@ -72,10 +72,12 @@ def train(
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
         trainer = TorchTrainer(
+            # Ray Train calls it with one dict.
             train_loop_per_worker=lambda config: train_worker(**config),
             train_loop_config={"run": run, "output": output, "scale": scale, "mailbox": mailbox},
             scaling_config=_scaling(scale),
             run_config=RunConfig(
+                # By this name under the output Ray finds the checkpoints of a run that was stopped, and goes on.
                 name=CHECKPOINTS,
                 storage_path=output,
                 checkpoint_config=_kept(run),
@@ -86,9 +88,11 @@ def train(
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
+            # The message is the traceback of each worker; the error itself is its last line.
             last = str(error).strip().splitlines()[-1]
             remedy = "The same command goes on from the last checkpoint"
             raise RunError(f"the training was given up: {last}. {remedy}") from error
+    # What the first worker's loop returned; one that came to the schedule's end returns nothing.
     if result.return_value:
         raise DivergedError(f"the training diverged: {result.return_value}")
     return _finish(output, run, result)
@@ -178,6 +182,7 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
     if on_metrics is None:
         yield None
         return
+    # Workers cannot call the driver, and it cannot call them: both call an actor. It may lie on a node that goes.
     mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
     stop = threading.Event()
 
@@ -199,7 +204,7 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
         yield mailbox
         stop.set()
         thread.join(timeout=30)
-        deliver()
+        deliver()  # the last lines, sent after the thread last looked
     finally:
         stop.set()
         ray.kill(mailbox)
