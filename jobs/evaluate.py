@@ -163,6 +163,8 @@ def format_summary(found: dict[str, Any]) -> str:
         lines.append(f"{title:18}" + "".join(f"{_percent(share):>11}" for share in shares))
     lines += ["", f"top-1       {_percent(found['top1'])}{_interval(found)}, " + (
         "lost videos left out" if found["ignore_missing"] else "lost videos counted as wrong")]  # fmt: skip
+    if found.get("not_finite"):
+        lines.append(f"not finite  scores of {found['not_finite']:,} videos, which count as wrong")
     lines.append(f"classes     {_percent(found['mean_per_class'])} mean top-1 of a class")
     if found["fusion_sweep"]:
         each = "  ".join(f"{row['rgb_weight']:.1f}: {_percent(row['top1'])}" for row in found["fusion_sweep"])

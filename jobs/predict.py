@@ -222,7 +222,10 @@ def score(network: Network, stream: Stream, clips: Tensor, precision: Precision)
         logits = infer(network.model, clips, torch.bfloat16 if precision == "bf16" else torch.float32)
     except ValueError as error:  # a clip that the network is not made for
         raise InputError(f"--{stream}: {error}") from error
-    return clip_scores(logits).float().mean(dim=0)
+    scores = clip_scores(logits).float().mean(dim=0)
+    if not scores.isfinite().all():
+        raise InputError(f"--{stream}: its scores are infinite or not a number: try --precision fp32")
+    return scores
 
 
 def _score_on_cpu(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:

@@ -198,14 +198,13 @@ def print_metrics(line: dict[str, Any]) -> None:
     if line["kind"] == "validation":
         failed = f", {line['val_failed']} could not be decoded" if line["val_failed"] else ""
         text = f"validation: top-1 {line['val_top1']:.1%} of {line['val_videos']:,} videos, loss {line['val_loss']:.3f}"
-        print(f"{step}  {text}{failed}", flush=True)
-        return
-    failed = f", {line['failed']} clips could not be decoded" if line["failed"] else ""
-    print(
-        f"{step}  epoch {line['epoch']:.1f}  lr {line['learning_rate']:.4g}  loss {line['loss']:.3f}  "
-        f"top-1 {line['top1']:.1%}  {line['clips_per_s']:.1f} clips/s  {line['wait_share']:.1%} waiting{failed}",
-        flush=True,
-    )
+    else:
+        failed = f", {line['failed']} clips could not be decoded" if line["failed"] else ""
+        text = (
+            f"epoch {line['epoch']:.1f}  lr {line['learning_rate']:.4g}  loss {line['loss']:.3f}  "
+            f"top-1 {line['top1']:.1%}  {line['clips_per_s']:.1f} clips/s  {line['wait_share']:.1%} waiting"
+        )
+    print(f"{step}  {text}{failed}", flush=True)
     for error in line.get("errors", ()):
         print(f"            not decoded: {error}", flush=True)
 

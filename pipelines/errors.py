@@ -11,6 +11,7 @@ UserError                    a job prints it as `error: …` and exits with 1; a
 │   ├── OutputLockedError    another run is writing it
 │   └── SettingsChangedError it was begun with other settings
 ├── RunError                 a training, search or extraction was given up
+│   └── DivergedError        the weights of a training are not finite any more
 └── SubmitError              a job that cannot be submitted
 
 VideoError                   one video yields no usable frames: a row of the quarantine table, never the end of a run
@@ -63,6 +64,10 @@ class SettingsChangedError(OutputError):
 
 class RunError(UserError):
     """A training, a search or an extraction was given up."""
+
+
+class DivergedError(RunError):
+    """The weights are not finite any more: this run cannot go on, only be begun anew with other settings."""
 
 
 class SubmitError(UserError):

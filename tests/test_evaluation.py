@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import models
+from jobs.evaluate import format_summary
 from jobs.report import make_report
 from models import checkpoint
 from models.checkpoint import Metadata
@@ -21,9 +24,10 @@ from pipelines import storage
 from pipelines.clips.sampling import ClipSettings
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index
-from pipelines.errors import NetworkError
+from pipelines.errors import DataError, NetworkError
 from pipelines.evaluation import scoring
 from pipelines.pages.evaluation import render_evaluation
+from pipelines.pages.mistakes import choose_mistakes
 from pipelines.training.trained_network import Network, load_network
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,6 +69,35 @@ def test_lost_videos_can_be_left_out_of_the_headline(index: VideoIndex) -> None:
     assert left_out["mean_per_class"] == 1
     assert counted["per_class"]["left"] == 0.5
     assert counted["per_class"]["down"] == 1
+
+
+def test_scores_that_are_not_finite_are_wrong_and_counted(index: VideoIndex, tmp_path: Path) -> None:
+    rows = [right_for(index, place) for place in range(6)]
+    for place in (2, 4):
+        rows[place]["logits_rgb"] = [float("nan")] * 6
+    table = scoring.tabulate(index, index.usable(), rows, ["rgb"])
+    found = scoring.summarise(table, ["rgb"], index.classes, ignore_missing=True)
+    assert (found["evaluated"], found["not_finite"], found["top1"]) == (6, 2, 4 / 6)
+    assert sum(found["per_class"].values()) == 4  # each class has one video
+    assert table["predicted"].to_pylist().count(None) == 4  # these two, a missing and a quarantined one
+    assert "not finite  scores of 2 videos" in format_summary(found)
+    assert choose_mistakes(table, 6) == []
+
+
+def test_a_network_that_has_diverged_is_refused(index: VideoIndex, tmp_path: Path) -> None:
+    folder = Path(save_network(tmp_path, "rgb", index.classes))
+    model, metadata = checkpoint.load(folder)
+    model.logits.bias.data[1] = float("nan")  # type: ignore[union-attr, index]
+    checkpoint.save(folder, model, metadata)
+    with pytest.raises(NetworkError, match=r"logits.bias has values that are infinite or not a number"):
+        load_network(str(folder))
+
+
+def test_a_split_without_labels_is_refused(index: VideoIndex) -> None:
+    column = index.table.schema.get_field_index("label")
+    unlabelled = replace(index, table=index.table.set_column(column, "label", pa.array([-1] * 8, pa.int32())))
+    with pytest.raises(DataError, match="has no labels for these 8 videos"):
+        scoring.check_networks(unlabelled, {})
 
 
 def test_the_fusion_sweep_ends_at_each_stream_alone(index: VideoIndex) -> None:

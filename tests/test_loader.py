@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +14,18 @@ import pytest
 import torch
 
 import models
+from pipelines.clips import loader
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, cut_clips, stack_clips
+from pipelines.clips.loader import (
+    Batch,
+    Share,
+    StorageError,
+    TrainingClips,
+    ValidationClips,
+    cut_clips,
+    open_video,
+    stack_clips,
+)
 from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 
@@ -81,6 +92,28 @@ def test_a_clip_that_cannot_be_decoded_is_told_and_replaced(clips: TrainingClips
     assert len(columns["flow"]) == 4
 
 
+def test_storage_that_is_away_is_no_broken_video(clips: TrainingClips, tmp_path: Path) -> None:
+    """The folder of the data set is gone, as a mount or a bucket may be."""
+    files = [file.replace(clips.videos.data, str(tmp_path / "away")) for file in clips.videos.table["file"].to_pylist()]
+    column = clips.videos.table.schema.get_field_index("file")
+    table = clips.videos.table.set_column(column, "file", pa.array(files))
+    away = replace(clips, videos=replace(clips.videos, data=str(tmp_path / "away"), table=table))
+    with pytest.raises(StorageError, match=r"away cannot be read: .*No such file"):
+        away.cut(0)
+
+
+def test_an_outage_of_a_moment_costs_nothing(clips: TrainingClips, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([OSError("the server does not answer")])
+
+    def open_late(*given: Any) -> Any:
+        if error := next(failures, None):
+            raise error
+        return open_video(*given)
+
+    monkeypatch.setattr(loader, "open_video", open_late)
+    assert clips.cut(5)["weight"] == 1
+
+
 def test_a_batch_of_nothing_but_failures_still_has_shapes(clips: TrainingClips) -> None:
     failed = {"number": 0, "label": 1, "weight": 0.0, "error": "no"}
     assert stack_clips([failed, failed], clips.empty())["rgb"].shape == (2, 1, 32, 32, 3)
@@ -115,7 +148,8 @@ import sys
 sys.path.insert(0, {root!r})
 from jobs.cluster import connect
 connect(num_cpus=2, log_to_driver=False)
-import numpy as np, ray, models
+import numpy as np, pyarrow as pa, ray, models
+from dataclasses import replace
 from pipelines.clips.sampling import ClipSettings
 from pipelines.clips.loader import Share, TrainingClips, stream_batches
 from pipelines.clips.augmentation import Augmentation
@@ -133,7 +167,15 @@ for rank, num_cpus in enumerate((0.25, 0)):
     for number, rgb, flow in zip(batches[7].numbers, batches[7].streams["rgb"], batches[7].streams["flow"]):
         cut = clips.cut(number)
         assert (rgb.numpy() == cut["rgb"]).all() and (flow.numpy() == cut["flow"]).all()
-print("streamed")
+nowhere = pa.array([file.replace({data!r}, "/nowhere") for file in clips.videos.table["file"].to_pylist()])
+table = clips.videos.table
+table = table.set_column(table.schema.get_field_index("file"), "file", nowhere)
+away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
+try:
+    next(stream_batches(away, share, num_cpus=0))
+except OSError as error:
+    assert str(error).strip().splitlines()[-1].startswith("pipelines.clips.loader.StorageError: /nowhere cannot"), error
+    print("streamed")
 """
 
 

@@ -15,8 +15,13 @@ def test_ranks_count_the_classes_before_the_true_one() -> None:
     assert metrics.ranks(SCORES, LABELS).tolist() == [0, 1, 2, 1]  # a tie goes to the class that comes first
 
 
-def test_a_score_that_is_no_number_is_never_right() -> None:
-    assert metrics.ranks(np.array([[np.nan, 1.0], [0.0, np.nan]]), np.array([0, 0])).tolist() == [2, 0]
+@pytest.mark.parametrize("broken", [[np.nan, np.nan], [np.nan, 1.0], [0.0, np.nan], [np.inf, 0.0]])
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_video_with_a_score_that_is_not_finite_is_never_right(broken: list[float], label: int) -> None:
+    scores, labels = np.array([broken, [2.0, 1.0]]), np.array([label, 0])
+    assert metrics.ranks(scores, labels).tolist() == [2, 0]
+    assert metrics.top(1, scores, labels, 2) == 0.5
+    assert metrics.confusion(scores, labels).tolist() == [[1, 0], [0, 0]]
 
 
 def test_top_k_counts_lost_videos_as_wrong() -> None:

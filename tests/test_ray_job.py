@@ -166,7 +166,7 @@ def test_a_training_that_was_stopped_ends_with_the_same_weights(
     output = tmp_path / "run"
     words = (*TRAIN, *checkpoints(10), "--data", str(extracted[0]), "--output", str(output))
     snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
-    text = stop_when(head, words, lambda: snapshot.exists() and "step-" in snapshot.read_text())
+    text = stop_when(head, words, lambda: snapshot.exists() and "clips-" in snapshot.read_text())
     assert "stopped; the same command goes on" in text
     assert not (output / "result.json").exists()
     status, text = head.submit(*words)

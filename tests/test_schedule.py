@@ -48,6 +48,14 @@ def test_the_rate_rises_linearly_in_the_first_steps() -> None:
     assert rates == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9, 1.0])
 
 
+@pytest.mark.parametrize("batch", [4, 12, 16, 32, 400])
+def test_the_rise_never_leads_beyond_the_rate(batch: int) -> None:
+    schedule = Schedule(phases=((100, 1.0),), reference_batch=4, warmup_steps=5)
+    rates = [schedule.learning_rate(clips, batch) for clips in range(0, 400, batch)]
+    assert rates == sorted(rates)
+    assert max(rates) == pytest.approx(batch / 4)
+
+
 def test_drops_divide_by_ten_at_their_shares() -> None:
     assert drop_at(100, 0.5, (0.6, 0.85)) == ((60, 0.5), (25, 0.05), (15, pytest.approx(0.005)))
     assert drop_at(100, 0.5, ()) == ((100, 0.5),)

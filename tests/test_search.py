@@ -23,6 +23,7 @@ import models
 from jobs.tune import Tune, make_search
 from models.contract import ModelConfig
 from models.cost import count_flops
+from pipelines.errors import RunError
 from pipelines.pages.search import write_sweep_report
 from pipelines.search.results import conclude, count_cost, find_front
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings, read_outcome
@@ -189,6 +190,30 @@ def test_no_trial_is_stopped_a_few_steps_before_its_end(tmp_path: Path) -> None:
             for number, trial in reversed(list(enumerate(book.trials.values())))
         ]
         assert (TrialScheduler.STOP in decisions) == (step < 396)
+
+
+def test_a_loss_that_is_no_number_comes_last(tmp_path: Path) -> None:
+    book = Book(str(tmp_path), PAPER)
+    losses = (1.0, float("nan"), 0.5, float("nan"))
+    book.trials = {t.id: t for n, loss in enumerate(losses) for t in [make_trial(n, [report_of(90, 0.5, loss)])]}
+    assert [trial.number for trial in book.finished()[:2]] == [2, 0]
+
+
+def test_an_outage_fails_a_trial_and_the_next_search_goes_on_with_it(tmp_path: Path) -> None:
+    """The run of a trial ends with an error and reports nothing: there is no score by which it would be stopped."""
+    book = Book(str(tmp_path), PAPER)
+    for number in range(4):
+        book.save(make_trial(number, [report_of(10, 0.8)]))
+    struck = make_trial(4, [], "running")
+    book.save(struck)
+    away = RunError("the training was given up: StorageError: s3://shards cannot be read")
+    tune_trial = SimpleNamespace(config={"id": struck.id}, trial_id="x", get_error=lambda: away)
+    Rungs(book, SEARCH).on_trial_error(None, tune_trial)
+    Records(book, lambda trial: None).on_trial_error(1, [], tune_trial)
+    again = Book(str(tmp_path), PAPER)
+    assert (again.trials[struck.id].state, again.trials[struck.id].curve) == ("failed", [])
+    assert "s3://shards cannot be read" in again.trials[struck.id].reason
+    assert Proposals(again, SEARCH, configure).suggest("0")["id"] == struck.id
 
 
 def test_rungs_survive_a_kill(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from jobs.command import run_command, with_preset
@@ -140,3 +142,22 @@ def test_the_run_knows_its_videos_and_its_flow(motion_shards: str) -> None:
     assert make_run(settings.change(splits={"validation_split": "none"}), index, CPUS).validation is None
     with pytest.raises(DataError, match="no split 'dev'"):
         make_run(settings.change(splits={"train_split": "dev"}), index, CPUS)
+
+
+def test_a_preset_is_the_same_run_on_any_number_of_workers(motion_shards: str) -> None:
+    small, index = PRESETS["small"].change(network={"stream": "rgb"}), read_index(motion_shards)
+    few, many = (make_run(small, index, Scale(num_workers=num_workers)) for num_workers in (4, 8))
+    assert few.describe() == many.describe()
+    clips = [run.reporting.checkpoint_clips(run.schedule, size) for run, size in ((few, 16), (many, 32))]
+    assert clips == [1_280, 1_280]
+    asked = make_run(small.change(reporting={"checkpoint_every": 50}), index, CPUS)
+    assert asked.reporting.checkpoint_clips(asked.schedule, 16) == 800
+
+
+@pytest.mark.parametrize("classes", [(), ("down", "up")])
+def test_data_without_labels_is_refused_in_one_sentence(motion_shards: str, classes: tuple[str, ...]) -> None:
+    index = read_index(motion_shards)
+    column = index.table.schema.get_field_index("label")
+    unlabelled = index.table.set_column(column, "label", pa.array([-1] * len(index), pa.int32()))
+    with pytest.raises(DataError, match=r"has no labels for these 20 videos: .* --annotations"):
+        make_run(DEBUG, replace(index, table=unlabelled, classes=classes), CPUS)

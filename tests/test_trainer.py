@@ -80,8 +80,8 @@ def checkpoint_noted(output: Path, *, after: int = 0) -> Callable[[], bool]:
     snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
 
     def noted() -> bool:
-        steps = re.findall(r"step-(\d+)", snapshot.read_text()) if snapshot.exists() else []
-        return any(int(step) > after for step in steps)
+        clips = re.findall(r"clips-(\d+)", snapshot.read_text()) if snapshot.exists() else []
+        return any(int(seen) > 8 * after for seen in clips)
 
     return noted
 
@@ -113,18 +113,18 @@ def test_a_run_leaves_a_folder_that_explains_itself(undisturbed: tuple[Path, str
     assert [line["step"] for line in lines(output, "validation")] == [30, 60, 90, 120]
     assert all(0 <= line["wait_share"] <= 1 and line["failed"] == 0 for line in lines(output))
     result = json.loads((output / "result.json").read_text())
-    assert result["last"] == "checkpoints/step-0000120"
-    assert len(list((output / "checkpoints").glob("step-*"))) <= 2
+    assert result["last"] == "checkpoints/clips-000000960"
+    assert len(list((output / "checkpoints").glob("clips-*"))) <= 2
     assert list((output / "tensorboard").iterdir())
 
 
 def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> None:
-    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "step-0000120")
+    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "clips-000000960")
     assert model.config.width == 0.125
     assert metadata.classes == ("down", "grow", "left", "right", "shrink", "up")
     assert metadata.flow_convention is not None
     assert metadata.clips == {"resize": "shorter", "flow_bound": 20.0, "short_side": 40}
-    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "step-0000120")
+    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "clips-000000960")
     assert state is not None
     assert state["clips_seen"] == STEPS * 8
 
@@ -145,7 +145,7 @@ def test_weights_have_left_their_beginning(undisturbed: tuple[Path, str]) -> Non
 
 def test_a_finished_run_is_not_repeated(undisturbed: tuple[Path, str], motion_shards: str) -> None:
     before = (undisturbed[0] / "metrics.jsonl").read_bytes()
-    assert "step-0000120" in train(motion_shards, undisturbed[0]).stdout
+    assert "clips-000000960" in train(motion_shards, undisturbed[0]).stdout
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
 
 
@@ -248,4 +248,49 @@ def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str
     assert "error: the training was given up" in done.stderr
     assert "clips could be decoded: train~" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.glob("run/checkpoints/step-*"))
+    assert not list(tmp_path.glob("run/checkpoints/clips-*"))
+
+
+def test_a_run_that_diverges_says_so_and_has_no_result(motion_shards: str, tmp_path: Path) -> None:
+    words = command(motion_shards, tmp_path / "run", *SHORT, "--learning-rate", "1e30")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 1
+    assert "error: the training diverged: by step 8 (64 clips)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert lines(tmp_path / "run")[-1]["top1"] < 1
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.soak
+def test_an_outage_of_the_data_ends_the_run_which_then_goes_on_to_the_same_weights(
+    undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
+) -> None:
+    data, output = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(motion_shards, data)
+    process = start(str(data), output)
+    wait_for(checkpoint_noted(output), process, output.with_suffix(".log"))
+    data.rename(tmp_path / "away")
+    process.wait(timeout=400)
+    printed = output.with_suffix(".log").read_text()
+    assert process.returncode == 1, printed
+    assert re.search(r"error: the training was given up: .*StorageError: .*/data cannot be read", printed)
+    (tmp_path / "away").rename(data)
+    train(str(data), output)
+    assert_same_run(output, undisturbed[0])
+
+
+@pytest.mark.soak
+def test_a_preset_goes_on_with_more_workers(motion_shards: str, tmp_path: Path) -> None:
+    """Its steps are then of twice the clips, so that their numbers come again; no checkpoint's name does."""
+    output = tmp_path / "run"
+    words = ["--data", motion_shards, "--output", str(output), "--stream", "flow", "--preset", "debug", "--size", "64"]
+    words = [sys.executable, "jobs/train.py", *words, "--validation-split", "none", "--checkpoint-every", "10"]
+    log = output.with_suffix(".log").open("wb")
+    first = subprocess.Popen([*words, "--num-workers", "1"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    wait_for(checkpoint_noted(output, after=9), first, output.with_suffix(".log"))
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = subprocess.run([*words, "--num-workers", "2"], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(weights(output)) == set(load_file(output / "initial" / "weights.safetensors"))
+    assert [path.name for path in (output / "checkpoints").glob("clips-*")] == ["clips-000000160"]

@@ -38,7 +38,7 @@ def main(data: str, output: str, way: str = "spare") -> None:
 
     def lose_a_node() -> None:
         snapshot = Path(output) / "checkpoints" / "checkpoint_manager_snapshot.json"
-        while not (snapshot.exists() and "step-" in snapshot.read_text()):
+        while not (snapshot.exists() and "clips-" in snapshot.read_text()):
             time.sleep(0.1)
         groups = ray.util.placement_group_table().values()
         used = {node for group in groups for node in group["bundles_to_node_id"].values()}

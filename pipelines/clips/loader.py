@@ -7,7 +7,7 @@ is resumed goes on with the very clip it would have had, and nothing depends on 
 
 Each worker streams its own part: tasks on any node read the rows they need, decode only the window, and hand over
 cropped frames as uint8 and float16; these cross the object store once. A clip that cannot be decoded is replaced by
-another of its task with weight 0, and told.
+another of its task with weight 0, and told; where storage is away, the stream ends with an error instead.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ray.data.block import Block, BlockAccessor, BlockMetadata
 from torch import Tensor
 
 from models.contract import InputContract
+from pipelines import storage
 from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_clip, empty_clip
 from pipelines.clips.sampling import ClipSettings, Protocol, cut_test_frames, scale_clips
 from pipelines.datasets import shards
@@ -48,7 +49,14 @@ UNMEASURED_BYTES = 768 << 20
 SEGMENT_TASKS = 2_000  # in one Ray Data execution, which describes all of them before the first one runs
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
+DATASET = "dataset.json"  # of a data set of shards; there as long as that is
+
 logger = logging.getLogger(__name__)
+
+
+class StorageError(OSError):
+    """The storage of a data set cannot be reached, or refuses us: nothing can be said of its videos."""
+
 
 Clip = dict[str, Any]
 
@@ -76,15 +84,39 @@ class NumberedClips(ABC):
     def try_video(self, number: int, place: int, cut: Callable[[Clip, ReadWindow], Clip]) -> Clip:
         """What `cut` makes of the video at a place of the index, given its row and a reader of its frames.
 
-        A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`.
+        A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`. Raises
+        StorageError where the fault is not the video's.
         """
         video = self.videos.row(place)
         found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
-        try:
-            return found | cut(video, open_video(video, list(self.contract.train.streams)))
-        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
-            reason = f"{video['id']}: {type(error).__name__}: {error}"
-            return found | {"weight": 0.0, "error": reason[:500]}
+        for again in (True, False):
+            try:
+                return found | cut(video, open_video(video, list(self.contract.train.streams)))
+            except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+                if is_of_storage(error):
+                    check_storage(self.videos.data, error)
+                    if again:  # it may have been away for a moment; what fails twice is the file's own fault
+                        continue
+                reason = f"{video['id']}: {type(error).__name__}: {error}"
+                return found | {"weight": 0.0, "error": reason[:500]}
+        raise AssertionError("the second try returns")
+
+
+def is_of_storage(error: Exception) -> bool:
+    """Whether an error may come from where a file lies, rather than from what is in it."""
+    return isinstance(error, OSError) and not isinstance(error, av.FFmpegError)
+
+
+def check_storage(data: str, error: Exception) -> None:
+    """Raises StorageError where an error of reading one file is not that file's own: the data set does not answer.
+
+    A network that is down or credentials that have expired must not pass for videos that are broken.
+    """
+    try:
+        # Asked like a shard is read: S3 answers a listing to some who may not read.
+        storage.read_bytes(storage.join(data, DATASET))
+    except OSError as reason:
+        raise StorageError(f"{data} cannot be read: {error}") from reason
 
 
 def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
@@ -257,7 +289,8 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
 
     A share of one CPU, or none at all, decodes by one task at a time.
 
-    Raises ConventionError where the shards' flow is of no convention that this version knows.
+    Raises ConventionError where the shards' flow is of no convention that this version knows, and what Ray makes of
+    StorageError (an error that is one as well) where the data set cannot be reached.
     """
     if "flow" in clips.contract.train.streams:
         check_convention(clips.videos.convention["flow"])

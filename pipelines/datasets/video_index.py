@@ -60,6 +60,15 @@ class VideoIndex:
         return dict(self.table.slice(index, 1).to_pylist()[0])
 
 
+def check_labels(index: VideoIndex) -> None:
+    """DataError where no video of the index has a label, so that nothing can be learned from it or counted."""
+    if not pc.any(pc.greater_equal(index.table["label"], 0)).as_py():
+        raise DataError(
+            f"{index.data} has no labels for these {len(index):,} videos: extract it again from class folders or with "
+            "--annotations, or give --annotations here"
+        )
+
+
 def read_index(data: str) -> VideoIndex:
     """The index of a finished data set, on disk or s3://. Raises DataError where there is none."""
     data = storage.absolute(data)

@@ -1,6 +1,7 @@
 """Accuracy from logits, in numpy: what an evaluation reports.
 
-Ties go to the class that comes first. A true class whose score is not a number comes last.
+Ties go to the class that comes first. Where a score of a video is not finite, its network has diverged or overflowed
+and says nothing: its true class comes last, and it was taken for no class.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ Labels = npt.NDArray[np.integer]  # (videos,)
 def ranks(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
     """How many classes come before the true one, per video; 0 is right."""
     own = np.take_along_axis(scores, labels[:, None], axis=1)
+    # NaN is neither larger nor smaller than anything: no class would come before the true one.
+    valid = np.isfinite(scores).all(axis=1)
     before = (scores > own) | ((scores == own) & (np.arange(scores.shape[1]) < labels[:, None]))
-    return np.where(np.isnan(own[:, 0]), scores.shape[1], before.sum(axis=1))
+    return np.where(valid, before.sum(axis=1), scores.shape[1])
 
 
 def top(k: int, scores: Scores, labels: Labels, expected: int) -> float | None:
@@ -33,9 +36,13 @@ def top(k: int, scores: Scores, labels: Labels, expected: int) -> float | None:
 
 
 def confusion(scores: Scores, labels: Labels) -> npt.NDArray[np.int64]:
-    """(classes, classes): videos of the true class in the row that were taken for the class in the column."""
+    """(classes, classes): videos of the true class in the row that were taken for the class in the column.
+
+    Videos that were taken for none, because a score is not finite, are not in it.
+    """
     matrix = np.zeros((scores.shape[1],) * 2, np.int64)
-    np.add.at(matrix, (labels, scores.argmax(axis=1)), 1)
+    valid = np.isfinite(scores).all(axis=1)
+    np.add.at(matrix, (labels[valid], scores[valid].argmax(axis=1)), 1)  # argmax takes NaN for the largest
     return matrix
 
 

@@ -27,7 +27,7 @@ import models
 from models.folding import fold
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
 from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
-from pipelines.datasets.video_index import VideoIndex
+from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError
 from pipelines.evaluation import metrics
 from pipelines.media.codec import check_convention
@@ -68,7 +68,11 @@ class Scorer:
 
 
 def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
-    """Raises NetworkError where a network does not fit the data: other classes, or flow of another convention."""
+    """Raises NetworkError where a network does not fit the data: other classes, or flow of another convention.
+
+    Raises DataError where the data has no labels to compare with.
+    """
+    check_labels(index)
     for name, network in networks.items():
         if network.classes is not None and network.classes != index.classes:
             pairs = zip(network.classes, index.classes, strict=False)
@@ -195,7 +199,8 @@ def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: 
     """scores.parquet: every labelled video that the split should have, with its fate and its logits.
 
     Columns `id`, `label`, `class_name`, `status` (ok, missing, quarantined, failed), `error`, `logits_NAME`, and of
-    their sum `predicted` and `rank` (classes before the true one).
+    their sum `predicted` and `rank` (classes before the true one). Of a video with a score that is not finite,
+    `predicted` is null and its class comes last.
     """
     found = {usable.row(row["place"])["id"]: row for row in rows}
     table: list[Row] = []
@@ -223,7 +228,8 @@ def _place(logits: list[Any], label: int) -> Row:
     if logits[0] is None:
         return {"predicted": None, "rank": None}
     total = np.sum(np.array(logits, np.float32), axis=0)[None]
-    return {"predicted": int(total.argmax()), "rank": int(metrics.ranks(total, np.array([label]))[0])}
+    predicted = int(total.argmax()) if np.isfinite(total).all() else None
+    return {"predicted": predicted, "rank": int(metrics.ranks(total, np.array([label]))[0])}
 
 
 def summarise(table: pa.Table, names: Sequence[str], classes: Sequence[str], *, ignore_missing: bool) -> Row:
@@ -235,17 +241,19 @@ def summarise(table: pa.Table, names: Sequence[str], classes: Sequence[str], *, 
     total = sum(logits.values(), np.zeros((len(labels), len(classes)), np.float32))
     counts = {name: status.count(name) for name in ("missing", "quarantined", "failed")}
     expected, evaluated = len(status), len(labels)
+    not_finite = int((~np.isfinite(total).all(axis=1)).sum())
     figures = {name: _figures(scores, labels, expected) for name, scores in (logits | {"fused": total}).items()}
     headline = figures["fused"]["of_evaluated" if ignore_missing else "of_expected"]
     matrix = metrics.confusion(total, labels)
-    of_class = np.bincount(np.array(table["label"].to_pylist()), minlength=len(classes)).tolist()
-    shares = metrics.per_class(matrix, matrix.sum(axis=1).tolist() if ignore_missing else of_class)
+    counted = labels if ignore_missing else np.array(table["label"].to_pylist(), np.int64)
+    shares = metrics.per_class(matrix, np.bincount(counted, minlength=len(classes)).tolist())
     known = [share for share in shares if share is not None]
     count = evaluated if ignore_missing else expected
     return {
         "expected": expected,
         "evaluated": evaluated,
         **counts,
+        "not_finite": not_finite,
         "ignore_missing": ignore_missing,
         "top1": headline["top1"],
         "top5": headline["top5"],

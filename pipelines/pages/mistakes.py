@@ -56,7 +56,8 @@ def choose_mistakes(scores: pa.Table, num_classes: int) -> list[Row]:
     Equal tables give the same choice.
     """
     evaluated = scores.filter(pc.equal(scores["status"], "ok"))
-    wrong = evaluated.filter(pc.greater(evaluated["rank"], 0))
+    # Where scores are not finite, a video was taken for no class: nothing can be said of why.
+    wrong = evaluated.filter(pc.and_(pc.greater(evaluated["rank"], 0), pc.is_valid(evaluated["predicted"])))
     names = [name.removeprefix("logits_") for name in scores.column_names if name.startswith("logits_")]
     chosen: list[Row] = []
     for label in _worst_labels(evaluated):

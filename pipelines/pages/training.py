@@ -70,7 +70,7 @@ def render_training(
             last=steps[-1] if steps else None,
             result=result,
             failed=sum(line["failed"] for line in steps),
-            errors=[error for line in steps for error in line.get("errors", ())][:50],
+            errors=[error for line in lines for error in line.get("errors", ())][:50],
             waiting=_mean([line["wait_share"] for line in steps]),
             speed=_mean([line["clips_per_s"] for line in steps]),
             plots=_plot_all(lines),

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
@@ -76,7 +77,9 @@ class Trial:
     def rank(self) -> tuple[float, float, float]:
         """Sorts the best first: top-1, then loss, then what it costs."""
         last = self.curve[-1]
-        return -float(last[SCORE]), float(last["val_loss"]), self.gflops
+        loss = float(last["val_loss"])
+        # NaN is neither smaller nor larger: sorted by it, any trial could come first.
+        return -float(last[SCORE]), loss if math.isfinite(loss) else math.inf, self.gflops
 
 
 class Book:

@@ -9,13 +9,16 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
+
 import models
 from models import checkpoint
 from models.contract import ModelConfig
+from models.cost import blank_clips
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets.video_index import VideoIndex
-from pipelines.errors import DataError, SettingsError
+from pipelines.errors import DataError, RunError, SettingsError
 from pipelines.training.schedule import Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -62,7 +65,7 @@ class Optimisation:
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """When a run says and saves something, in steps."""
+    """When a run says and saves something, in steps; `checkpoint_every` None: a tenth of the run, at least 100."""
 
     log_every: int = 20
     """Steps between two lines of metrics."""
@@ -88,6 +91,13 @@ class Reporting:
         """As run.json has them."""
         intervals = {"log_every": self.log_every, "checkpoint_every": self.checkpoint_every}
         return {**intervals, "validation": asdict(self.validation)}
+
+    def checkpoint_clips(self, schedule: Schedule, clips_of_step: int) -> int:
+        """Clips between two checkpoints, at steps of `clips_of_step` clips where the interval is given in steps."""
+        if self.checkpoint_every is not None:
+            return self.checkpoint_every * clips_of_step
+        # In steps of the schedule, not of the workers at hand: the same run on more workers saves at the same clips.
+        return max(100, schedule.reference_steps // 10) * schedule.reference_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +142,7 @@ class Run:
             "reporting": self.reporting.to_json(),
         }
         return {
-            **json.loads(json.dumps(settings)),
+            **json.loads(json.dumps(settings)),  # tuples become the lists that run.json will be read back as
             "seed": self.seed,
             "initial": self.initial,
             "data": self.train.data,
@@ -152,10 +162,39 @@ class Run:
         )
 
 
+def check_run(run: Run, num_workers: int) -> None:
+    """What would otherwise end each worker. Raises DataError and RunError."""
+    check_videos(run)
+    check_batch(run, num_workers)
+
+
 def check_videos(run: Run) -> None:
     """DataError where the videos cannot train this model: none is left, or the classes do not fit."""
+    remedies = {"training": "give another --train-split", "validation": "give another --validation-split, or none"}
     for videos, what in ((run.train, "training"), (run.validation, "validation")):
         if videos is not None and not len(videos):
-            raise DataError(f"{videos.data} has no labelled video in its shards for {what}")
+            raise DataError(f"{videos.data} has no labelled video in its shards for {what}: {remedies[what]}")
     if run.model.num_classes != len(run.train.classes):
         raise DataError(f"the model has {run.model.num_classes} classes, {run.train.data} {len(run.train.classes)}")
+
+
+def check_batch(run: Run, num_workers: int) -> None:
+    """RunError where the network cannot train on so few clips at a time.
+
+    Batch norm needs more than one value of each channel. How many there are depends on the layers' strides, so one
+    forward pass is taken on the meta device, where nothing is computed.
+    """
+    if run.train_only_head:  # its batch norm is in evaluation mode
+        return
+    # Synchronised, batch norm sees the clips of all workers.
+    clips = run.optimisation.batch * (num_workers if run.optimisation.sync_bn else 1)
+    with torch.device("meta"), torch.no_grad():
+        model = models.build_from(run.model).train()
+        inputs = blank_clips(model.contract.train, model.contract.size, batch=clips)
+        try:
+            models.cross_entropies(model(inputs), torch.zeros(clips, dtype=torch.int64))
+        except ValueError as error:
+            raise RunError(
+                f"{models.name_of(run.model)} cannot train on {clips} clip{'s' * (clips > 1)} at a time: {error}. "
+                f"--batch is {run.optimisation.batch}: give more"
+            ) from error

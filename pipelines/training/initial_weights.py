@@ -67,6 +67,7 @@ def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str,
     Released weights and checkpoints decide about batch norm's gamma. Raises ValueError where the weights are of
     another network, of other shapes, or of other classes whose classifier is to be kept.
     """
+    # Set in any case: a new classifier, or what an ImageNet file lacks, is drawn as well.
     torch.manual_seed(seed)
     if initial.weights is None:
         return models.build_from(config)
@@ -77,6 +78,7 @@ def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str,
             inflate(model, read_released(path), mode=initial.inflation)
             return model
         if initial.source == "kinetics":
+            # DeepMind released I3D only.
             if not isinstance(config, I3DConfig):
                 raise NetworkError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
             return _transfer(load_released(path, stream=config.stream), config, new_head=initial.new_head)
@@ -93,9 +95,11 @@ def _transfer(source: VideoModel, config: ModelConfig, *, new_head: bool) -> Vid
     if type(source.config) is not type(config):
         found, wanted = models.name_of(source.config), models.name_of(config)
         raise NetworkError(f"the weights are of {found}; the model is {wanted}")
+    # Released weights have no gamma, and one that is drawn would be a layer that the source did not have.
     if hasattr(config, "bn_gamma"):
         config = replace(config, bn_gamma=source.config.bn_gamma)  # type: ignore[call-arg, attr-defined]
     model = models.build_from(config)
+    # Compared here and not by load_state_dict: only the classifier may differ, and a message names what else does.
     own, state = model.state_dict(), source.state_dict()
     kept = {name: tensor for name, tensor in state.items() if not (new_head and "logits" in name.split("."))}
     wrong = [

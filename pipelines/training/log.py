@@ -28,8 +28,10 @@ class TrainingLog:
         self.uri = storage.join(output, "metrics.jsonl")
         self.events = storage.join(output, "tensorboard")
         self.mailbox = mailbox
+        # Steps after the checkpoint are taken again, and log themselves again.
         held = storage.read_text(self.uri).splitlines() if clips_seen and storage.exists(self.uri) else []
         self.lines = [line for line in map(json.loads, held) if line["clips"] <= clips_seen]
+        # TensorBoard's writer knows local files only, and appends, which S3 does not: each flush puts the whole file.
         self.folder = tempfile.mkdtemp(prefix="tensorboard-")
         self.writer = SummaryWriter(self.folder)
 
@@ -40,7 +42,7 @@ class TrainingLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.writer.close()
-        if error is None:
+        if error is None:  # else nothing more is said: the run goes on from its last checkpoint, and its lines do
             self.flush()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -51,7 +53,7 @@ class TrainingLog:
         for name, value in metrics.items():
             if isinstance(value, int | float) and name != "step":
                 self.writer.add_scalar(f"{kind}/{name}", value, metrics["step"])
-        if self.mailbox:
+        if self.mailbox:  # not waited for: training must not depend on whether somebody reads
             self.mailbox.put.remote(line)
 
     def flush(self) -> None:

@@ -57,8 +57,9 @@ class Schedule:
         step = clips_seen / self.reference_batch
         rate = self._rate(step) * batch / self.reference_batch
         if step < self.warmup_steps:
-            # The middle of this step: the first one is not lost to a rate of zero.
-            rate *= (step + batch / self.reference_batch / 2) / self.warmup_steps
+            # The middle of this step: the first one is not lost to a rate of zero. A large step may reach beyond the
+            # warm-up's end, where the rise has ended too.
+            rate *= min(1.0, (step + batch / self.reference_batch / 2) / self.warmup_steps)
         return rate
 
     def _rate(self, step: float) -> float:

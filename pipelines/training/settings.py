@@ -21,7 +21,7 @@ import models
 from models.contract import ModelConfig, Stream, VideoModel
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings
-from pipelines.datasets.video_index import VideoIndex
+from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import SettingsError
 from pipelines.training.config import Optimisation, Reporting, Run, Scale
 from pipelines.training.initial_weights import InitialWeights, make_model
@@ -143,6 +143,7 @@ def prepare(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> tupl
 
 def make_run(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> Run:
     """The run that the settings mean; what the initial weights decide about the network is not in it yet."""
+    check_labels(index)
     optimisation = settings.optimisation
     if not scale.use_gpu and (optimisation.sync_bn or optimisation.precision == "fp16"):
         raise SettingsError(

@@ -17,6 +17,7 @@ from pipelines.clips.sampling import ClipSettings, settings_of
 from pipelines.errors import NetworkError
 from pipelines.training.weights_files import Which, find_checkpoint, local_checkpoint
 
+# What readers of foreign files raise: a user may name any file at all.
 LOADING_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, SafetensorError)
 
 
@@ -51,6 +52,7 @@ def _load(uri: str, stream: str | None) -> Network:
     if storage.exists(storage.join(uri, "model.json")):
         with local_checkpoint(uri) as path:
             model, metadata = checkpoint.load(path)
+        _check_finite(model)
         return Network(
             model=model, classes=metadata.classes, settings=settings_of(metadata.clips, metadata.flow_convention)
         )
@@ -58,6 +60,13 @@ def _load(uri: str, stream: str | None) -> Network:
         if not Path(path).is_file() and find_prefix(path) is None:
             raise ValueError("no model.json lies in it, no PREFIX.index is there, and it is no file")
         return Network(model=load_released(path, stream=stream))
+
+
+def _check_finite(model: VideoModel) -> None:
+    # Refused here, for every job: its scores would look like those of a network that is merely bad.
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has values that are infinite or not a number: its training has diverged")
 
 
 def _explain(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
     RUN/run.json              settings and data, written before any work; another run on this folder is refused
     RUN/initial/              the weights that training begins with, as a checkpoint
-    RUN/checkpoints/step-…/   the best and the last checkpoint
+    RUN/checkpoints/clips-…/  the best and the last checkpoint, by the clips seen
     RUN/metrics.jsonl         one line per log interval and per validation
     RUN/tensorboard/          the same for TensorBoard
     RUN/result.json           what came out; written last
@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ from models import checkpoint
 from models.contract import VideoModel
 from pipelines import storage
 from pipelines.datasets import shards
-from pipelines.errors import RunError
+from pipelines.errors import DivergedError, RunError
 from pipelines.resume import was_begun
-from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
+from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_run
 from pipelines.training.loop import train_worker
 
 CHECKPOINTS = "checkpoints"
@@ -62,17 +62,20 @@ def train(
 
     Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
     Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
-    allows, DataError where the videos do not fit.
+    allows, DivergedError where the weights are not finite any more, DataError where the videos do not fit.
     """
-    check_videos(run)
+    check_run(run, scale.min_workers or scale.num_workers)
+    run = keep_interval(run, output)
     if begin(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
         trainer = TorchTrainer(
+            # Ray Train calls it with one dict.
             train_loop_per_worker=lambda config: train_worker(**config),
             train_loop_config={"run": run, "output": output, "scale": scale, "mailbox": mailbox},
             scaling_config=_scaling(scale),
             run_config=RunConfig(
+                # By this name under the output Ray finds the checkpoints of a run that was stopped, and goes on.
                 name=CHECKPOINTS,
                 storage_path=output,
                 checkpoint_config=_kept(run),
@@ -83,9 +86,13 @@ def train(
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
+            # The message is the traceback of each worker; the error itself is its last line.
             last = str(error).strip().splitlines()[-1]
             remedy = "The same command goes on from the last checkpoint"
             raise RunError(f"the training was given up: {last}. {remedy}") from error
+    # What the first worker's loop returned; one that came to the schedule's end returns nothing.
+    if result.return_value:
+        raise DivergedError(f"the training diverged: {result.return_value}")
     return _finish(output, run, result)
 
 
@@ -100,6 +107,18 @@ def _kept(run: Run) -> CheckpointConfig:
     if run.validation is None:
         return CheckpointConfig(num_to_keep=1)
     return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
+
+
+def keep_interval(run: Run, output: str) -> Run:
+    """The run with the checkpoint interval that `output` was begun with, where none is asked for now.
+
+    Runs of earlier versions wrote down a default that followed from their number of workers.
+    """
+    uri = storage.join(output, "run.json")
+    if run.reporting.checkpoint_every is not None or not storage.exists(uri):
+        return run
+    begun = json.loads(storage.read_bytes(uri))["reporting"]["checkpoint_every"]
+    return replace(run, reporting=replace(run.reporting, checkpoint_every=begun))
 
 
 def begin(run: Run, model: VideoModel, output: str) -> bool:
@@ -139,19 +158,21 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
     if on_metrics is None:
         yield None
         return
+    # Workers cannot call the driver, and it cannot call them: both call an actor. It may lie on a node that goes.
     mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
     stop = threading.Event()
 
     def deliver() -> None:
-        for line in ray.get(mailbox.fetch.remote(), timeout=30):
+        try:
+            lines = ray.get(mailbox.fetch.remote(), timeout=30)
+        except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
+            return
+        for line in lines:
             on_metrics(line)
 
     def poll() -> None:
         while not stop.wait(every_s):
-            try:
-                deliver()
-            except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
-                continue
+            deliver()
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -159,7 +180,7 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
         yield mailbox
         stop.set()
         thread.join(timeout=30)
-        deliver()
+        deliver()  # the last lines, sent after the thread last looked
     finally:
         stop.set()
         ray.kill(mailbox)

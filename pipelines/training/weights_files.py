@@ -23,6 +23,7 @@ def local_checkpoint(uri: str) -> Iterator[str]:
     if not storage.is_remote(uri):
         yield uri
         return
+    # Readers of weights take local paths.
     with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
         for name, part in _parts(uri).items():
             path = Path(folder) / name
@@ -38,6 +39,7 @@ def _parts(uri: str) -> dict[str, str]:
         return {f"{name}/{file.path}": storage.join(uri, file.path) for file in storage.list_files(uri)}
     if storage.exists(uri) and not name.endswith(".index"):
         return {name: uri}
+    # A TensorFlow checkpoint is named by the prefix of its files, PREFIX.index and PREFIX.data-…, and is none itself.
     prefix = f"{name.removesuffix('.index')}."
     beside = (file.path for file in storage.list_files(folder))
     return {path: storage.join(folder, path) for path in beside if path.startswith(prefix) and "/" not in path}

@@ -1,0 +1,108 @@
+"""One step of the optimizer: `accumulate` batches on each worker, gradients averaged over all clips of all workers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from pipelines.clips.loader import Batch
+from pipelines.training.config import Precision, Run
+from pipelines.training.state import TrainingState, batch_norms
+from pipelines.training.sums import Sums, count_hits
+from pipelines.training.worker import Worker
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainingStep:
+    """Takes steps, which change `state`; what they came to is in `sums` and `errors` until someone reads these."""
+
+    def __init__(self, run: Run, worker: Worker, state: TrainingState) -> None:
+        self.run, self.worker, self.state = run, worker, state
+        self.optimisation = run.optimisation
+        self.clips = run.optimisation.global_batch(worker.num_workers)  # of one step, over all workers
+        self.parallel = _parallelise(state.model, worker)
+        self.sums = Sums(worker.device)
+        self.errors: list[str] = []  # why clips could not be decoded
+
+    def take(self, batches: Iterator[Batch]) -> None:
+        """One step on the next `accumulate` batches."""
+        started = time.monotonic()
+        self._begin()
+        for left in reversed(range(self.optimisation.accumulate)):
+            batch = self._wait_for(batches)
+            # DDP averages gradients in the last backward pass only; before, they add up on each worker alone.
+            with self._without_sync(left > 0):
+                self._add_gradient(batch)
+        self._clip_gradient()
+        self.state.scaler.step(self.state.optimizer)
+        self.state.scaler.update()
+        self.state.clips_seen += self.clips
+        self.sums.add(seconds=time.monotonic() - started)
+
+    def _begin(self) -> None:
+        rate = self.run.schedule.learning_rate(self.state.clips_seen, self.clips)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = rate
+        # Dropout draws anew from the clips seen: a run that goes on drops what it would have dropped.
+        torch.manual_seed(_seed_of(self.run.seed, self.state.clips_seen, self.worker.rank))
+        self.state.model.train()
+        if self.run.train_only_head:  # fixed features: their batch norm keeps the statistics it came with
+            for norm in batch_norms(self.state.model):
+                norm.eval()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def _wait_for(self, batches: Iterator[Batch]) -> Batch:
+        asked = time.monotonic()
+        batch = next(batches)
+        self.sums.add(waited=time.monotonic() - asked)
+        return batch
+
+    def _without_sync(self, skip: bool) -> AbstractContextManager[Any]:
+        if skip and isinstance(self.parallel, nn.parallel.DistributedDataParallel):
+            return self.parallel.no_sync()
+        return nullcontext()
+
+    def _add_gradient(self, batch: Batch) -> None:
+        inputs = batch.inputs(self.worker.device, self.run.clips.bound)
+        labels, weights = batch.labels.to(self.worker.device), batch.weights.to(self.worker.device)
+        with autocast(self.worker.device, self.optimisation.precision):
+            logits = self.parallel(inputs)
+        # Outside of autocast: the loss and its sums stay fp32.
+        smoothing = self.optimisation.label_smoothing
+        losses = models.cross_entropies(logits, labels, label_smoothing=smoothing) * weights
+        # A clip that could not be decoded counts as one without loss: the others keep their weight.
+        self.state.scaler.scale(losses.sum() / (len(labels) * self.optimisation.accumulate)).backward()
+        self.sums.add(loss=losses.detach().sum(), clips=weights.sum(), failed=(1 - weights).sum())
+        self.sums.add(**count_hits(models.clip_scores(logits.detach()), labels, weights))
+        self.errors += batch.errors
+
+    def _clip_gradient(self) -> None:
+        if self.optimisation.clip_norm is not None:
+            # The norm is that of the gradient itself, not of the one that fp16 has scaled.
+            self.state.scaler.unscale_(self.state.optimizer)
+            nn.utils.clip_grad_norm_(self.state.model.parameters(), self.optimisation.clip_norm)
+
+
+def _parallelise(model: nn.Module, worker: Worker) -> nn.Module:
+    if worker.num_workers == 1:
+        return model
+    devices = [worker.device] if worker.device.type == "cuda" else None
+    # Running statistics are averaged when they are used, not overwritten by the first worker's before each step.
+    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The precision of a forward pass."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

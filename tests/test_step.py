@@ -1,0 +1,67 @@
+"""Steps of the optimizer on batches made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from training_runs import WORKER, make_batches, make_model, make_run
+
+from pipelines.training.state import TrainingState
+from pipelines.training.step import TrainingStep
+
+CPU = torch.device("cpu")
+
+
+def take(size: int = 4, *, weight: float = 1.0, dropout: float = 0.5, **optimisation: Any) -> TrainingStep:
+    """One step, and what it left."""
+    run, model = make_run(**optimisation), make_model(dropout=dropout)
+    step = TrainingStep(run, WORKER, TrainingState.build(model, run, CPU))
+    step.take(make_batches(size, weight=weight))
+    return step
+
+
+def weights(step: TrainingStep) -> list[torch.Tensor]:
+    return [weight.detach() for weight in step.state.model.parameters()]
+
+
+def test_a_step_counts_its_clips_and_its_loss() -> None:
+    step = take()
+    sums = step.sums.reduce()
+    assert (step.state.clips_seen, sums["clips"], sums["failed"]) == (4, 4, 0)
+    assert sums["loss"] / 4 == pytest.approx(0.69, abs=0.7)
+    assert 0 <= sums["waited"] <= sums["seconds"]
+
+
+def test_accumulated_batches_make_one_step_of_all_their_clips() -> None:
+    # Head only: batch norm, which sees each batch by itself, is in evaluation mode.
+    frozen = {"dropout": 0.0, "train_only_head": True}
+    whole, parts = take(4, **frozen), take(2, batch=2, accumulate=2, **frozen)
+    assert whole.state.clips_seen == parts.state.clips_seen == 4
+    for one, other in zip(weights(whole), weights(parts), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_frozen_features_keep_their_statistics() -> None:
+    step, fresh = take(train_only_head=True), make_model().state_dict()
+    changed = {name for name, tensor in step.state.model.state_dict().items() if not torch.equal(tensor, fresh[name])}
+    assert changed
+    assert all("logits" in name for name in changed)
+
+
+def test_clips_that_cannot_be_decoded_change_nothing_and_are_counted() -> None:
+    step = take(weight=0.0, weight_decay=0.0)
+    assert all(torch.equal(one, other) for one, other in zip(weights(step), make_model().parameters(), strict=True))
+    assert step.sums.reduce()["failed"] == 4
+    assert step.errors == ["v0: it is broken"] * 4
+
+
+def test_a_clipped_gradient_has_the_norm_that_was_asked_for() -> None:
+    step = take(clip_norm=1e-3)
+    norms = [weight.grad.norm() for weight in step.state.model.parameters() if weight.grad is not None]
+    assert torch.stack(norms).norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_dropout_follows_from_the_clips_seen() -> None:
+    assert all(torch.equal(one, other) for one, other in zip(weights(take()), weights(take()), strict=True))
