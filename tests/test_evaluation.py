@@ -21,7 +21,7 @@ from jobs.report import make_report
 from models import checkpoint
 from models.checkpoint import Metadata
 from pipelines import storage
-from pipelines.clips.sampling import ClipSettings
+from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import DataError, NetworkError
@@ -91,6 +91,20 @@ def test_a_network_that_has_diverged_is_refused(index: VideoIndex, tmp_path: Pat
     checkpoint.save(folder, model, metadata)
     with pytest.raises(NetworkError, match=r"logits.bias has values that are infinite or not a number"):
         load_network(str(folder))
+
+
+def test_storage_that_is_away_is_no_wrong_answer(index: VideoIndex, tmp_path: Path) -> None:
+    away = str(tmp_path / "away")
+    files = [file and file.replace(index.data, away) for file in index.table["file"].to_pylist()]
+    column = index.table.schema.get_field_index("file")
+    usable = replace(index, data=away, table=index.table.set_column(column, "file", pa.array(files))).usable()
+    model = models.build("i3d", num_classes=6, stream="rgb", width=0.125, size=32, frames=16)
+    networks = {"rgb": Network(model=model)}
+    row = scoring.CutVideo(usable, networks, Protocol())({"id": 0})
+    assert row["error"].startswith(f"StorageError: {away} cannot be read")
+    # The data set answers, and only this shard is gone.
+    row = scoring.CutVideo(replace(usable, data=index.data), networks, Protocol())({"id": 0})
+    assert "FileNotFoundError" in row["error"]
 
 
 def test_a_split_without_labels_is_refused(index: VideoIndex) -> None:

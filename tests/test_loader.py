@@ -151,7 +151,7 @@ connect(num_cpus=2, log_to_driver=False)
 import numpy as np, pyarrow as pa, ray, models
 from dataclasses import replace
 from pipelines.clips.sampling import ClipSettings
-from pipelines.clips.loader import Share, TrainingClips, stream_batches
+from pipelines.clips.loader import Share, StorageError, TrainingClips, stream_batches
 from pipelines.clips.augmentation import Augmentation
 from pipelines.datasets.video_index import read_index
 contract = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
@@ -173,8 +173,8 @@ table = table.set_column(table.schema.get_field_index("file"), "file", nowhere)
 away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
 try:
     next(stream_batches(away, share, num_cpus=0))
-except OSError as error:
-    assert str(error).strip().splitlines()[-1].startswith("pipelines.clips.loader.StorageError: /nowhere cannot"), error
+except StorageError as error:
+    assert str(error).startswith("/nowhere cannot be read: [Errno 2]"), error
     print("streamed")
 """
 

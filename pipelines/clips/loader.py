@@ -289,8 +289,8 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
 
     A share of one CPU, or none at all, decodes by one task at a time.
 
-    Raises ConventionError where the shards' flow is of no convention that this version knows, and what Ray makes of
-    StorageError (an error that is one as well) where the data set cannot be reached.
+    Raises ConventionError where the shards' flow is of no convention that this version knows, StorageError where the
+    data set cannot be reached.
     """
     if "flow" in clips.contract.train.streams:
         check_convention(clips.videos.convention["flow"])
@@ -298,8 +298,11 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
     for done in range(0, share.steps, steps_at_once):
         segment = share.part(done, min(steps_at_once, share.steps - done))
         dataset = build_graph(clips, segment, num_cpus=num_cpus)
-        for columns in dataset.iter_batches(batch_size=share.batch, batch_format="numpy", prefetch_batches=2):
-            yield _to_batch(columns, clips.contract)
+        try:
+            for columns in dataset.iter_batches(batch_size=share.batch, batch_format="numpy", prefetch_batches=2):
+                yield _to_batch(columns, clips.contract)
+        except StorageError as error:  # Ray's is one too, with a traceback before the message and advice after it
+            raise StorageError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
 
 
 def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:

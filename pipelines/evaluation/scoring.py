@@ -25,7 +25,7 @@ from ray.data import DataContext
 
 import models
 from models.folding import fold
-from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
+from pipelines.clips.loader import MAX_WORKER_DEATHS, StorageError, check_storage, is_of_storage, open_video
 from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
 from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError
@@ -106,8 +106,18 @@ class CutVideo:
                 for stream, clips in cut_test_frames(frames, contract, settings, self.protocol).items()
             }
         except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
-            return {"place": int(row["id"]), "error": f"{type(error).__name__}: {error}"[:500]}
+            cause = self._find_cause(error)
+            return {"place": int(row["id"]), "error": f"{type(cause).__name__}: {cause}"[:500]}
         return {"place": int(row["id"]), "error": "", **cut}
+
+    def _find_cause(self, error: Exception) -> Exception:
+        """The error itself, or the StorageError that the data set is away."""
+        try:
+            if is_of_storage(error):
+                check_storage(self.index.data, error)
+        except StorageError as away:
+            return away
+        return error
 
     def _end(self, stream: str) -> int | None:
         """Frames of a stream that some network can use."""
@@ -179,7 +189,8 @@ def configure_ray_data() -> None:
 def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Scorer) -> Iterator[Row]:
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
-    Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own.
+    Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own. Raises
+    StorageError where the data set cannot be reached.
     """
     configure_ray_data()
     cut = CutVideo(index, networks, scorer.protocol)
@@ -192,7 +203,11 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     else:
         tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
         graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
-    yield from graph.iter_rows()
+    for row in graph.iter_rows():
+        # Not raised where it was met: Ray Data would make its own error of it, of which only a traceback is left.
+        if row["error"].startswith(StorageError.__name__):
+            raise StorageError(row["error"].removeprefix(f"{StorageError.__name__}: "))
+        yield row
 
 
 def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: Sequence[str]) -> pa.Table:
