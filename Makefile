@@ -24,6 +24,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry . 2> /dev/null || $(BIN)/deptry .  # says what it scanned on stderr, every time
 
 browser:  ## Chromium, in which the pages are tested; where it cannot be had those tests are skipped
 	@command -v chromedriver > /dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
