@@ -87,15 +87,14 @@ class Site:
     """What an extraction runs on: cluster, S3 server, and the driver of the moment."""
 
     def __init__(self, folder: Path, nodes: int, server: ExitStack) -> None:
-        from ray.cluster_utils import Cluster
-        from ray_nodes import HEAD, persist
+        from ray_nodes import open_cluster
 
         self.folder = folder
         self.driver: subprocess.Popen[bytes] | None = None
         self.drivers = 0
         self.server = server
         self.start_server()
-        self.cluster = persist(lambda: Cluster(initialize_head=True, head_node_args=HEAD))
+        self.cluster = open_cluster()
         os.environ["RAY_ADDRESS"] = self.cluster.address
         for _ in range(nodes):
             self.start_node()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._common.utils import get_ray_address_file
 
 pytest_plugins = ["fixtures_browser", "fixtures_motion", "fixtures_s3"]
 
@@ -30,6 +31,15 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data beside this checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_address_left() -> Iterator[None]:
+    """The tests leave no dead cluster's address in Ray's folder: the next ray.init() of anybody would wait for it."""
+    file = Path(get_ray_address_file(None))
+    before = file.read_text() if file.exists() else None
+    yield
+    assert (file.read_text() if file.exists() else None) == before
 
 
 @pytest.fixture(autouse=True, scope="module")

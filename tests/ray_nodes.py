@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+from ray._common.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 HEAD = {"num_cpus": 0, "include_dashboard": False}  # as in cluster.yaml, no work runs on the head
@@ -18,13 +20,24 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    cluster = persist(lambda: Cluster(initialize_head=True, head_node_args=HEAD))
+    cluster = open_cluster()
     print(cluster.address, flush=True)
     for line in sys.stdin:
         command, *words = line.split()
         print({"add": add, "lose": lose}[command](cluster, *words), flush=True)
     for node in cluster.list_all_nodes():
         node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
+
+def open_cluster() -> Cluster:
+    """A head without CPUs, to which nodes may be added.
+
+    Its address does not stay in Ray's folder, where the next ray.init() of anybody would look it up: a cluster that is
+    killed would leave it there, and whoever found it would wait half a minute for nobody.
+    """
+    cluster = persist(lambda: Cluster(initialize_head=True, head_node_args=HEAD))
+    Path(get_ray_address_file(None)).unlink(missing_ok=True)
+    return cluster
 
 
 def persist(start: Callable[[], T], *, attempts: int = 3) -> T:

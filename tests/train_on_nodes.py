@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import ray
-from ray.cluster_utils import Cluster
+from ray_nodes import open_cluster
 
 from pipelines.datasets.video_index import read_index
 from pipelines.training.config import Scale
@@ -23,7 +23,7 @@ from pipelines.training.trainer import train
 
 def main(data: str, output: str, way: str = "spare") -> None:
     """Train; when the first checkpoint is known, kill a node on which a worker runs."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    cluster = open_cluster()
     for _ in range(3 if way == "spare" else 2):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
