@@ -25,6 +25,7 @@ from pipelines import storage, tvl1
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings, decode
+from pipelines.training.trained_network import Network
 
 BOUND = 2.0  # px: some of the test video's motion is beyond, so a wrong bound shows
 
@@ -263,3 +264,14 @@ def test_help_tells_the_published_scores(monkeypatch, capsys) -> None:
         predict.main()
     text = sys.stdout.getvalue()
     assert all(word in text for word in ("41.8137", "138.468658", "87.108871", "63.252754", "VIDEO", "--clips"))
+
+
+@torch.no_grad()
+def test_scores_that_are_not_finite_are_no_prediction() -> None:
+    model = models.build("two_stream", num_classes=2, stream="rgb", width=0.125, size=32)
+    clips = torch.zeros(1, 3, 1, 32, 32)
+    assert predict.score(Network(model=model), "rgb", clips, "fp32").isfinite().all()
+    for weight in model.parameters():
+        weight.fill_(torch.inf)
+    with pytest.raises(predict.InputError, match="--rgb: its scores are infinite or not a number"):
+        predict.score(Network(model=model), "rgb", clips, "fp32")

@@ -14,8 +14,6 @@ from pipelines.training.step import TrainingStep
 from pipelines.training.validation import validate
 from pipelines.training.worker import Worker
 
-MAX_ERRORS = 20  # named in one log interval
-
 
 def report_steps(run: Run, worker: Worker, step: TrainingStep, log: TrainingLog | None, *, step_number: int) -> None:
     """Log the metrics of the steps since the last time, over all workers; only the first worker has a log."""
@@ -41,7 +39,7 @@ def describe_steps(run: Run, worker: Worker, step: TrainingStep, *, step_number:
         "wait_share": round(sums["waited"] / sums["seconds"], 4),
     }
     if sums["failed"]:
-        metrics["errors"] = worker.gather(step.errors, most=MAX_ERRORS)
+        metrics["errors"] = worker.gather(step.errors)
         step.errors = []
         if not sums["clips"]:  # the shards are gone: steps on nothing would spoil the weights
             raise RuntimeError(f"none of the last {metrics['failed']} clips could be decoded: {metrics['errors'][0]}")

@@ -16,8 +16,6 @@ from pipelines.training.step import autocast
 from pipelines.training.sums import Sums, count_hits
 from pipelines.training.worker import Worker
 
-MAX_ERRORS = 20  # reasons that a validation gives
-
 
 @torch.no_grad()
 def validate(run: Run, videos: VideoIndex, worker: Worker, state: TrainingState) -> Metrics:
@@ -45,7 +43,7 @@ def validate(run: Run, videos: VideoIndex, worker: Worker, state: TrainingState)
         sums.add(loss=losses.sum(), clips=weights.sum(), failed=float(len(batch.errors)))
         sums.add(**count_hits(logits, labels, weights))
         errors += batch.errors
-    return describe_validation(sums.reduce(), len(videos), worker.gather(errors, most=MAX_ERRORS))
+    return describe_validation(sums.reduce(), len(videos), worker.gather(errors))
 
 
 def describe_validation(sums: Mapping[str, float], num_videos: int, errors: Sequence[str]) -> Metrics:

@@ -52,7 +52,7 @@ class Worker:
         torch.distributed.all_reduce(flag)
         return bool(flag.item() > 0)
 
-    def gather(self, messages: list[str], *, most: int) -> list[str]:
+    def gather(self, messages: list[str], *, most: int = 20) -> list[str]:
         """The messages of all workers by rank, the first `most`; all workers must ask."""
         gathered = [messages]
         if self.num_workers > 1:
