@@ -132,7 +132,7 @@ class Steps:
         return pa.table({"shard": [name], "videos": [commit.num_rows], "bytes": [commit.num_bytes]})
 
     def _decode(self, row: Row) -> Row:
-        with _fetch(row["path"]) as path:
+        with _fetch(row) as path:
             video = _Video(path, row, self.settings)
             grey = np.stack(list(video))
             return {**video.facts(), "status": "decoded", "grey": grey}
@@ -152,7 +152,7 @@ class Steps:
 
     def _extract(self, row: Row) -> Row:
         sample: list[Flow] = []
-        with _fetch(row["path"]) as path:
+        with _fetch(row) as path:
             video = _Video(path, row, self.settings)
             encoded = self._encode_levels(self._iter_levels(row, video, sample), sample)
             return {**video.facts(), **encoded, "kernel": tvl1.kernel_target(self.backend)}
@@ -277,16 +277,28 @@ def make_convention(settings: ExtractionSettings, kernel: str) -> dict[str, Any]
 
 
 @contextmanager
-def _fetch(uri: str) -> Iterator[str]:
+def _fetch(row: Row) -> Iterator[str]:
     """A local path of the video. What is wrong with one file costs that file; a storage that is down ends the run."""
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(storage.local_copy(uri))
-        except (FileNotFoundError, PermissionError) as error:
-            raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
-        except OSError as error:
-            raise StorageDownError(f"{uri} could not be fetched: {error}") from error
-        yield path
+    uri = row["path"]
+    try:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(storage.local_copy(uri))
+            except (FileNotFoundError, PermissionError) as error:
+                raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
+            except OSError as error:
+                raise StorageDownError(f"{uri} could not be fetched: {error}") from error
+            yield path
+    except (VideoError, OSError):
+        _check_answers(uri.removesuffix(f"/{row['source']}"))  # without it any video looks broken
+        raise
+
+
+def _check_answers(folder: str) -> None:
+    try:
+        storage.check_answers(folder)
+    except storage.OutageError as error:
+        raise StorageDownError(str(error)) from error
 
 
 def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
@@ -381,7 +393,7 @@ def extract(
     Whatever stops it, the same call goes on where it stopped.
     """
     settle(plan)
-    storage.sweep(plan.output)
+    storage.sweep(plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs")))
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))
