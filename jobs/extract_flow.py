@@ -1,7 +1,7 @@
 """Turn raw videos into shards of RGB frames and TV-L1 flow.
 
     python jobs/extract_flow.py                                            a few self-made videos, in seconds
-    python jobs/extract_flow.py --videos DIR --output OUT                  a folder per class, or a flat folder
+    python jobs/extract_flow.py --videos DIR --output OUT                  folders of classes, or a flat folder
     python jobs/extract_flow.py --videos DIR --annotations train.csv val.csv --output s3://bucket/kinetics400
     ray job submit --working-dir . -- python jobs/extract_flow.py …        the same on a cluster
 
@@ -21,6 +21,7 @@ from jobs.command import locate_output, run_command
 from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
 from pipelines.datasets.catalog import Catalog, read_catalog
+from pipelines.datasets.folders import Layout
 from pipelines.datasets.motion_videos import write_motion_videos
 from pipelines.errors import CatalogError, SettingsError
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
@@ -42,6 +43,8 @@ class ExtractFlow:
     """Folder for the shards, on disk or s3://. None: out/debug/shards, allowed for the debug run only."""
     annotations: tuple[str, ...] = ()
     """CSV path,label[,split]; Kinetics CSVs; or the folder of the UCF-101 or HMDB-51 lists. None: folders say."""
+    layout: Layout = "auto"
+    """What folders are, without --annotations. auto: what their names say, and an error where that may be wrong."""
     split: str | None = None
     """Take this split only (train, val, test, …). None: all."""
     fold: int = 1
@@ -73,6 +76,10 @@ class ExtractFlow:
     def __post_init__(self) -> None:
         if self.videos is not None and self.output is None:
             raise SettingsError("--videos is given but --output is not: say where the shards go")
+        if self.layout != "auto" and self.annotations:
+            raise SettingsError(
+                f"--layout {self.layout} says what folders are, but --annotations are given: leave one out"
+            )
         if self.num_cpus is not None and self.num_cpus < 1:
             raise SettingsError(f"--num-cpus is {self.num_cpus}: give at least 1, or leave it out for all")
         if not self.gpus_per_actor > 0:
@@ -113,10 +120,17 @@ def run(config: ExtractFlow) -> int:
     output = locate_output(config.output)
     annotations = list(config.annotations) or None
     try:
-        catalog = read_catalog(config.videos, annotations, split=config.split, limit=config.limit, fold=config.fold)
+        catalog = read_catalog(
+            config.videos,
+            annotations,
+            split=config.split,
+            limit=config.limit,
+            fold=config.fold,
+            layout=config.layout,
+        )
     except OSError as error:
         raise CatalogError(f"the videos or their annotations cannot be read: {error}") from error
-    print(f"videos      {config.videos}: {describe_catalog(catalog)}")
+    print_catalog(config.videos, catalog)
     with nullcontext() if config.dry_run else lock_output(output) as lock:
         print(f"ray         {connect(num_cpus=config.num_cpus)}")
         backend, placement = place(config)
@@ -125,6 +139,14 @@ def run(config: ExtractFlow) -> int:
         print(f"flow        {settings.flow_preset} on {kernel}; {placement.flow_actors or 'no'} GPU actors")
         print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
         return extract(config, plan, backend, placement, lock) if lock else dry_run(config, plan, backend)
+
+
+def print_catalog(videos: str, catalog: Catalog) -> None:
+    """What was found, so that wrong labels and files that are passed over are seen before the work."""
+    print(f"videos      {videos}: {describe_catalog(catalog)}")
+    print(f"classes     {catalog.describe_classes()}")
+    for files in catalog.left_out:
+        print(f"left out    {files}", flush=True)
 
 
 def describe_catalog(catalog: Catalog) -> str:

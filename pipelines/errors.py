@@ -12,6 +12,7 @@ UserError                    a job prints it as `error: …` and exits with 1; a
 │   └── SettingsChangedError it was begun with other settings
 ├── RunError                 a training, search or extraction was given up
 │   └── DivergedError        the weights of a training are not finite any more
+├── OutageError              a store that does not answer, or refuses everything; an OSError as well
 └── SubmitError              a job that cannot be submitted
 
 VideoError                   one video yields no usable frames: a row of the quarantine table, never the end of a run
@@ -68,6 +69,13 @@ class RunError(UserError):
 
 class DivergedError(RunError):
     """The weights are not finite any more: this run cannot go on, only be begun anew with other settings."""
+
+
+class OutageError(UserError, OSError):
+    """The store itself does not answer, or refuses everything: no fault of the one file that was asked for.
+
+    It ends a run, which goes on where it stopped once the store is back; it never becomes a broken video or a score.
+    """
 
 
 class SubmitError(UserError):

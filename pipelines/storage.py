@@ -2,7 +2,8 @@
 
 S3 goes through s3fs, which takes credentials, region and endpoint from the standard AWS variables and files
 (AWS_ENDPOINT_URL for a server that is not Amazon's). Every write here is atomic: a reader sees the old bytes or the new
-ones, never a part. Whatever is wrong with a file, a bucket, credentials or the network is an OSError naming the URI.
+ones, never a part. Whatever is wrong with a file, a bucket, credentials or the network is an OSError naming the URI:
+an OutageError where the store itself is at fault, which no other file of it would escape.
 
 A server that throttles, breaks, cuts connections or is away is asked again. There are two layers of that. botocore
 repeats single requests, a part of a large file among them: three attempts in its "standard" mode, or what
@@ -14,11 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import logging
 import os
 import random
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -32,7 +35,7 @@ import fsspec
 from aiohttp import ClientError as HTTPError
 from botocore import exceptions as boto
 
-from pipelines.errors import SettingsError
+from pipelines.errors import OutageError, SettingsError
 
 UNFINISHED = ".part-"  # how names of files begin that are being written
 
@@ -54,7 +57,20 @@ _TRANSIENT = (
 )
 # Besides 5xx. NoSuchUpload: a large file was completed, the answer got lost, and the repetition found nothing to do.
 _TRANSIENT_STATUS = (408, 409, 429)
+_LASTING_STATUS = (501, 505)  # the server will not learn it meanwhile
 _TRANSIENT_CODES = ("BadDigest", "IncompleteBody", "NoSuchUpload", "RequestTimeout", "XAmzContentSHA256Mismatch")
+_RENEW = ". Renew the AWS credentials, then run the same command again"
+_NAME = ". Check the bucket's name, the region and the endpoint"
+# Refusals that no other file of the store would escape, and what to do.
+_OUTAGES = {
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"), _RENEW),
+    **dict.fromkeys(("InvalidAccessKeyId", "SignatureDoesNotMatch", "RequestExpired", "InvalidSecurity"), _RENEW),
+    **dict.fromkeys(("InvalidClientTokenId", "UnrecognizedClientException", "NotSignedUp", "AccountProblem"), _RENEW),
+    **dict.fromkeys(("NoSuchBucket", "InvalidBucketName", "PermanentRedirect", "AllAccessDisabled"), _NAME),
+    "AuthorizationHeaderMalformed": _NAME,  # of another region
+    "RequestTimeTooSkewed": ". Set this machine's clock, then run the same command again",
+}
+_MISTYPED = re.compile(r"(?i)(s3|file):(?!//)|s3//|[a-z][a-z0-9+.-]+:/(?!/)")
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -69,7 +85,7 @@ class File:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI lies on S3; ValueError for a scheme that is neither local nor S3, and for credentials in it."""
+    """Whether the URI lies on S3; ValueError for another scheme, a mistyped one, and for credentials in it."""
     scheme, separator, rest = uri.partition("://")
     bucket = rest.partition("/")[0]
     if separator and scheme != "file" and ("@" in bucket or ":" in bucket):  # the message must not repeat them
@@ -77,8 +93,11 @@ def is_remote(uri: str) -> bool:
             f"a URI that begins with {scheme}:// names more than a bucket: allowed is s3://bucket/key. Credentials and "
             "endpoint belong into the AWS variables or files, where nothing prints them"
         )
-    if separator and scheme not in ("s3", "file"):
-        raise SettingsError(f"cannot open {uri!r}: allowed are local paths and s3://bucket/key")
+    if _MISTYPED.match(uri) or (separator and (scheme not in ("s3", "file") or (scheme == "s3" and not bucket))):
+        raise SettingsError(
+            f"cannot open {uri!r}: allowed are local paths and s3://bucket/key. "
+            "Write ./ before a local path that begins so"
+        )
     return scheme == "s3" and bool(separator)
 
 
@@ -112,11 +131,24 @@ def _explain(uri: str) -> Iterator[None]:
     """Make whatever goes wrong on the way to S3 an OSError that names the URI and no credentials."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError, PermissionError) as error:
-        raise type(error)(f"{uri}: {error}") from error
     except (OSError, HTTPError, boto.BotoCoreError, boto.ClientError, asyncio.TimeoutError) as error:
         what = re.sub("//[^/@]*@", "//", str(error)) or "the server does not answer"
-        raise OSError(f"{uri}: {what}") from error
+        remedy = _find_outage(error)
+        if remedy is not None:
+            raise OutageError(f"{uri}: {what.rstrip('.')}{remedy}") from error
+        kept = isinstance(error, (FileNotFoundError, FileExistsError, PermissionError))
+        raise (type(error) if kept else OSError)(f"{uri}: {what}") from error
+
+
+def _find_outage(error: BaseException | None) -> str | None:
+    """What to do where not a file but the whole store is refused, as credentials and buckets are; None elsewhere."""
+    while error is not None:
+        if isinstance(error, boto.ClientError):
+            return _OUTAGES.get(error.response.get("Error", {}).get("Code", ""))
+        if isinstance(error, boto.BotoCoreError) and not isinstance(error, (boto.ParamValidationError, *_TRANSIENT)):
+            return ""  # no credentials, or none that can be read: the message says which
+        error = error.__cause__
+    return None
 
 
 def _on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
@@ -127,8 +159,10 @@ def _on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
             with _explain(uri):
                 return action(_connect(), uri.removeprefix("s3://"))
         except OSError as error:
-            if not _is_transient(error) or (tries >= TRIES and time.monotonic() + pause_s > until):
+            if not _is_transient(error):
                 raise
+            if tries >= TRIES and time.monotonic() + pause_s > until:
+                raise OutageError(str(error)) from error
             if tries == TRIES:
                 logger.warning("%s; trying again for up to %g s", error, PATIENCE_S)
             time.sleep(pause_s)
@@ -149,11 +183,53 @@ def _is_transient(error: BaseException | None) -> bool:
         if isinstance(error, boto.ClientError):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = error.response.get("Error", {}).get("Code")
-            return status >= 500 or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
+            broken = status >= 500 and status not in _LASTING_STATUS
+            return broken or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
         if isinstance(error, _TRANSIENT):
             return True
         error = error.__cause__
     return False
+
+
+def _head_on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
+    """As `_on_s3`, for what begins with a HEAD: that is refused without a reason, which a listing tells."""
+    try:
+        return _on_s3(uri, action)
+    except OutageError:
+        raise
+    except OSError:
+        check_answers(uri.rpartition("/")[0] if uri.count("/") > 2 else uri)
+        raise
+
+
+def check_answers(folder: str) -> None:
+    """Raise OutageError where not one file but the whole folder cannot be had any more.
+
+    To be asked when a file is missing, denied or broken: an S3 that does not know or refuse the folder has lost that
+    file only, and so has a disk whose folder is there and holds something. A mount that went away leaves neither.
+    """
+    try:
+        if is_remote(folder):
+            _on_s3(folder, _list_one)
+        elif not _answers_on_disk(_local(folder)):
+            raise OutageError(f"{folder} is empty now. Was it unmounted? Once it is back, run the same command again")
+    except OutageError:
+        raise
+    except OSError as error:
+        what = str(error).rstrip(".") if is_remote(folder) else f"{folder}: {error.strerror or error}"
+        raise OutageError(f"{what}. The whole folder does not answer; the same command goes on once it does") from error
+
+
+def _list_one(s3: Any, path: str) -> None:
+    bucket, _, prefix = path.rstrip("/").partition("/")
+    s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix and f"{prefix}/", MaxKeys=1)
+
+
+def _answers_on_disk(folder: Path) -> bool:
+    """Whether the folder holds anything; OSError where its file system does not answer."""
+    os.statvfs(folder)  # asks the server of a network's file system, where a listing may come from memory
+    with os.scandir(folder) as entries:
+        return next(entries, None) is not None
 
 
 def join(uri: str, *parts: str) -> str:
@@ -165,7 +241,7 @@ def exists(uri: str) -> bool:
     """Whether a file or folder (on S3: a key or a prefix) is there."""
     if not is_remote(uri):
         return _local(uri).exists()
-    return bool(_on_s3(uri, lambda s3, path: s3.exists(path)))
+    return bool(_head_on_s3(uri, lambda s3, path: s3.exists(path)))
 
 
 def is_dir(uri: str) -> bool:
@@ -194,24 +270,37 @@ def _list_s3(uri: str) -> dict[str, int]:
 
 
 def _list_local(root: Path) -> dict[str, int]:
-    sizes = {}
-    for name, folders, files in os.walk(root, followlinks=True, onerror=_raise_unless_absent):
-        folder = Path(name)
-        folders[:] = [inner for inner in folders if not _leads_back(folder / inner)]
-        prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
-        for file in files:
-            with contextlib.suppress(FileNotFoundError):  # a link to nothing
-                sizes[prefix + file] = (folder / file).stat().st_size
+    sizes: dict[str, int] = {}
+    try:
+        _add_folder(root, "", frozenset(), sizes)
+    except FileNotFoundError:
+        return {}
     return sizes
 
 
-def _raise_unless_absent(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _add_folder(folder: Path, prefix: str, above: frozenset[tuple[int, int]], sizes: dict[str, int]) -> None:
+    """Add the files below a folder; `above` are the folders it lies in, as device and inode: links may lead back."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with _ignore_lost_links():
+                if entry.is_dir():
+                    _add_folder(Path(entry.path), f"{prefix}{entry.name}/", above | {here}, sizes)
+                else:
+                    sizes[prefix + entry.name] = entry.stat().st_size
 
 
-def _leads_back(link: Path) -> bool:
-    return link.is_symlink() and link.parent.resolve().is_relative_to(link.resolve())
+@contextlib.contextmanager
+def _ignore_lost_links() -> Iterator[None]:
+    """What leads to nothing or to itself, or is gone since it was listed, is passed over."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
 
 
 def read_bytes(uri: str) -> bytes:
@@ -246,7 +335,7 @@ class _Reader(io.RawIOBase):
     def __init__(self, uri: str) -> None:
         self.uri = uri
         # s3fs's own caches fetch up to 50 MiB more than what is read.
-        self.file = _on_s3(uri, lambda s3, path: s3.open(path, "rb", cache_type="none"))
+        self.file = _head_on_s3(uri, lambda s3, path: s3.open(path, "rb", cache_type="none"))
         self.position = 0
 
     def readable(self) -> bool:
@@ -292,24 +381,26 @@ def _upload(s3: Any, path: str, data: bytes, **conditions: str) -> None:
 def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
     """A finished file beside the target, which is gone afterwards unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=UNFINISHED)
-    written = Path(name)
+    written = target.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with written.open("xb") as file:  # not tempfile: its files are closed to others, whatever the umask says
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        written.chmod(0o644)
         yield written
     finally:
         written.unlink(missing_ok=True)
 
 
-def sweep(uri: str) -> None:
-    """Remove what killed writers left under a folder, where nobody may be writing now; S3 shows nothing of them."""
-    if not is_remote(uri):
-        for path in _local(uri).rglob(f"{UNFINISHED}*"):
-            path.unlink(missing_ok=True)
+def sweep(*folders: str) -> None:
+    """Remove what killed writers left in these folders, where nobody may be writing now; S3 shows nothing of them.
+
+    Folders within them are left alone: they may be the outputs of others, who write this moment.
+    """
+    for folder in folders:
+        if not is_remote(folder):
+            for path in _local(folder).glob(f"{UNFINISHED}*"):
+                path.unlink(missing_ok=True)
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -329,7 +420,7 @@ def create(uri: str, data: bytes) -> bool:
 
 def exchange(uri: str, old: bytes, new: bytes) -> bool:
     """Replace a file on S3 if it still holds `old`; of several writers, whose `new` differ, exactly one gets True."""
-    tag = _on_s3(uri, lambda s3, path: s3.info(path))["ETag"]
+    tag = _head_on_s3(uri, lambda s3, path: s3.info(path))["ETag"]
     return read_bytes(uri) == old and _upload_if(uri, new, IfMatch=tag)
 
 

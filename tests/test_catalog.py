@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -82,11 +81,25 @@ def test_videos_and_annotations_on_s3(s3: str) -> None:
     assert _columns(catalog, "path") == [(f"{s3}/videos/wave/1.mp4",), (None,)]
 
 
-def test_files_that_are_no_videos_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "pipelines.datasets.catalog")
-    read_catalog(_touch(tmp_path, "a.mp4", "b.txt", "c.txt", "README"))
-    assert "3 files" in caplog.text
-    assert "2 × .txt, 1 × no extension" in caplog.text
+def test_files_that_are_left_out_are_counted_by_ending(tmp_path: Path) -> None:
+    names = "a.mp4", "b.txt", "c.txt", "README", "d.mp4.part", "e.f137.mp4.part-Frag3", "f.webm.crdownload", "g.avi"
+    videos = _touch(tmp_path / "v", *names)
+    others = "3 files that are no videos by their endings: 2 × .txt, 1 × no ending"
+    unfinished = "3 unfinished downloads, such as d.mp4.part"
+    assert read_catalog(videos).left_out == (others, unfinished)
+    annotations = _write(tmp_path / "list.csv", "path,label", "a.mp4,x")
+    assert read_catalog(videos, annotations).left_out == (
+        others,
+        unfinished,
+        "1 videos that no annotation takes, such as g.avi",
+    )
+
+
+@pytest.mark.parametrize(
+    "ending", [".divx", ".m2t", ".MOD", ".wtv", ".insv", ".mjpeg", ".xvid", ".tod", ".lrv", ".360"]
+)
+def test_endings_that_cameras_and_recorders_use_are_videos(tmp_path: Path, ending: str) -> None:
+    assert len(read_catalog(_touch(tmp_path, f"a/x{ending}")).table) == 1
 
 
 def test_ids_have_no_dot_and_no_slash_and_tell_extensions_apart_only_where_they_must(tmp_path: Path) -> None:
@@ -206,14 +219,18 @@ def test_a_real_csv_of_paths(shared_data: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["a,x,0,10,train", "a,x,0,10,val"], r"1 duplicate ids: x_000000_000010\. .*remove"),
+        (
+            ["a,x,0,10,train", "b,x,0,10,val"],
+            r"1 duplicate ids: x_000000_000010 \(list\.csv:2, list\.csv:3\)\. .*remove",
+        ),
         (["a,x,zero,10,train"], r"1 spans that are not numbers: list\.csv:2 'zero,10'"),
         (["a,x,nan,10,train"], "1 spans that are not numbers"),
         (["a,x,20,10,train", "a,y,-1,10,train"], "2 negative, empty or reversed spans: .*20–10.*-1–10"),
         (["a,x,0,10"], r"1 rows without the 5 columns of the header: list\.csv:2 has 4"),
         (["a,,0,10,train"], "1 rows without a youtube_id"),
         (["a,x,0,10,../up"], r"1 unusable split names: list\.csv:2 '\.\./up'"),
-        (["a,x,0,10,train"] * 2 + [f"a,y{i},9,1,train" for i in range(7)], r"7 negative.*list\.csv:8 9–1, …"),
+        ([f"a,y{i},9,1,train" for i in range(7)], r"7 negative.*list\.csv:6 9–1, …"),
+        (["a,x,0,10,A", "a,y,0,10,a"], "1 split names that differ in case only: 'A' and 'a'"),
         (
             ["a,missing,0,10,train"],
             "none of the 1 annotated .*looked for missing_000000_000010 or missing.*such as x.mp4",
@@ -267,17 +284,21 @@ def test_inputs_of_no_known_kind_name_what_was_looked_for(tmp_path: Path) -> Non
     with pytest.raises(CatalogError, match=r"columns missing: list.csv has video, class.*path,label"):
         read_catalog(videos, _write(tmp_path / "list.csv", "video,class", "a.mp4,b"))
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(CatalogError, match="is not UTF-8"):
+    with pytest.raises(CatalogError, match="is neither UTF-8 nor UTF-16"):
         read_catalog(videos, str(tmp_path / "binary.csv"))
 
 
 def test_folders_without_videos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="no videos folder at"):
         read_catalog(str(tmp_path / "absent"))
-    with pytest.raises(CatalogError, match=r"no videos in .*1 files, such as notes.txt\).*\.mp4"):
+    with pytest.raises(CatalogError, match=r"no videos in .*: the folder is empty\. Check the path"):
+        read_catalog(_touch(tmp_path))
+    with pytest.raises(CatalogError, match=r"no videos in .*1 files that are no videos .*1 × \.txt.*\.mp4") as error:
         read_catalog(_touch(tmp_path, "notes.txt"))
-    with pytest.raises(CatalogError, match=r"deeper folders of one folder.*: UCF-101. Give that folder"):
+    assert len(str(error.value)) < 400
+    with pytest.raises(CatalogError, match=r"1 class \(UCF-101: 2\).*give UCF-101 as the videos folder"):
         read_catalog(_touch(tmp_path, "UCF-101/wave/a.avi", "UCF-101/kick/b.avi"))
+    assert read_catalog(str(tmp_path), layout="split-class").classes == ("kick", "wave")
 
 
 def test_a_file_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
@@ -309,6 +330,19 @@ def test_rows_do_not_depend_on_the_order_of_the_annotation_files(tmp_path: Path)
     second = _write(tmp_path / "2.csv", "path,label,split", "c.mp4,x,train")
     videos = _touch(tmp_path, "a.mp4")
     assert read_catalog(videos, [first, second]).table == read_catalog(videos, [second, first]).table
+
+
+def test_a_layout_is_for_folders_without_annotations(tmp_path: Path) -> None:
+    annotations = _write(tmp_path / "list.csv", "path,label", "a.mp4,x")
+    with pytest.raises(CatalogError, match=r"layout flat .* leave it out"):
+        read_catalog(_touch(tmp_path, "a.mp4"), annotations, layout="flat")
+
+
+def test_classes_are_counted_in_the_order_of_their_labels(tmp_path: Path) -> None:
+    catalog = read_catalog(
+        _touch(tmp_path, *(f"{name}/{i}.mp4" for name in (10, 9, 8, 7) for i in range(name)), "x.mp4")
+    )
+    assert catalog.describe_classes() == "7: 7, 8: 8, 9: 9, … (4 in all); 1 without a label"
 
 
 def test_a_class_that_nothing_trains_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -101,7 +101,7 @@ def test_storage_that_is_away_is_no_wrong_answer(index: VideoIndex, tmp_path: Pa
     model = models.build("i3d", num_classes=6, stream="rgb", width=0.125, size=32, frames=16)
     networks = {"rgb": Network(model=model)}
     row = scoring.CutVideo(usable, networks, Protocol())({"id": 0})
-    assert row["error"].startswith(f"StorageError: {away} cannot be read")
+    assert row["error"].startswith(f"OutageError: {away} cannot be read")
     # The data set answers, and only this shard is gone.
     row = scoring.CutVideo(replace(usable, data=index.data), networks, Protocol())({"id": 0})
     assert "FileNotFoundError" in row["error"]

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.extract_flow import print_catalog
 from pipelines.datasets import shards
+from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +84,7 @@ def test_help_explains_every_flag(tmp_path: Path) -> None:
         (2, ("--videos", "nowhere"), ("--output is not",)),
         (2, ("--short-side", "255"), ("short_side is 255", "even")),
         (2, ("--num-cpus", "0"), ("--num-cpus is 0",)),
+        (2, ("--layout", "flat", "--annotations", "list.csv"), ("--layout flat", "leave one out")),
         (2, ("--codec", "mpeg2"), ("--codec", "mpeg2", "h264", "lossless", "jpeg")),
     ],
 )
@@ -91,6 +94,18 @@ def test_a_wrong_flag_is_one_clear_error(
     text = " ".join(run(*flags, cwd=tmp_path, status=status).replace("│", " ").split())
     assert "Traceback" not in text
     assert all(word in text for word in words), text
+
+
+def test_what_was_found_is_shown_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("wave/1.mp4", "wave/2.mp4", "kick/1.mp4", "run/1.mp4", "sit/1.mp4", "3.mp4", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    print_catalog("given", read_catalog(str(tmp_path)))
+    assert capsys.readouterr().out.splitlines() == [
+        "videos      given: 6 videos (all 6), 4 classes, from a folder per class",
+        "classes     kick: 1, run: 1, sit: 1, … (4 in all); 1 without a label",
+        "left out    1 files that are no videos by their endings: 1 × .txt",
+    ]
 
 
 @pytest.mark.slow

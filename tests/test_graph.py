@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,12 +16,21 @@ import pyarrow as pa
 import pytest
 import ray
 
+from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.shards import ShardSettings
+from pipelines.errors import OutageError
 from pipelines.extraction import manifest
-from pipelines.extraction.graph import Placement, Steps, build_graph, configure_ray_data, extract, run_graph
+from pipelines.extraction.graph import (
+    Placement,
+    Steps,
+    build_graph,
+    configure_ray_data,
+    extract,
+    run_graph,
+)
 from pipelines.extraction.plan import ExtractionSettings, Plan, iter_blocks, make_plan
 from pipelines.media import codec
 from pipelines.media.codec import CodecSettings
@@ -134,6 +144,31 @@ def test_a_failure_of_another_kind_costs_one_video(videos: Path, tmp_path: Path,
     assert (row["status"], row["stage"], row["error_kind"], row["error_message"]) == (
         "quarantined", "flow", "MemoryError", "no room",
     )  # fmt: skip
+
+
+def test_a_file_that_is_gone_costs_that_video_and_a_folder_that_is_gone_the_run(tmp_path: Path) -> None:
+    write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=2, size=(32, 32))
+    plan = plan_of(tmp_path / "videos", tmp_path / "out")
+    row = good_rows(plan)[0]
+    Path(row["path"]).unlink()
+    assert steps_of(plan).extract(dict(row))["error_kind"] == "unreadable"
+    shutil.rmtree(tmp_path / "videos")
+    for _ in range(2):
+        with pytest.raises(OutageError, match="videos"):
+            steps_of(plan).extract(dict(row))
+        (tmp_path / "videos").mkdir(exist_ok=True)  # where something was mounted
+
+
+def test_refused_credentials_end_the_run(s3: str, s3_faults: list[str], tmp_path: Path) -> None:
+    storage.put(f"{s3}/videos/a.mp4", b"x")
+    plan = make_plan(read_catalog(f"{s3}/videos"), SETTINGS, videos=f"{s3}/videos", output=str(tmp_path), kernel="cpu")
+    (row,) = plan.table.to_pylist()
+    s3_faults.append("403 AccessDenied")
+    assert steps_of(plan).extract(dict(row))["error_kind"] == "unreadable"
+    for faults in (["403 ExpiredToken"], ["403 AccessDenied"] * 2, ["404 NoSuchBucket"]):
+        s3_faults[:] = faults
+        with pytest.raises(OutageError, match=faults[0].split()[1]):
+            steps_of(plan).extract(dict(row))
 
 
 def test_a_worker_of_another_processor_family_is_refused(videos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.loader import (
     Batch,
     Share,
-    StorageError,
     TrainingClips,
     ValidationClips,
     cut_clips,
@@ -28,6 +27,7 @@ from pipelines.clips.loader import (
 )
 from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.errors import OutageError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
@@ -98,7 +98,7 @@ def test_storage_that_is_away_is_no_broken_video(clips: TrainingClips, tmp_path:
     column = clips.videos.table.schema.get_field_index("file")
     table = clips.videos.table.set_column(column, "file", pa.array(files))
     away = replace(clips, videos=replace(clips.videos, data=str(tmp_path / "away"), table=table))
-    with pytest.raises(StorageError, match=r"away cannot be read: .*No such file"):
+    with pytest.raises(OutageError, match=r"away cannot be read: .*No such file"):
         away.cut(0)
 
 
@@ -151,9 +151,10 @@ connect(num_cpus=2, log_to_driver=False)
 import numpy as np, pyarrow as pa, ray, models
 from dataclasses import replace
 from pipelines.clips.sampling import ClipSettings
-from pipelines.clips.loader import Share, StorageError, TrainingClips, stream_batches
+from pipelines.clips.loader import Share, TrainingClips, stream_batches
 from pipelines.clips.augmentation import Augmentation
 from pipelines.datasets.video_index import read_index
+from pipelines.errors import OutageError
 contract = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
 clips = TrainingClips(videos=read_index({data!r}).of_split("train").usable(), contract=contract,
                       settings=ClipSettings(), augmentation=Augmentation(), seed=1)
@@ -173,7 +174,7 @@ table = table.set_column(table.schema.get_field_index("file"), "file", nowhere)
 away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
 try:
     next(stream_batches(away, share, num_cpus=0))
-except StorageError as error:
+except OutageError as error:
     assert str(error).startswith("/nowhere cannot be read: [Errno 2]"), error
     print("streamed")
 """

@@ -206,7 +206,7 @@ def test_an_outage_fails_a_trial_and_the_next_search_goes_on_with_it(tmp_path: P
         book.save(make_trial(number, [report_of(10, 0.8)]))
     struck = make_trial(4, [], "running")
     book.save(struck)
-    away = RunError("the training was given up: StorageError: s3://shards cannot be read")
+    away = RunError("the training was given up: OutageError: s3://shards cannot be read")
     tune_trial = SimpleNamespace(config={"id": struck.id}, trial_id="x", get_error=lambda: away)
     Rungs(book, SEARCH).on_trial_error(None, tune_trial)
     Records(book, lambda trial: None).on_trial_error(1, [], tune_trial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
-from pipelines.storage import join
+from pipelines.storage import OutageError, join
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["a b", "ünï", "日本", "#1", "50%", "50%25", "q?x=1&y", "a+b", "[x]*", "~", "a::b", "it's", 'say "x"', "@=,;$"]
@@ -174,8 +175,29 @@ def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
     storage.put(str(tmp_path / "shards" / "b"), b"whole")
     assert len(list((tmp_path / "shards").iterdir())) == 2
     assert paths(str(tmp_path)) == ["shards/b"]
-    storage.sweep(str(tmp_path))
+    storage.sweep(str(tmp_path / "shards"))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["b"]
+
+
+def test_sweeping_leaves_what_others_write_in_folders_below(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "rgb"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".part-1").write_bytes(b"half")
+    storage.sweep(str(tmp_path))
+    storage.sweep(str(tmp_path / "absent"))
+    assert [path.name for path in tmp_path.rglob(".part-*")] == [".part-1"]
+    assert (tmp_path / "rgb" / ".part-1").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_what_is_put(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        storage.put(str(tmp_path / "file"), b"x")
+        storage.create(str(tmp_path / "other"), b"x")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
 
 
 def test_a_failing_put_on_s3_leaves_the_old_bytes(s3: str, s3_faults: list[str]) -> None:
@@ -213,15 +235,60 @@ ACTIONS: dict[str, Callable[[str], object]] = {
 
 @pytest.mark.parametrize("action", ["put", "create", "read"])
 def test_a_missing_bucket_is_named(s3: str, action: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/x: The specified bucket does not exist"):
+    with pytest.raises(OutageError, match=r"s3://no-such-bucket/x: The specified bucket does not exist"):
         ACTIONS[action]("s3://no-such-bucket/x")
 
 
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "ExpiredToken", "RequestTimeTooSkewed"])
 @pytest.mark.parametrize("action", ACTIONS)
-def test_refused_credentials_are_a_permission_error(s3: str, s3_faults: list[str], action: str) -> None:
-    s3_faults += ["403 InvalidAccessKeyId"] * 20
-    with pytest.raises(PermissionError, match=f"{s3}/x"):
+def test_refused_credentials_are_an_outage(s3: str, s3_faults: list[str], action: str, code: str) -> None:
+    s3_faults += [f"403 {code}"] * 20
+    with pytest.raises(OutageError, match=f"{s3}/x: .*{code}"):
         ACTIONS[action](f"{s3}/x")
+
+
+def test_one_file_that_is_missing_or_denied_is_no_outage(s3: str, s3_faults: list[str]) -> None:
+    storage.put(f"{s3}/folder/x", b"")
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{s3}/folder/absent")
+    s3_faults.append("403 AccessDenied")
+    with pytest.raises(PermissionError):
+        storage.read_bytes(f"{s3}/folder/x")
+    storage.check_answers(f"{s3}/folder")
+    storage.check_answers(f"{s3}/emptied")  # S3 says that it knows bucket and credentials, and has no such key
+
+
+def test_a_store_that_denies_the_folder_too_is_an_outage(s3: str, s3_faults: list[str]) -> None:
+    s3_faults.append("403 AccessDenied")
+    with pytest.raises(OutageError, match=f"{s3}/folder: .*AccessDenied"):
+        storage.check_answers(f"{s3}/folder")
+    with pytest.raises(OutageError, match="bucket does not exist"):
+        storage.check_answers("s3://no-such-bucket/folder")
+
+
+def test_a_mount_that_went_away_is_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mount").mkdir()
+    with pytest.raises(OutageError, match="mount is empty now"):
+        storage.check_answers(str(tmp_path / "mount"))
+    (tmp_path / "mount" / "1.mp4").write_bytes(b"x")
+    storage.check_answers(str(tmp_path / "mount"))
+    with pytest.raises(OutageError, match="absent: No such file"):
+        storage.check_answers(str(tmp_path / "absent"))
+
+    def stale(path: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(os, "statvfs", stale)
+    with pytest.raises(OutageError, match="mount: Stale file handle"):
+        storage.check_answers(str(tmp_path / "mount"))
+
+
+@pytest.mark.parametrize("status", ["501 NotImplemented", "505 VersionNotSupported"])
+def test_what_a_server_cannot_do_is_said_at_once(s3: str, s3_faults: list[str], status: str) -> None:
+    s3_faults += [status] * 20
+    with pytest.raises(OSError, match=f"{s3}/x: .*{status.split()[1]}"):
+        storage.put(f"{s3}/x", b"")
+    assert len(s3_faults) >= 20 - 3  # botocore's own tries
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -233,7 +300,7 @@ def test_absent_credentials_are_an_error_of_the_uri(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     reset_s3()
-    with pytest.raises(OSError, match=rf"{s3}/x: Unable to locate credentials"):
+    with pytest.raises(OutageError, match=rf"{s3}/x: Unable to locate credentials"):
         ACTIONS[action](f"{s3}/x")
 
 
@@ -243,7 +310,7 @@ def test_no_server_is_an_error_of_the_uri(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(storage, "PATIENCE_S", 0)
     reset_s3()
-    with pytest.raises(OSError, match=rf"{s3}/x: Could not connect to the endpoint"):
+    with pytest.raises(OutageError, match=rf"{s3}/x: Could not connect to the endpoint"):
         storage.put(f"{s3}/x", b"")
 
 
@@ -266,6 +333,15 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert paths(str(root)) == ["2.mp4", "linked/1.mp4"]
 
 
+def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.mp4").write_bytes(b"x")
+        (tmp_path / name / "link").symlink_to(tmp_path / other)
+    (tmp_path / "self.mp4").symlink_to(tmp_path / "self.mp4")
+    assert paths(str(tmp_path)) == ["a/a.mp4", "a/link/b.mp4", "b/b.mp4", "b/link/a.mp4"]
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_folder_that_must_not_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
@@ -278,6 +354,18 @@ def test_other_schemes_are_refused(uri: str) -> None:
     for action in (*ACTIONS.values(), storage.absolute, storage.exists, storage.is_dir, storage.open_read):
         with pytest.raises(ValueError, match=r"allowed are local paths and s3://bucket/key"):
             action(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3:/b/x", "s3:b/x", "s3//b/x", "S3:/b/x", "s3:///x", "s3://", "gs:/b/x", "file:b"])
+def test_a_mistyped_scheme_is_no_local_path(uri: str) -> None:
+    for action in (*ACTIONS.values(), storage.absolute, storage.exists):
+        with pytest.raises(ValueError, match=r"allowed are local paths and s3://bucket/key"):
+            action(uri)
+
+
+@pytest.mark.parametrize("path", ["a:b/c", "C:/videos", "s3/b", "x/s3:/b", "./s3:/b", "12:30/x", "take 1: wave/x"])
+def test_a_colon_in_a_name_is_no_scheme(path: str) -> None:
+    assert not storage.is_remote(path)
 
 
 def test_absolute_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pipelines import storage, tvl1
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.shards import ShardSettings
+from pipelines.errors import OutageError
 from pipelines.extraction import manifest
 from pipelines.extraction.graph import Steps
 from pipelines.extraction.plan import ExtractionSettings, begin, find_committed, iter_blocks, make_plan
@@ -113,7 +114,7 @@ def test_a_server_that_hangs_for_ever_is_an_error_in_bounded_time(
     monkeypatch.setattr(storage, "SLOWEST_BYTES_S", 64 * MIB)
     monkeypatch.setattr(storage, "PATIENCE_S", 0)
     weed_proxy.faults += [fault] * 1000
-    with pytest.raises(OSError, match=f"^{weed}/x: "):
+    with pytest.raises(OutageError, match=f"^{weed}(/x)?: "):
         ACTIONS[action](f"{weed}/x")
     assert 0 < weed_proxy.done[fault] <= 9
 
@@ -126,7 +127,7 @@ def test_a_fault_that_lasts_is_one_error_of_the_uri(
     weed_proxy.faults += [fault] * 1000
     for name, action in ACTIONS.items():
         if (name, fault) != ("create", "lost answer"):
-            with pytest.raises(OSError, match=f"^{weed}/x: "):
+            with pytest.raises(OutageError, match=f"^{weed}/x: "):
                 action(f"{weed}/x")
 
 
@@ -186,17 +187,18 @@ def test_wrong_credentials_are_one_error_that_does_not_tell_them(
     begun = time.monotonic()
     for name, value in wrong.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(PermissionError, match=f"(?s)^{weed}/x: .*({said})") as error:
+    with pytest.raises(OutageError, match=f"(?s)^{weed}(/x)?: .*({said})") as error:
         ACTIONS[action](f"{weed}/x")
     assert not any(value in str(error.value) for value in wrong.values())
-    assert weed_proxy.done.total() == 1, time.monotonic() - begun
+    # A HEAD is refused without a reason, so what begins with one asks a second time.
+    assert weed_proxy.done.total() == 1 + (action in ("open", "exists")), time.monotonic() - begun
 
 
 @pytest.mark.parametrize("action", ["put", "create", "read", "fetch", "open"])
 def test_a_missing_bucket_is_named_at_once(weed: str, weed_proxy: FaultyProxy, action: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^s3://no-such-bucket/x: "):
+    with pytest.raises(OutageError, match=r"^s3://no-such-bucket(/x)?: "):
         ACTIONS[action]("s3://no-such-bucket/x")
-    assert weed_proxy.done.total() <= 3
+    assert weed_proxy.done.total() <= 4
 
 
 @pytest.mark.parametrize("seed", [1, 2])

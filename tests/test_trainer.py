@@ -273,7 +273,7 @@ def test_an_outage_of_the_data_ends_the_run_which_then_goes_on_to_the_same_weigh
     process.wait(timeout=400)
     printed = output.with_suffix(".log").read_text()
     assert process.returncode == 1, printed
-    assert re.search(r"error: the training was given up: .*StorageError: .*/data cannot be read", printed)
+    assert re.search(r"error: the training was given up: .*OutageError: .*/data cannot be read", printed)
     (tmp_path / "away").rename(data)
     train(str(data), output)
     assert_same_run(output, undisturbed[0])

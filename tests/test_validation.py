@@ -12,8 +12,9 @@ import torch
 from training_runs import WORKER
 
 import models
-from pipelines.clips.loader import Batch, StorageError, _to_batch, cut_clips
+from pipelines.clips.loader import Batch, _to_batch, cut_clips
 from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.errors import OutageError
 from pipelines.training import validation
 from pipelines.training.config import Run, Scale
 from pipelines.training.settings import PRESETS, make_run
@@ -71,5 +72,5 @@ def test_nothing_that_decodes_is_no_score_of_zero(run: Run) -> None:
 def test_storage_that_is_away_ends_a_validation(run: Run, tmp_path: Path) -> None:
     assert run.validation is not None
     away = moved(run.validation, run.validation.data, str(tmp_path / "away"))
-    with pytest.raises(StorageError, match=r"away cannot be read: .*away/shards"):
+    with pytest.raises(OutageError, match=r"away cannot be read: .*away/shards"):
         validate(run, replace(away, data=str(tmp_path / "away")))

@@ -38,6 +38,7 @@ from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_
 from pipelines.clips.sampling import ClipSettings, Protocol, cut_test_frames, scale_clips
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex
+from pipelines.errors import OutageError
 from pipelines.media.codec import check_convention, decode_flow, decode_rgb
 
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
@@ -52,10 +53,6 @@ MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's
 DATASET = "dataset.json"  # of a data set of shards; there as long as that is
 
 logger = logging.getLogger(__name__)
-
-
-class StorageError(OSError):
-    """The storage of a data set cannot be reached, or refuses us: nothing can be said of its videos."""
 
 
 Clip = dict[str, Any]
@@ -85,7 +82,7 @@ class NumberedClips(ABC):
         """What `cut` makes of the video at a place of the index, given its row and a reader of its frames.
 
         A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`. Raises
-        StorageError where the fault is not the video's.
+        OutageError where the fault is not the video's.
         """
         video = self.videos.row(place)
         found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
@@ -108,7 +105,7 @@ def is_of_storage(error: Exception) -> bool:
 
 
 def check_storage(data: str, error: Exception) -> None:
-    """Raises StorageError where an error of reading one file is not that file's own: the data set does not answer.
+    """Raises OutageError where an error of reading one file is not that file's own: the data set does not answer.
 
     A network that is down or credentials that have expired must not pass for videos that are broken.
     """
@@ -116,7 +113,7 @@ def check_storage(data: str, error: Exception) -> None:
         # Asked like a shard is read: S3 answers a listing to some who may not read.
         storage.read_bytes(storage.join(data, DATASET))
     except OSError as reason:
-        raise StorageError(f"{data} cannot be read: {error}") from reason
+        raise OutageError(f"{data} cannot be read: {error}") from reason
 
 
 def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
@@ -289,7 +286,7 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
 
     A share of one CPU, or none at all, decodes by one task at a time.
 
-    Raises ConventionError where the shards' flow is of no convention that this version knows, StorageError where the
+    Raises ConventionError where the shards' flow is of no convention that this version knows, OutageError where the
     data set cannot be reached.
     """
     if "flow" in clips.contract.train.streams:
@@ -301,8 +298,8 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
         try:
             for columns in dataset.iter_batches(batch_size=share.batch, batch_format="numpy", prefetch_batches=2):
                 yield _to_batch(columns, clips.contract)
-        except StorageError as error:  # Ray's is one too, with a traceback before the message and advice after it
-            raise StorageError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
+        except OutageError as error:  # Ray's is one too, with a traceback before the message and advice after it
+            raise OutageError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
 
 
 def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:

@@ -1,7 +1,8 @@
-"""Annotation files and folders → one row per annotated video: id, class, split, span and the names its file may have.
+"""Annotation files → one row per annotated video: id, class, split, span and the names its file may have.
 
-Five kinds are told apart by what lies in them, not by a flag: folders of videos, a CSV `path,label[,split]`, Kinetics
-CSV files, the UCF-101 lists and the HMDB-51 split files. Nothing here looks at a video; catalog.py finds the files.
+Four kinds are told apart by what lies in them, not by a flag: a CSV `path,label[,split]`, Kinetics CSV files, the
+UCF-101 lists and the HMDB-51 split files (folders.py reads folders without any). CSV files may be what spreadsheets
+export: commas, semicolons or tabs, UTF-8 or UTF-16. Nothing here looks at a video; catalog.py finds the files.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import math
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +33,10 @@ SPLIT_SYNONYMS = {
     "test": "test",
     "testing": "test",
 }
+UNLABELLED = re.compile(r"-1(\.0*)?")  # as in the shards
 WHOLE = "all"  # the split of rows that name none
 MAX_ID_BYTES = 200  # a file name holds 255, and readers append endings such as .flow.mp4
+_NO_SPAN = (-1.0, -1.0)  # what stands for text that is no span: the decoder refuses it as an empty one
 _UNSAFE = re.compile(r"[^\w\-+=,@/]")
 _NO_ID = re.compile(r"[^\w\-+=,@~%]")
 
@@ -44,6 +48,8 @@ class Annotation(NamedTuple):
 
     The file is looked for as `path` (exact, relative to the videos folder), then by its name without folder and
     extension: `trimmed` (a file cut to the span already), then `stem`. An unlabelled video has an empty `class_name`.
+    A span that holds no time (end <= start, or negative) is kept as it is: the decoder refuses it by name. `place` is
+    the row's file and line.
     """
 
     id: str
@@ -54,6 +60,7 @@ class Annotation(NamedTuple):
     stem: str = ""
     start: float | None = None  # seconds
     end: float | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def read_annotations(sources: Sequence[str], *, fold: int = 1) -> Annotations:
         return _read_ucf101(names, fold)
     if any(_HMDB_FILE.fullmatch(name) for name in names):
         return _read_hmdb51(names, fold)
-    tables = [_read_csv(uri) for uri in files if uri.lower().endswith(".csv")]
+    tables = [_read_csv(uri) for uri in files if uri.lower().endswith((".csv", ".tsv"))]
     if not tables:
         raise CatalogError(
             f"no annotations recognised in {', '.join(sources)}: found {', '.join(sorted(names)[:5]) or 'no file'}. "
@@ -122,25 +129,53 @@ def read_annotations(sources: Sequence[str], *, fold: int = 1) -> Annotations:
     return _read_tables(tables, _read_class_list(names))
 
 
-def annotate_folders(paths: Sequence[str]) -> Annotations:
-    """Rows of a folder without annotation files, from the relative paths of its videos.
+def read_labels(labels: Iterable[str]) -> list[str]:
+    """Labels with -1, which stands for none, as empty ones. Raises CatalogError for other numbers below zero."""
+    read = ["" if UNLABELLED.fullmatch(label) else label for label in labels]
+    below = sorted({label for label in read if re.fullmatch(r"-\d+(\.\d*)?", label)})
+    refuse("labels below zero", below, "A label is a name or a number from 0 on; -1 means that there is none")
+    return read
 
-    `CLASS/x.mp4` (deeper folders allowed), `train/CLASS/x.mp4` or flat; a video outside any class folder is unlabelled.
+
+def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
+    """The labels in use, in order: numbers by value, names by letter.
+
+    Raises CatalogError where two are the same but for case, spaces, underscores or how a number is written.
     """
-    parts = [path.split("/") for path in paths]
-    by_split = all(len(part) > 1 and part[0].lower() in SPLIT_SYNONYMS for part in parts)
-    splits = [SPLIT_SYNONYMS[part[0].lower()] if by_split else WHOLE for part in parts]
-    folders = [part[1:-1] if by_split else part[:-1] for part in parts]
-    names = [folder[0] if folder else "" for folder in folders]
-    classes = tuple(sorted(set(names) - {""}))
-    if len(classes) == 1 and "" not in names and all(len(folder) > 1 for folder in folders):
-        remedy = "Give that folder as the videos folder"
-        refuse("videos all lie in deeper folders of one folder, which would be the only class", [classes[0]], remedy)
-    if classes and "" in names:
-        logger.warning("%d videos lie outside the class folders and stay unlabelled", names.count(""))
-    rows = zip(make_path_ids(paths), names, splits, paths, strict=True)
-    layout = "a folder per class" if classes else "a flat folder"
-    return Annotations([Annotation(*row) for row in rows], classes, layout)
+    counts = Counter(labels)
+    del counts[""]
+    ways: dict[str, list[str]] = {}
+    for label in sorted(counts):
+        ways.setdefault(_fold_label(label), []).append(label)
+    twins = [" and ".join(f"{label!r} ({counts[label]})" for label in same) for same in ways.values() if same[1:]]
+    remedy = "Write each class in one way; if they are two, give a class list too: list.csv classes.txt"
+    refuse("classes that are written in two ways", twins, remedy)
+    numbers = all(map(_is_number, counts))
+    return tuple(sorted(counts, key=lambda label: (float(label) if numbers else 0, label)))
+
+
+def _is_number(label: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d*)?", label) is not None
+
+
+def _fold_label(label: str) -> str:
+    if _is_number(label):
+        whole, _, rest = label.partition(".")
+        return f"{whole.lstrip('0')}.{rest.rstrip('0')}"
+    return re.sub(r"[\s_]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()
+
+
+def read_split(name: str) -> str:
+    """A split's name, `val` for `validation` and the like."""
+    return SPLIT_SYNONYMS.get(name.lower(), name)
+
+
+def check_splits(splits: Sequence[str], places: Sequence[str]) -> None:
+    """CatalogError, with the places, for splits whose names cannot be those of shards."""
+    usable = {split: bool(re.fullmatch(r"\w[\w-]*", split)) and len(split.encode()) <= 64 for split in set(splits)}
+    wrong = [f"{place} {split!r}".strip() for place, split in zip(places, splits, strict=True) if not usable[split]]
+    remedy = "A split names shards: letters, digits, '_' and '-', at most 64 bytes, such as train"
+    refuse("unusable split names", wrong, remedy)
 
 
 def _expand(sources: Sequence[str]) -> Iterator[str]:
@@ -154,14 +189,21 @@ def _expand(sources: Sequence[str]) -> Iterator[str]:
 
 
 def _read_text(uri: str) -> str:
+    """The whole file, in UTF-8, or in UTF-16 if it begins with that one's mark (as Excel writes it)."""
+    data = storage.read_bytes(uri)
+    if b"\0" in data[:2]:
+        raise CatalogError(f"{uri!r} holds zero bytes: no text, or UTF-16 without its mark. Save it as UTF-8")
     try:
-        return storage.read_text(uri)
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CatalogError(f"{uri!r} is not UTF-8 text ({error}). Give an annotation file") from error
+        raise CatalogError(f"{uri!r} is neither UTF-8 nor UTF-16 text ({error}). Save it as UTF-8") from error
 
 
-def _read_lines(uri: str) -> list[str]:
-    return [line.strip() for line in _read_text(uri).splitlines() if line.strip()]
+def _read_lines(uri: str) -> list[tuple[str, str]]:
+    """Place (file and line) and text of each line that is not empty."""
+    name = posixpath.basename(uri)
+    lines = enumerate(_read_text(uri).splitlines(), 1)
+    return [(f"{name}:{number}", line.strip()) for number, line in lines if line.strip()]
 
 
 @dataclass(frozen=True)
@@ -182,20 +224,30 @@ class _CsvTable:
 
 def _read_csv(uri: str) -> _CsvTable:
     name = posixpath.basename(uri)
-    reader = csv.reader(io.StringIO(_read_text(uri), newline=""))
+    text = _read_text(uri)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text))
     try:
-        rows = [(reader.line_num, cells) for cells in reader if cells]
+        rows = [(reader.line_num, cells) for cells in reader if any(cells)]
     except csv.Error as error:
         raise CatalogError(f"{name}:{reader.line_num} is not CSV: {error}") from error
     if not rows:
         raise CatalogError(f"{name} is empty. A header and one row per video are needed")
     header = [cell.strip().lower() for cell in rows[0][1]]
+    twice = [column for column in sorted(_KNOWN_COLUMNS) if header.count(column) > 1]
+    refuse(f"columns that {name} has twice", twice, "Leave the one that counts")
     wrong = [f"{name}:{line} has {len(cells)}" for line, cells in rows[1:] if len(cells) != len(header)]
-    refuse(f"rows without the {len(header)} columns of the header", wrong, "Quote cells that hold a comma")
+    refuse(f"rows without the {len(header)} columns of the header", wrong, "Quote cells that hold the delimiter")
     return _CsvTable(name, {column: index for index, column in enumerate(header)}, rows[1:])
 
 
+def _find_delimiter(text: str) -> str:
+    """What cuts the header into most columns: a comma, or what spreadsheets of other countries put in its place."""
+    header = text.lstrip().partition("\n")[0]
+    return max(",;\t", key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
+
+
 _KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
+_KNOWN_COLUMNS = {*_KINETICS_COLUMNS, "path", "label", "split"}
 
 
 def _read_tables(tables: Sequence[_CsvTable], classes: tuple[str, ...]) -> Annotations:
@@ -216,7 +268,7 @@ def _read_tables(tables: Sequence[_CsvTable], classes: tuple[str, ...]) -> Annot
 
 def _read_paths(tables: Sequence[_CsvTable]) -> list[Annotation]:
     places = [place for table in tables for place in table.places()]
-    given = [path for table in tables for path in table.column("path")]
+    given = [path.replace("\\", "/") for table in tables for path in table.column("path")]
     outside = [f"{place} {path!r}" for place, path in zip(places, given, strict=True) if _escapes(path)]
     refuse("paths outside the videos folder", outside, "Give paths relative to the videos folder, without '..'")
     paths = [posixpath.normpath(path) for path in given]
@@ -225,51 +277,66 @@ def _read_paths(tables: Sequence[_CsvTable]) -> list[Annotation]:
         empty = [place for place, label in zip(places, labels, strict=True) if not label]
         refuse("rows without a label", empty, "Label every row, or none")
     splits = [split for table in tables for split in _read_splits(table)]
-    return [Annotation(*row) for row in zip(make_path_ids(paths), labels, splits, paths, strict=True)]
+    columns = zip(make_path_ids(paths), read_labels(labels), splits, paths, places, strict=True)
+    return [Annotation(name, label, split, path, place=place) for name, label, split, path, place in columns]
 
 
 def _escapes(path: str) -> bool:
-    return not path or path.startswith("/") or "://" in path or "\0" in path or ".." in path.split("/")
+    drive = re.match(r"[A-Za-z]:/", path)
+    return bool(drive) or not path or path.startswith("/") or "://" in path or "\0" in path or ".." in path.split("/")
 
 
 def _read_kinetics(table: _CsvTable) -> Iterator[Annotation]:
-    spans = _read_spans(table)
-    columns = (table.column("youtube_id"), table.column("label"), _read_splits(table), spans)
-    empty = [place for place, name in zip(table.places(), columns[0], strict=True) if not name]
+    places, names = table.places(), table.column("youtube_id")
+    empty = [place for place, name in zip(places, names, strict=True) if not name]
     refuse("rows without a youtube_id", empty, "Fill the column")
-    for video, label, split, (start, end) in zip(*columns, strict=True):
-        trimmed = f"{video}_{_format_seconds(start)}_{_format_seconds(end)}"
-        yield Annotation(make_id(trimmed), label, split, "", trimmed, video, start, end)
+    columns = (names, read_labels(table.column("label")), _read_splits(table), _read_spans(table), places)
+    for video, label, split, (start, end, text), place in zip(*columns, strict=True):
+        trimmed = f"{video}_{text}"
+        yield Annotation(make_id(trimmed), label, split, "", trimmed, video, start, end, place)
 
 
 def _format_seconds(seconds: float) -> str:
     return f"{int(seconds):06d}" if seconds.is_integer() else f"{seconds:010.3f}"
 
 
-def _read_spans(table: _CsvTable) -> list[tuple[float, float]]:
-    texts = zip(table.places(), table.column("time_start"), table.column("time_end"), strict=True)
-    spans, wrong, reversed_ = [], [], []
-    for place, *text in texts:
-        try:
-            start, end = map(float, text)
-        except ValueError:
-            start, end = math.nan, math.nan
-        if not (math.isfinite(start) and math.isfinite(end)):
+def _read_spans(table: _CsvTable) -> list[tuple[float, float, str]]:
+    """Start and end in seconds, and both as the names of trimmed files have them.
+
+    One that holds no time costs its video, which the decoder will refuse; a table of nothing else is refused here.
+    """
+    spans, wrong, empty = [], [], []
+    for place, *text in zip(table.places(), table.column("time_start"), table.column("time_end"), strict=True):
+        span = _read_span(*text)
+        if span is None:
             wrong.append(f"{place} {','.join(text)!r}")
-        elif not 0 <= start < end:
-            reversed_.append(f"{place} {start:g}–{end:g}")
-        spans.append((start, end))
-    refuse("spans that are not numbers", wrong, "time_start and time_end are seconds, such as 17 or 17.5")
-    refuse("negative, empty or reversed spans", reversed_, "0 ≤ time_start < time_end is needed, in seconds")
+            spans.append((*_NO_SPAN, "_".join(text)))
+            continue
+        if not 0 <= span[0] < span[1]:
+            empty.append(f"{place} {span[0]:g}–{span[1]:g}")
+        spans.append((*span, "_".join(map(_format_seconds, span))))
+    if len(wrong) + len(empty) == len(spans):
+        refuse("spans that are not numbers", wrong, "time_start and time_end are seconds, such as 17 or 17.5")
+        refuse("negative, empty or reversed spans", empty, "0 ≤ time_start < time_end is needed, in seconds")
+    elif wrong or empty:
+        count, first = len(wrong) + len(empty), (wrong + empty)[0]
+        logger.warning("%d rows of %s have a span that holds no time, such as %s: they will be quarantined",
+                       count, table.name, first)  # fmt: skip
     return spans
 
 
+def _read_span(start: str, end: str) -> tuple[float, float] | None:
+    """Seconds; None where they are not two finite numbers."""
+    try:
+        span = float(start), float(end)
+    except ValueError:
+        return None
+    return span if all(map(math.isfinite, span)) else None
+
+
 def _read_splits(table: _CsvTable) -> list[str]:
-    splits = [SPLIT_SYNONYMS.get(split.lower(), split) for split in table.column("split", WHOLE)]
-    known = {split: bool(re.fullmatch(r"\w[\w-]*", split)) and len(split.encode()) <= 64 for split in set(splits)}
-    wrong = [f"{place} {split!r}" for place, split in zip(table.places(), splits, strict=True) if not known[split]]
-    remedy = "A split names shards: letters, digits, '_' and '-', at most 64 bytes, such as train"
-    refuse("unusable split names", wrong, remedy)
+    splits = [read_split(split) for split in table.column("split", WHOLE)]
+    check_splits(splits, table.places())
     return splits
 
 
@@ -277,18 +344,17 @@ def _read_class_list(names: dict[str, str]) -> tuple[str, ...]:
     lists = [name for name in names if re.search(r"(class|label).*\.txt$", name.lower())]
     if len(lists) > 1:
         raise CatalogError(f"several class lists: {', '.join(sorted(lists))}. Give one")
-    return tuple(_read_lines(names[lists[0]])) if lists else ()
+    return tuple(line for _, line in _read_lines(names[lists[0]])) if lists else ()
 
 
 def _check_labels(rows: Iterable[Annotation], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """The class list, or where there is none the labels in use (numbers by value, names by letter)."""
-    used = {row.class_name for row in rows} - {""}
-    if classes:
-        remedy = f"The class list has {len(classes)} classes: {', '.join(classes[:5])}, …"
-        refuse("unknown labels", sorted(used - set(classes)), remedy)
-        return classes
-    numbers = all(label.isdecimal() for label in used)
-    return tuple(sorted(used, key=lambda label: (int(label) if numbers else 0, label)))
+    """The class list, or where there is none the labels in use."""
+    labels = [row.class_name for row in rows]
+    if not classes:
+        return order_classes(labels)
+    remedy = f"The class list has {len(classes)} classes: {', '.join(classes[:5])}, …"
+    refuse("unknown labels", sorted(set(labels) - set(classes) - {""}), remedy)
+    return classes
 
 
 _HMDB_FILE = re.compile(r"(.+)_test_split(\d)\.txt")
@@ -303,19 +369,19 @@ def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
         if name not in names:
             found = ", ".join(sorted(other for other in names if "list" in other))
             raise CatalogError(f"no {name} beside classInd.txt, where {found or 'no list'} is. Choose fold 1, 2 or 3")
-        for line, text in enumerate(_read_lines(names[name]), 1):
-            path, *number = text.split()
+        for place, text in _read_lines(names[name]):
+            path, *number = text.replace("\\", "/").split()
             class_name, _, file_name = path.rpartition("/")
             position = str(classes.index(class_name) + 1) if class_name in classes else "none"
             if position not in (number or [position]) or position == "none":
-                wrong.append(f"{name}:{line} {text!r}")
-            rows.append(_row_of_file(file_name, class_name, split))
+                wrong.append(f"{place} {text!r}")
+            rows.append(_row_of_file(file_name, class_name, split, place))
     refuse("lines with an unknown label", wrong, f"classInd.txt has {len(classes)} classes, such as {classes[0]}")
     return Annotations(rows, classes, f"UCF-101 fold {fold}")
 
 
 def _read_class_index(uri: str) -> tuple[str, ...]:
-    lines = [line.split(maxsplit=1) for line in _read_lines(uri)]
+    lines = [line.split(maxsplit=1) for _, line in _read_lines(uri)]
     wrong = [" ".join(parts) for i, parts in enumerate(lines, 1) if len(parts) != 2 or parts[0] != str(i)]
     refuse("lines out of place in classInd.txt", wrong, "Lines are '1 FirstClass', '2 SecondClass', … in order")
     if not lines:
@@ -332,16 +398,16 @@ def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
     wrong: list[str] = []
     for class_name in classes:
         file = f"{class_name}_test_split{fold}.txt"
-        for line, text in enumerate(_read_lines(names[file]), 1):
+        for place, text in _read_lines(names[file]):
             name, _, use = text.rpartition(" ")
             if not name or use not in ("0", "1", "2"):
-                wrong.append(f"{file}:{line} {text!r}")
+                wrong.append(f"{place} {text!r}")
             elif use != "0":
-                rows.append(_row_of_file(name.strip(), class_name, "train" if use == "1" else "test"))
+                rows.append(_row_of_file(name.strip(), class_name, "train" if use == "1" else "test", place))
     refuse("unreadable lines", wrong, "Lines are 'NAME.avi N' with 0 = unused, 1 = train, 2 = test")
     return Annotations(rows, classes, f"HMDB-51 fold {fold}")
 
 
-def _row_of_file(name: str, class_name: str, split: str) -> Annotation:
+def _row_of_file(name: str, class_name: str, split: str, place: str) -> Annotation:
     stem = posixpath.splitext(name)[0]
-    return Annotation(make_id(stem), class_name, split, f"{class_name}/{name}", "", stem)
+    return Annotation(make_id(stem), class_name, split, f"{class_name}/{name}", "", stem, place=place)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import posixpath
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,19 +19,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import storage
-from pipelines.datasets.annotations import Annotation, annotate_folders, read_annotations, refuse
+from pipelines.datasets.annotations import Annotation, read_annotations, refuse
+from pipelines.datasets.folders import Layout, annotate_folders
 from pipelines.errors import CatalogError
 
+# Of containers and raw streams that probe.py opens.
 # fmt: off
 VIDEO_EXTENSIONS = frozenset(
     {
-        ".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".dv", ".f4v", ".flv", ".gif", ".h264",
-        ".h265", ".hevc", ".ivf", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg",
-        ".mpg", ".mts", ".mxf", ".obu", ".ogg", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv",
+        ".264", ".265", ".266", ".360", ".3g2", ".3gp", ".3gp2", ".3gpp", ".amv", ".apng", ".asf", ".avc", ".avi",
+        ".dif", ".divx", ".dv", ".dvr-ms", ".evo", ".f4p", ".f4v", ".flv", ".gif", ".h261", ".h263", ".h264", ".h265",
+        ".h266", ".hevc", ".insv", ".ismv", ".ivf", ".lrv", ".m1v", ".m2p", ".m2t", ".m2ts", ".m2v", ".m4v", ".mj2",
+        ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mod", ".mov", ".mp2v", ".mp4", ".mp4v", ".mpe", ".mpeg", ".mpegts",
+        ".mpg", ".mpv", ".mts", ".mxf", ".nsv", ".nut", ".obu", ".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb",
+        ".rv", ".tod", ".tp", ".trp", ".ts", ".vc1", ".vob", ".vro", ".vvc", ".webm", ".wm", ".wmv", ".wtv", ".xvid",
         ".y4m",
     }
 )
 # fmt: on
+# What browsers, yt-dlp, aria2, rsync and torrent clients call a file that is not whole yet.
+_UNFINISHED = re.compile(
+    r"\.(part(-frag\d+)?|crdownload|download|partial|opdownload|filepart|ytdl|aria2|!ut|!qb|tmp|temp)$"
+)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -53,12 +64,21 @@ class Catalog:
     shuffled in a fixed way, so that each part of a split holds all classes: `id`, `path`
     (absolute URI, null if the file is missing), `label` (-1 if unlabelled, with an empty `class_name`), `class_name`,
     `split`, `start` and `end` (seconds of the span to cut out, null for the whole file). `label` is a position in
-    `classes`; `source` says in words which kind of annotation was recognised.
+    `classes`; `source` says in words which kind of annotation was recognised, `left_out` which files were passed over.
     """
 
     table: pa.Table
     classes: tuple[str, ...]
     source: str
+    left_out: tuple[str, ...] = ()
+
+    def describe_classes(self) -> str:
+        """`kick: 12, run: 7, wave: 9, … (5 in all); 2 without a label`: enough to see whether the labels are right."""
+        counts = Counter(self.table["class_name"].to_pylist())
+        parts = [f"{name}: {counts[name]:,}" for name in self.classes[:3]]
+        more = f", … ({len(self.classes):,} in all)" if len(self.classes) > 3 else ""
+        unlabelled = [f"{counts['']:,} without a label"] if counts[""] else []
+        return "; ".join([*([", ".join(parts) + more] if parts else []), *unlabelled])
 
     def counts(self) -> pa.Table:
         """Rows per (split, class_name): columns `split`, `class_name`, `expected`, `present`, `missing`."""
@@ -76,18 +96,23 @@ def read_catalog(
     split: str | None = None,
     limit: int | None = None,
     fold: int = 1,
+    layout: Layout = "auto",
 ) -> Catalog:
     """The catalog of a videos folder (or one video file), on disk or s3://.
 
-    Without `annotations` the folders themselves tell class and split; see annotations.py for the kinds of files and
-    folders that are recognised. `split` keeps one split; `limit` keeps at most that many videos, evenly spread over the
-    rows whose file is there; `fold` is one of the three official divisions of UCF-101 and HMDB-51. Raises CatalogError.
+    Without `annotations` the folders themselves tell class and split, as `layout` says (see folders.py); annotations.py
+    says which kinds of files are recognised. `split` keeps one split; `limit` keeps at most that many videos, evenly
+    spread over the rows whose file is there; `fold` is one of the three official divisions of UCF-101 and HMDB-51.
+    Raises CatalogError, and OSError where the storage cannot be read.
     """
     if limit is not None and limit < 1:
         raise CatalogError(f"limit {limit}: at least 1 video is needed. Leave the limit out for all")
     folder, paths = _list_folder(videos)
+    found = [path for path in paths if _is_video(path)]
     if annotations is None:
-        annotated = annotate_folders([path for path in paths if _is_video(path)])
+        annotated = annotate_folders(found, layout)
+    elif layout != "auto":
+        raise CatalogError(f"layout {layout} says what folders mean, and annotations are given: leave it out")
     else:
         sources = [annotations] if isinstance(annotations, str) else list(annotations)
         annotated = read_annotations(sources, fold=fold)
@@ -96,7 +121,10 @@ def read_catalog(
     table = _build_table(rows, _Files(paths), folder, annotated.classes)
     if table["path"].null_count == len(table):
         _refuse_no_videos(videos, paths, rows)
-    return Catalog(_limit(table, limit), annotated.classes, annotated.source)
+    left_out = _describe_others(paths)
+    if annotations is not None and split is None:
+        left_out += _describe_unnamed(found, folder, table)
+    return Catalog(_limit(table, limit), annotated.classes, annotated.source, left_out)
 
 
 def _list_folder(videos: str) -> tuple[str, list[str]]:
@@ -108,14 +136,37 @@ def _list_folder(videos: str) -> tuple[str, list[str]]:
         uri, _, name = uri.rpartition("/")
         paths = [name]
     else:
+        if storage.is_remote(uri):
+            storage.check_answers(uri)  # a bucket that there is not, or that refuses, is another mistake
         raise CatalogError(f"no videos folder at {videos!r}. Check the path")
     unreadable = [repr(path) for path in paths if _is_video(path) and not _is_utf8(path)]
     refuse("video file names that are not UTF-8", unreadable, "Rename the files")
-    others = Counter(posixpath.splitext(path)[1].lower() for path in paths if not _is_video(path))
-    if others:
-        kinds = ", ".join(f"{count} × {kind or 'no extension'}" for kind, count in others.most_common(5))
-        logger.info("%d files in %s are not videos by extension: %s", others.total(), videos, kinds)
     return uri, paths
+
+
+def _describe_others(paths: Sequence[str]) -> tuple[str, ...]:
+    """What is no video by its name, counted by ending, and what is the beginning of one."""
+    others = [path for path in paths if not _is_video(path)]
+    unfinished = [path for path in others if _UNFINISHED.search(path.lower())]
+    kinds = Counter(posixpath.splitext(path)[1].lower() for path in set(others) - set(unfinished))
+    said = []
+    if kinds:
+        named = ", ".join(f"{count:,} × {kind or 'no ending'}" for kind, count in _most_common(kinds))
+        said.append(f"{kinds.total():,} files that are no videos by their endings: {named}")
+    if unfinished:
+        said.append(f"{len(unfinished):,} unfinished downloads, such as {unfinished[0]}")
+    return tuple(said)
+
+
+def _most_common(kinds: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(kinds.items(), key=lambda item: (-item[1], item[0]))[:8]
+
+
+def _describe_unnamed(videos: Sequence[str], folder: str, table: pa.Table) -> tuple[str, ...]:
+    """The videos that no row of the annotations took."""
+    taken = set(table["path"].to_pylist())
+    unnamed = [path for path in videos if storage.join(folder, path) not in taken]
+    return (f"{len(unnamed):,} videos that no annotation takes, such as {unnamed[0]}",) if unnamed else ()
 
 
 def _is_video(path: str) -> bool:
@@ -152,13 +203,30 @@ def _fold_name(name: str) -> str:
 
 
 def _order(rows: Sequence[Annotation], split: str | None) -> list[Annotation]:
-    twice = [name for name, count in Counter(row.id for row in rows).items() if count > 1]
-    refuse("duplicate ids", twice, "Every video may occur once over all splits: remove the repeated rows")
+    _refuse_duplicates(rows)
     splits = {row.split for row in rows}
+    _refuse_twin_splits(splits)
     if split is not None and split not in splits:
         raise CatalogError(f"split {split!r} has no rows. Choose one of {', '.join(sorted(splits)) or 'none: no rows'}")
     kept = (row for row in rows if split in (None, row.split))
     return sorted(kept, key=lambda row: (*split_rank(row.split), _scatter(row.id), row.id))
+
+
+def _refuse_duplicates(rows: Sequence[Annotation]) -> None:
+    twice = {name: [] for name, count in Counter(row.id for row in rows).items() if count > 1}  # type: dict[str, list[str]]
+    for row in rows if twice else ():
+        if row.id in twice:
+            twice[row.id].append(row.place)
+    named = [f"{name} ({', '.join(places[:3])}{', …' * (len(places) > 3)})" for name, places in twice.items()]
+    refuse("duplicate ids", named, "Every video may occur once over all splits: remove the repeated rows")
+
+
+def _refuse_twin_splits(splits: set[str]) -> None:
+    ways: dict[str, list[str]] = {}
+    for split in sorted(splits):
+        ways.setdefault(unicodedata.normalize("NFKC", split).casefold(), []).append(split)
+    twins = [" and ".join(map(repr, same)) for same in ways.values() if len(same) > 1]
+    refuse("split names that differ in case only", twins, "They name files, which some disks take for one: rename one")
 
 
 def split_rank(split: str) -> tuple[int, str]:
@@ -202,9 +270,12 @@ def _limit(table: pa.Table, limit: int | None) -> pa.Table:
 
 
 def _refuse_no_videos(videos: str, paths: Sequence[str], rows: Sequence[Annotation]) -> None:
-    found = f"{len(paths)} files" + (f", such as {paths[0]}" if paths else "")
     if not rows:
-        raise CatalogError(f"no videos in {videos!r} ({found}). Known are {' '.join(sorted(VIDEO_EXTENSIONS))}")
+        others = "; ".join(_describe_others(paths))
+        known = f"Known are .mp4, .mkv, .avi, .mov, .webm and {len(VIDEO_EXTENSIONS) - 5} others"
+        held = f"it holds {others}. {known}" if paths else "the folder is empty. Check the path"
+        raise CatalogError(f"no videos in {videos!r}: {held}")
+    found = f"{len(paths)} files" + (f", such as {paths[0]}" if paths else "")
     first = rows[0]
     names = " or ".join(name for name in (first.path, first.trimmed, first.stem) if name)
     raise CatalogError(

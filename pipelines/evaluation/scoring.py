@@ -25,10 +25,10 @@ from ray.data import DataContext
 
 import models
 from models.folding import fold
-from pipelines.clips.loader import MAX_WORKER_DEATHS, StorageError, check_storage, is_of_storage, open_video
+from pipelines.clips.loader import MAX_WORKER_DEATHS, check_storage, is_of_storage, open_video
 from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
 from pipelines.datasets.video_index import VideoIndex, check_labels
-from pipelines.errors import NetworkError
+from pipelines.errors import NetworkError, OutageError
 from pipelines.evaluation import metrics
 from pipelines.media.codec import check_convention
 from pipelines.training.trained_network import Network, load_network
@@ -111,11 +111,11 @@ class CutVideo:
         return {"place": int(row["id"]), "error": "", **cut}
 
     def _find_cause(self, error: Exception) -> Exception:
-        """The error itself, or the StorageError that the data set is away."""
+        """The error itself, or the OutageError that the data set is away."""
         try:
             if is_of_storage(error):
                 check_storage(self.index.data, error)
-        except StorageError as away:
+        except OutageError as away:
             return away
         return error
 
@@ -190,7 +190,7 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
     Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own. Raises
-    StorageError where the data set cannot be reached.
+    OutageError where the data set cannot be reached.
     """
     configure_ray_data()
     cut = CutVideo(index, networks, scorer.protocol)
@@ -205,8 +205,8 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
         graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
     for row in graph.iter_rows():
         # Not raised where it was met: Ray Data would make its own error of it, of which only a traceback is left.
-        if row["error"].startswith(StorageError.__name__):
-            raise StorageError(row["error"].removeprefix(f"{StorageError.__name__}: "))
+        if row["error"].startswith(OutageError.__name__):
+            raise OutageError(row["error"].removeprefix(f"{OutageError.__name__}: "))
         yield row
 
 

@@ -33,7 +33,7 @@ from ray.data import DataContext
 from pipelines import storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
-from pipelines.errors import VideoError
+from pipelines.errors import OutageError, VideoError
 from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin, find_committed, iter_blocks
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
@@ -132,7 +132,7 @@ class Steps:
         return pa.table({"shard": [name], "videos": [commit.num_rows], "bytes": [commit.num_bytes]})
 
     def _decode(self, row: Row) -> Row:
-        with _fetch(row["path"]) as path:
+        with _fetch(row) as path:
             video = _Video(path, row, self.settings)
             grey = np.stack(list(video))
             return {**video.facts(), "status": "decoded", "grey": grey}
@@ -152,7 +152,7 @@ class Steps:
 
     def _extract(self, row: Row) -> Row:
         sample: list[Flow] = []
-        with _fetch(row["path"]) as path:
+        with _fetch(row) as path:
             video = _Video(path, row, self.settings)
             encoded = self._encode_levels(self._iter_levels(row, video, sample), sample)
             return {**video.facts(), **encoded, "kernel": tvl1.kernel_target(self.backend)}
@@ -251,10 +251,6 @@ class _Video:
         }
 
 
-class StorageDownError(RuntimeError):
-    """The storage does not answer: not the fault of a video, so the run ends, and goes on where it stopped later."""
-
-
 class FlowActor:
     """A worker that keeps its GPU, and the kernels compiled for it, from video to video."""
 
@@ -277,16 +273,23 @@ def make_convention(settings: ExtractionSettings, kernel: str) -> dict[str, Any]
 
 
 @contextmanager
-def _fetch(uri: str) -> Iterator[str]:
+def _fetch(row: Row) -> Iterator[str]:
     """A local path of the video. What is wrong with one file costs that file; a storage that is down ends the run."""
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(storage.local_copy(uri))
-        except (FileNotFoundError, PermissionError) as error:
-            raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
-        except OSError as error:
-            raise StorageDownError(f"{uri} could not be fetched: {error}") from error
-        yield path
+    uri = row["path"]
+    try:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(storage.local_copy(uri))
+            except (FileNotFoundError, PermissionError) as error:
+                raise VideoError("unreadable", f"the file could not be fetched: {error}") from error
+            except OutageError:
+                raise
+            except OSError as error:
+                raise OutageError(f"{uri} could not be fetched: {error}") from error
+            yield path
+    except (VideoError, OSError):
+        storage.check_answers(uri.removesuffix(f"/{row['source']}"))  # without it any video looks broken
+        raise
 
 
 def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
@@ -295,7 +298,7 @@ def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[st
     cv2.setNumThreads(1)  # a task reserves one CPU; OpenCV would take them all
     try:
         return {**rest, **step(row)}
-    except StorageDownError:
+    except OutageError:
         raise
     except VideoError as error:
         stage, kind, message = "decode", str(error.kind), error.message
@@ -381,7 +384,7 @@ def extract(
     another plan. Whatever stops it, the same call goes on where it stopped.
     """
     begin(plan)
-    storage.sweep(plan.output)
+    storage.sweep(plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs")))
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))
