@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.clips.sampling import PROTOCOLS, Protocol, ProtocolName
-from pipelines.datasets import shards
 from pipelines.datasets.video_index import read_index, with_fold
 from pipelines.training.weights_files import Which
 
@@ -145,7 +144,7 @@ def write(output: str, found: dict[str, Any], table: Any) -> None:
     pq.write_table(table, sink)
     storage.put(storage.join(output, "scores.parquet"), sink.getvalue())
     write_evaluation_report(output, found)
-    storage.put(storage.join(output, "evaluation.json"), shards.to_json(found))
+    storage.put(storage.join(output, "evaluation.json"), records.encode(found))
 
 
 def format_summary(found: dict[str, Any]) -> str:

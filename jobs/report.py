@@ -59,10 +59,10 @@ def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
         from pipelines.pages.training import write_training_report
 
         return write_training_report(folder)
-    from pipelines.datasets import shards
+    from pipelines.datasets.records import read_dataset
     from pipelines.pages import extraction
 
-    return extraction.write_extraction_report(folder, shards.read_dataset(folder))
+    return extraction.write_extraction_report(folder, read_dataset(folder))
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def make_run(config: Train, index: VideoIndex, scale: Scale) -> Run:
     preset = PRESETS[config.preset] if config.preset else None
     optimisation = make_optimisation(config, preset, scale)
     steps = optimisation.schedule.steps(optimisation.global_batch(scale.num_workers))
-    bound = config.flow_bound or float(index.convention["flow"]["bound_px"])
+    bound = config.flow_bound or float(index.convention.flow["bound_px"])
     return Run(
         model=make_model_config(config, preset, num_classes=len(index.classes)),
         clips=ClipSettings(resize=config.resize, flow_bound=bound, short_side=index.short_side),

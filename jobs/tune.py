@@ -21,8 +21,7 @@ from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
 from models.contract import ModelConfig
 from models.inflation import Mode
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.lock import lock_output
 from pipelines.search.space import Geometry, Space, describe_geometry, identify
@@ -218,7 +217,7 @@ def hold_settings(config: Tune, output: str, run: Run, search: Search) -> None:
     }
     uri = storage.join(output, "sweep.json")
     if not holds_same(uri, described):
-        storage.put(uri, shards.to_json(described))
+        storage.put(uri, records.encode(described))
 
 
 def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:

@@ -17,9 +17,8 @@ import models
 from jobs.report import make_report
 from models import checkpoint
 from models.checkpoint import Metadata
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.clips.sampling import ClipSettings
-from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.evaluation import scoring
 from pipelines.pages.evaluation import render_evaluation
@@ -89,7 +88,7 @@ def test_the_page_made_again_keeps_the_order_of_the_classes(index: VideoIndex, t
     classes = ("zebra", *index.classes[1:])  # comes last in JSON's sorted per_class
     found = scoring.summarise(table, ["rgb"], classes, ignore_missing=False) | {"classes": list(classes)}
     found["settings"] = {}
-    storage.put(str(tmp_path / "evaluation.json"), shards.to_json(found))
+    storage.put(str(tmp_path / "evaluation.json"), records.encode(found))
     page = Path(make_report(str(tmp_path))).read_text()
     assert page == render_evaluation(str(tmp_path), found, None, None)
     assert page.index(">zebra</span></th>") < page.index(f">{classes[1]}</span></th>")

@@ -146,11 +146,11 @@ def test_a_worker_of_another_processor_family_is_refused(videos: Path, tmp_path:
 
 def test_every_video_is_accounted_for(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     described = run(plan_of(videos, tmp_path))
-    counts = [sum(split[name] for split in described["splits"].values()) for name in ("expected", "ok", "quarantined")]
-    assert counts == [16, 12, 4]
-    rows = [row for entry in described["shards"] for row in shards.read_rows(str(tmp_path / entry["file"]))]
+    counts = [(split.expected, split.ok, split.quarantined) for split in described.splits.values()]
+    assert list(map(sum, zip(*counts, strict=True))) == [16, 12, 4]
+    rows = [row for shard in described.shards for row in shards.read_rows(str(tmp_path / shard.file))]
     assert len({row["id"] for row in rows}) == 12
-    assert sum(described["quarantine_reasons"].values()) == 4
+    assert sum(described.quarantine_reasons.values()) == 4
 
 
 def test_one_worker_and_three_make_the_same_bytes(ray_cluster: None, videos: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_every_catalog_video_is_there_with_its_fate(motion_shards: str) -> None:
     found = Counter(zip(index.table["split"].to_pylist(), index.table["status"].to_pylist(), strict=True))
     assert found == {("train", "ok"): 12, ("test", "ok"): 6, ("test", "quarantined"): 1, ("test", "missing"): 1}
     assert (index.short_side, len(index.classes)) == (40, 6)
-    assert index.convention["flow"]["bound_px"] == 20
+    assert index.convention.flow["bound_px"] == 20
 
 
 def test_usable_videos_are_found_in_their_shards(motion_shards: str) -> None:

@@ -99,7 +99,7 @@ def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
     def read(stream: str, start: int, stop: int | None) -> npt.NDArray:
         if stream == "rgb":
             return decode_rgb(row["rgb"], start=start, stop=stop)
-        return decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=stop)
+        return decode_flow(row["flow"], row["convention"].flow, start=start, stop=stop)
 
     return read
 
@@ -260,7 +260,7 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
     Raises ConventionError where the shards' flow is of no convention that this version knows.
     """
     if "flow" in clips.contract.train.streams:
-        check_convention(clips.videos.convention["flow"])
+        check_convention(clips.videos.convention.flow)
     steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // share.batch)
     for done in range(0, share.steps, steps_at_once):
         segment = share.part(done, min(steps_at_once, share.steps - done))

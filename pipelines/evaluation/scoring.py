@@ -78,7 +78,7 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
                 f"--{name} knows {network.model.config.num_classes} classes, {index.data} has {len(index.classes)}"
             )
         if "flow" in network.streams:
-            check_convention(index.convention["flow"])
+            check_convention(index.convention.flow)
 
 
 class CutVideo:

@@ -13,17 +13,20 @@ import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import storage, tvl1
+from pipelines import records, storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import Catalog
+from pipelines.datasets.records import SCHEMA_VERSION
 from pipelines.datasets.shards import Commit, ShardSettings
+from pipelines.extraction.records import PLAN, PlannedCatalog, PlanRecord
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
+from pipelines.records import Values
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
 LIMITS = ("max_frames", "timeout_s", "memory_limit_mb", "cpu_limit_s")
@@ -65,7 +68,7 @@ class Plan:
     kernel: str  # flow kernel and the kind of processor it was made for
     classes: tuple[str, ...]
     table: pa.Table  # PLAN_SCHEMA; the rows of a shard are contiguous
-    record: Mapping[str, Any]  # what plan.json holds
+    record: PlanRecord
     fingerprint: str
 
     @functools.cached_property
@@ -100,12 +103,12 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
         "shard": names,
         "status": ["missing" if path is None else "new" for path in paths],
     }
-    record = {
-        "schema_version": shards.SCHEMA_VERSION,
-        "settings": {**_name_settings(settings), "kernel": kernel},
-        "derived": _derive(settings),
-        "catalog": {"videos": len(table), "classes": list(catalog.classes), "sha256": hash_catalog(table)},
-    }
+    record = PlanRecord(
+        schema_version=SCHEMA_VERSION,
+        settings={**_name_settings(settings), "kernel": kernel},
+        derived=_derive(settings),
+        catalog=PlannedCatalog(videos=len(table), classes=catalog.classes, sha256=hash_catalog(table)),
+    )
     return Plan(
         output=output,
         settings=settings,
@@ -117,14 +120,14 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
     )
 
 
-def _name_settings(settings: ExtractionSettings) -> dict[str, Any]:
+def _name_settings(settings: ExtractionSettings) -> Values:
     named = asdict(settings)
     for limit in LIMITS:
         del named["decode"][limit]
     return named
 
 
-def _derive(settings: ExtractionSettings) -> dict[str, Any]:
+def _derive(settings: ExtractionSettings) -> Values:
     """What the names and Nones among the settings stand for in this version, and the libraries that make the bytes."""
     return {
         "flow_quality": settings.codec.resolved_flow_quality,
@@ -159,24 +162,24 @@ def hash_catalog(table: pa.Table) -> str:
     return sha.hexdigest()
 
 
-def settle(plan: Plan) -> None:
+def begin_output(plan: Plan) -> None:
     """Write plan.json, or check that the one that is there is the same; PlanError names every setting that differs.
 
     The caller holds the output's lock.
     """
-    uri = storage.join(plan.output, "plan.json")
+    uri = storage.join(plan.output, PLAN)
     try:
-        there = json.loads(storage.read_bytes(uri))
+        stored = records.decode(storage.read_bytes(uri), uri)
     except FileNotFoundError:
-        storage.put(uri, shards.to_json(plan.record))
+        records.put(uri, plan.record)
         return
-    found, wanted = (_describe(record) for record in (there, json.loads(shards.to_json(plan.record))))
-    changed = [name for name in sorted(found.keys() | wanted.keys()) if found.get(name) != wanted.get(name)]
+    before, now = (_describe(record) for record in (stored, json.loads(records.encode(plan.record))))
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if changed:
         # What is derived from a setting that changed would only hide it.
         named = [name for name in changed if not name.startswith("derived.")] or changed
-        sides = ((name, found.get(name, "nothing"), wanted.get(name, "nothing")) for name in named)
-        lines = "\n".join(f"  {name}: {before} there, {now} now" for name, before, now in sides)
+        sides = ((name, before.get(name, "nothing"), now.get(name, "nothing")) for name in named)
+        lines = "\n".join(f"  {name}: {old} there, {new} now" for name, old, new in sides)
         raise PlanError(
             f"{plan.output} was begun with other settings:\n{lines}\n"
             "Run with the settings it was begun with, or choose another --output"
@@ -222,8 +225,8 @@ def iter_blocks(plan: Plan, committed: Mapping[str, frozenset[str]], *, retry: b
         yield pa.concat_tables([rows, _pad(shard, size - len(rows))]).combine_chunks()
 
 
-def _keep(rows: pa.Table, held: frozenset[str]) -> pa.Table:
-    status = ["kept" if row["id"] in held else row["status"] for row in rows.to_pylist()]
+def _keep(rows: pa.Table, in_shard: frozenset[str]) -> pa.Table:
+    status = ["kept" if row["id"] in in_shard else row["status"] for row in rows.to_pylist()]
     return rows.set_column(rows.column_names.index("status"), "status", pa.array(status, pa.string()))
 
 

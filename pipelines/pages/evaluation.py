@@ -11,7 +11,7 @@ import markupsafe
 import numpy as np
 import pyarrow as pa
 
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.datasets import shards
 from pipelines.pages import plotting
 from pipelines.pages.base import NUM_OPEN_CLASSES, make_environment, put_page
@@ -28,7 +28,7 @@ def write_evaluation_report(output: str, found: Mapping[str, Any]) -> str:
 
     Clips come from the shards that were evaluated, and are left out where these are not there any more.
     """
-    found = json.loads(shards.to_json(found))  # in the order in which it is read again
+    found = json.loads(records.encode(found))  # in the order in which it is read again
     uri = storage.join(output, "scores.parquet")
     if not storage.exists(uri):
         return put_page(output, render_evaluation(output, found, None, None))

@@ -11,8 +11,7 @@ import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
 from pipelines.search.space import Space, describe_geometry, model_settings
 from pipelines.search.trials import CONFIRM, Book, Prepare, Search, Trial, chosen_few
 from pipelines.training.config import RESULT, SCORE, Metrics
@@ -162,7 +161,7 @@ def write_outcome(book: Book, outcome: Outcome, prepare: Prepare) -> None:
         "cost": asdict(outcome.cost) | {"saved_share": outcome.cost.saved_share},
         "importance": dict(outcome.importance),
     }
-    storage.put(storage.join(book.output, RESULT), shards.to_json(found))
+    storage.put(storage.join(book.output, RESULT), records.encode(found))
 
 
 def iter_rows(book: Book, prepare: Prepare) -> Iterator[Metrics]:

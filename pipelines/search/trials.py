@@ -30,8 +30,7 @@ from ray.tune.search import Searcher
 
 from models.contract import ModelConfig
 from models.cost import count_flops
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
 from pipelines.search.space import Geometry, Space, identify
 from pipelines.training.config import SCORE, Metrics, Run, Scale
 from pipelines.training.initial_weights import InitialWeights, make_model
@@ -112,7 +111,7 @@ class Book:
     def save(self, trial: Trial) -> None:
         """Write what is known of a trial."""
         self.trials[trial.id] = trial
-        storage.put(storage.join(self.folder(trial.id), "trial.json"), shards.to_json(asdict(trial)))
+        storage.put(storage.join(self.folder(trial.id), "trial.json"), records.encode(asdict(trial)))
 
     def ended(self) -> list[Trial]:
         """Finished and stopped trials."""

@@ -114,7 +114,7 @@ class Run:
         flow = "flow" in models.contract_of(self.model).train.streams
         return checkpoint.Metadata(
             classes=self.train.classes,
-            flow_convention=self.train.convention["flow"] if flow else None,
+            flow_convention=self.train.convention.flow if flow else None,
             clips=self.clips.to_json(),
             extra={"run": self.describe(), **extra},
         )

@@ -30,8 +30,7 @@ from ray.train.torch import TorchTrainer
 
 from models import checkpoint
 from models.contract import VideoModel
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
 from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
 from pipelines.training.loop import train_worker
 
@@ -117,7 +116,7 @@ def settle(run: Run, model: VideoModel, output: str) -> bool:
         checkpoint.save(folder, model, run.metadata())
         for path in Path(folder).iterdir():  # before run.json: whoever finds that finds these
             storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
-    storage.put(uri, shards.to_json(described))
+    storage.put(uri, records.encode(described))
     return False
 
 
@@ -199,7 +198,7 @@ def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
         saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
         best = posixpath.basename(saved.path)
     files = {"last": f"{CHECKPOINTS}/{last}", "best": f"{CHECKPOINTS}/{best}"}
-    storage.put(storage.join(output, RESULT), shards.to_json({**files, "metrics": metrics}))
+    storage.put(storage.join(output, RESULT), records.encode({**files, "metrics": metrics}))
     return read_result(output)
 
 
