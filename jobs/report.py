@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 import jinja2
 import tyro
@@ -37,20 +36,19 @@ def make_report(folder: str) -> str:
         )
     uri = storage.join(folder, file)
     try:
-        described = json.loads(storage.read_bytes(uri))
-        if not isinstance(described, dict):
-            raise TypeError("it holds no JSON object")
-        return _write(KINDS[file], folder, described)
+        return _write(KINDS[file], folder)
     except (KeyError, TypeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
 
 
-def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
+def _write(kind: str, folder: str) -> str:
     if kind == "evaluation":
+        from pipelines import records
+        from pipelines.evaluation.records import EVALUATION, Evaluation
         from pipelines.pages.evaluation import write_evaluation_report
 
-        return write_evaluation_report(folder, described)
+        return write_evaluation_report(folder, records.read(storage.join(folder, EVALUATION), Evaluation))
     if kind == "sweep":
         from pipelines.pages.search import write_sweep_report
 

@@ -24,7 +24,7 @@ from models.contract import ModelConfig, Stream
 from models.inflation import Mode
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.sampling import ClipSettings, Protocol, Resize
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, Resize
 from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.lock import lock_output
 from pipelines.search.space import Geometry, describe_geometry, model_settings, read_outcome
@@ -210,7 +210,9 @@ def test_fold(config: Train, run: str, fold: int) -> float:
         **{flag: run},  # type: ignore[arg-type]
     )
     print(f"\nfold        {fold}: evaluation by the paper's protocol")
-    return float(evaluate.run(given)["top1"])
+    top1 = evaluate.run(given).top1
+    assert top1 is not None, "a split that is there has videos"
+    return top1
 
 
 def train_one(config: Train, index: VideoIndex, output: str) -> Result:
@@ -261,7 +263,7 @@ def make_run(config: Train, index: VideoIndex, scale: Scale) -> Run:
         reporting=Reporting(
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every or max(100, steps // 10),
-            validation=Protocol(num_clips=config.validation_clips),
+            validation=EvaluationProtocol(num_clips=config.validation_clips),
         ),
         seed=config.seed,
         initial=make_initial(config).describe(),

@@ -162,12 +162,12 @@ def make_evaluation(folder: Path, classes: Sequence[str]) -> Path:
     index = read_index(str(folder / "shards"))
     rows = [_score(index.row(place)["label"], place, len(classes)) for place in range(len(index))]
     table = scoring.tabulate(index, index, rows, ["rgb", "flow"])
-    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
-    found |= {"classes": list(classes), "settings": {"data": index.data, "split": "test"}}
+    settings = {"data": index.data, "split": "test"}
+    evaluation = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False, settings=settings)
     output = folder / "evaluation"
     output.mkdir()
     pq.write_table(table, output / "scores.parquet")
-    storage.put(str(output / "evaluation.json"), records.encode(found))
+    records.put(str(output / "evaluation.json"), evaluation)
     return output
 
 

@@ -15,7 +15,7 @@ import torch
 import models
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, cut_clips, stack_clips
-from pipelines.clips.sampling import ClipSettings, Protocol
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +102,7 @@ def test_batches_become_what_the_model_takes() -> None:
 
 def test_validation_clips_are_the_protocols_and_fill_up_with_nothing(motion_shards: str) -> None:
     videos = read_index(motion_shards).of_split("test").usable()
-    protocol = Protocol(num_clips=2, flip=True)
+    protocol = EvaluationProtocol(num_clips=2, flip=True)
     clips = ValidationClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), protocol=protocol)
     cut = clips.cut(0)
     assert cut["rgb"].shape == clips.empty()["rgb"].shape == (4, 1, 32, 32, 3)

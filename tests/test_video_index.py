@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.clips.loader import open_video
+from pipelines.clips.loader import open_row
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import DataError, read_index, with_fold
 
@@ -60,5 +60,5 @@ def test_official_folds_find_videos_by_the_name_of_their_file(tmp_path: Path, mo
         (tmp_path / f"{name}_test_split2.txt").write_text("\n".join(lines) + "\n")
     divided = with_fold(read_index(motion_shards), [str(tmp_path)], 2)
     assert divided.table["status"].to_pylist() == ["ok"] * 4
-    assert open_video(divided.row(0), ["flow"])("flow", 0, 5).shape[0] == 5
+    assert open_row(divided.row(0), ["flow"])("flow", 0, 5).shape[0] == 5
     assert divided.table["split"].to_pylist().count("train") == 2

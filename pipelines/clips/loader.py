@@ -34,7 +34,7 @@ from torch import Tensor
 
 from models.contract import InputContract
 from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_clip, empty_clip
-from pipelines.clips.sampling import ClipSettings, Protocol, cut_test_frames, scale_clips
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, scale_clips
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.media.codec import check_convention, decode_flow, decode_rgb
@@ -81,13 +81,13 @@ class NumberedClips(ABC):
         video = self.videos.row(place)
         found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         try:
-            return found | cut(video, open_video(video, list(self.contract.train.streams)))
+            return found | cut(video, open_row(video, list(self.contract.train.streams)))
         except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
             reason = f"{video['id']}: {type(error).__name__}: {error}"
             return found | {"weight": 0.0, "error": reason[:500]}
 
 
-def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
+def open_row(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
     """A reader of the frames of one row of a `VideoIndex`; what it fetches is only the streams asked for.
 
     Raises ValueError where the shard holds another video there.
@@ -141,7 +141,7 @@ class ValidationClips(NumberedClips):
     videos: VideoIndex
     contract: InputContract
     settings: ClipSettings
-    protocol: Protocol
+    protocol: EvaluationProtocol
 
     def cut(self, number: int) -> Clip:
         if number >= len(self.videos):

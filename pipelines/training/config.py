@@ -13,7 +13,7 @@ import models
 from models import checkpoint
 from models.contract import ModelConfig
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.sampling import ClipSettings, Protocol
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import DataError, VideoIndex
 from pipelines.training.schedule import Schedule
 
@@ -59,7 +59,7 @@ class Reporting:
 
     log_every: int = 20
     checkpoint_every: int = 1000
-    validation: Protocol = field(default_factory=lambda: Protocol(num_clips=1))
+    validation: EvaluationProtocol = field(default_factory=lambda: EvaluationProtocol(num_clips=1))
 
     def __post_init__(self) -> None:
         if min(self.log_every, self.checkpoint_every) < 1:
