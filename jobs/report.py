@@ -1,8 +1,7 @@
-"""Make the page of an extraction, a training, an evaluation or a sweep again: python jobs/report.py s3://bucket/k400"""
+"""Make the page of an extraction, a training, an evaluation or a search again: python jobs/report.py s3://bucket/k400"""
 
 from __future__ import annotations
 
-import json
 import sys
 
 import jinja2
@@ -11,7 +10,7 @@ import tyro
 from pipelines import storage
 
 # The file that each kind of folder has, in the order in which they are looked for.
-KINDS = {"dataset.json": "extraction", "evaluation.json": "evaluation", "sweep.json": "sweep", "run.json": "training"}
+KINDS = {"dataset.json": "extraction", "evaluation.json": "evaluation", "sweep.json": "search", "run.json": "training"}
 
 
 def main(uri: tyro.conf.Positional[str]) -> None:
@@ -37,7 +36,7 @@ def make_report(folder: str) -> str:
     uri = storage.join(folder, file)
     try:
         return _write(KINDS[file], folder)
-    except (KeyError, TypeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
+    except (KeyError, TypeError, jinja2.UndefinedError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
 
@@ -49,10 +48,10 @@ def _write(kind: str, folder: str) -> str:
         from pipelines.pages.evaluation import write_evaluation_report
 
         return write_evaluation_report(folder, records.read(storage.join(folder, EVALUATION), Evaluation))
-    if kind == "sweep":
-        from pipelines.pages.search import write_sweep_report
+    if kind == "search":
+        from pipelines.pages.search import write_search_report
 
-        return write_sweep_report(folder)
+        return write_search_report(folder)
     if kind == "training":
         from pipelines.pages.training import write_training_report
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import models
 from jobs.cluster import connect, count_processors
@@ -27,7 +27,8 @@ from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, Resize
 from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.lock import lock_output
-from pipelines.search.space import Geometry, describe_geometry, model_settings, read_outcome
+from pipelines.search.records import read_outcome
+from pipelines.search.space import Geometry, describe_geometry, model_settings
 from pipelines.training.config import Optimisation, Reporting, Run, Scale
 from pipelines.training.initial_weights import InitialWeights, Source, make_model
 from pipelines.training.schedule import PRESETS, Preset, Schedule, drop_at
@@ -177,11 +178,11 @@ def run(config: Train) -> list[Result]:
     return results
 
 
-def take_best(config: Train, sweep: str) -> Train:
-    """The flags, with the best geometry of a sweep in place of theirs."""
-    best = read_outcome(storage.absolute(sweep))["best"]
-    print(f"geometry    {describe_geometry(best['geometry'])}: top-1 {best['top1']:.1%} in {sweep}")
-    return apply_geometry(config, best["geometry"])
+def take_best(config: Train, search: str) -> Train:
+    """The flags, with the best geometry of a search in place of theirs."""
+    best = read_outcome(storage.absolute(search)).best
+    print(f"geometry    {describe_geometry(best.geometry)}: top-1 {best.top1:.1%} in {search}")
+    return apply_geometry(config, best.geometry)
 
 
 def apply_geometry(config: AnyTrain, geometry: Geometry) -> AnyTrain:
@@ -189,10 +190,10 @@ def apply_geometry(config: AnyTrain, geometry: Geometry) -> AnyTrain:
     words = {name: value for name, value in model_settings(geometry).items() if name != "frames"}
     return replace(
         config,
-        frames=geometry["frames"],
+        frames=int(geometry["frames"]),
         set=(*config.set, *(f"{name}={json.dumps(value)}" for name, value in words.items())),
-        learning_rate=geometry.get("learning_rate", config.learning_rate),
-        inflation=geometry.get("inflation", config.inflation),
+        learning_rate=float(geometry.get("learning_rate", config.learning_rate)),
+        inflation=cast(Mode, geometry.get("inflation", config.inflation)),
     )
 
 

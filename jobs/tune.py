@@ -24,12 +24,12 @@ from models.inflation import Mode
 from pipelines import records, storage
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.lock import lock_output
+from pipelines.search.records import SETTINGS, Outcome, SearchSettings, Trial
 from pipelines.search.space import Geometry, Space, describe_geometry, identify
 from pipelines.training.config import Run, Scale
 
 if TYPE_CHECKING:
-    from pipelines.search.results import Outcome
-    from pipelines.search.trials import Book, Configure, Prepare, Search, Trial
+    from pipelines.search.trials import Book, Configure, Prepare, Search
 
 FLOW_STRIDE = "flow at input stride s is every s-th frame of the flow between neighbours, not the flow over s frames"
 
@@ -122,9 +122,9 @@ def run(config: Tune) -> Outcome:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
             raise ValueError(f"no trial came to its end: {reasons}")
         write_outcome(book, outcome, prepare)
-        from pipelines.pages.search import write_sweep_report
+        from pipelines.pages.search import write_search_report
 
-        page = write_sweep_report(output)
+        page = write_search_report(output)
         print_outcome(book, outcome)
         print(f"look at     {page}")
     return outcome
@@ -204,20 +204,20 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
 
 
 def hold_settings(config: Tune, output: str, run: Run, search: Search) -> None:
-    """Write sweep.json, or refuse a folder that holds another sweep. The number of trials may change."""
+    """Write sweep.json, or refuse a folder that holds another search. The number of trials may change."""
     from pipelines.training.trainer import holds_same
 
-    described = {
-        "run": run.describe(),
-        "choices": {name: repr(values) for name, values in search.space.distributions().items()},
-        "steps": search.steps,
-        "first_rung": search.first_rung,
-        "reduction": search.reduction,
-        "objective": search.objective,
-    }
-    uri = storage.join(output, "sweep.json")
-    if not holds_same(uri, described):
-        storage.put(uri, records.encode(described))
+    settings = SearchSettings(
+        run=run.describe(),
+        choices={name: repr(values) for name, values in search.space.distributions().items()},
+        steps=search.steps,
+        first_rung=search.first_rung,
+        reduction=search.reduction,
+        objective=search.objective,
+    )
+    uri = storage.join(output, SETTINGS)
+    if not holds_same(uri, settings.to_json()):
+        records.put(uri, settings)
 
 
 def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:
@@ -253,8 +253,8 @@ def print_outcome(book: Book, outcome: Outcome) -> None:
     print(f"\ntrials      {counts}")
     print(f"best        {outcome.best.format()}")
     print(f"paper's     {outcome.paper.format() if outcome.paper else 'failed'}")
-    for entry in outcome.front:
-        print(f"front       {entry.format()}")
+    for trial in outcome.front:
+        print(f"front       {trial.format()}")
     print("            accuracies are of the videos that the choice was made by, so the best one's is too high")
     print(
         f"cost        {cost.clips:,} clips, {cost.cpu_hours:.2f} CPU hours, {cost.gpu_hours:.2f} GPU hours; "

@@ -1,4 +1,4 @@
-"""Small folders of each kind that a page is made of: an extraction, a training, an evaluation, a sweep."""
+"""Small folders of each kind that a page is made of: an extraction, a training, an evaluation, a search."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from pipelines.extraction.plan import ExtractionSettings
 from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
 from pipelines.pages import extraction
 from pipelines.pages.class_coverage import Count
+from pipelines.search.records import State, Trial, TrialReport
 from pipelines.search.results import conclude, write_outcome
 from pipelines.search.space import Geometry, Space, identify, model_settings
-from pipelines.search.trials import Book, Search, Trial
+from pipelines.search.trials import Book, Search
 from pipelines.training.config import Scale
 
 CODEC = CodecSettings(flow_codec="h264")
@@ -183,17 +184,17 @@ SEARCH = Search(space=SPACE, num_trials=12, steps=90, first_rung=10, scale=Scale
 PAPER = identify(SPACE.paper())
 
 
-def report_of(step: int, score: float, loss: float = 1.0) -> dict[str, Any]:
+def report_of(step: int, score: float, loss: float = 1.0) -> TrialReport:
     """What a trial reports."""
-    return {"step": step, "clips": 8 * step, "seconds": 1.0, "val_top1": score, "val_loss": loss}
+    return TrialReport(step=step, clips=8 * step, val_top1=score, val_loss=loss, seconds=1.0)
 
 
-def make_trial(number: int, curve: list[dict[str, Any]], state: str = "finished", gflops: float = 1.0) -> Trial:
+def make_trial(number: int, curve: list[TrialReport], state: State = "finished", gflops: float = 1.0) -> Trial:
     """A trial, number 0 of the paper's geometry."""
     chosen = {"conv1_kernel": 3 + 2 * (number % 3), "frame_step": (1, 2, 4)[number // 3 % 3]}
     geometry = SPACE.paper() | ({"pool_2a_kernel": 2, **chosen} if number else {})
     facts = {"id": identify(geometry), "number": number, "geometry": geometry, "gflops": gflops}
-    return Trial(**facts, state=state, seconds=60, curve=curve)
+    return Trial(**facts, state=state, seconds=60, curve=tuple(curve))
 
 
 def make_book(folder: Path) -> Book:
@@ -206,13 +207,14 @@ def make_book(folder: Path) -> Book:
     return book
 
 
-def make_sweep(folder: Path, *, book: Book | None = None) -> Path:
-    """A finished sweep of the trials of a book."""
+def make_search(folder: Path, *, book: Book | None = None) -> Path:
+    """A finished search of the trials of a book."""
     book = book or make_book(folder)
     outcome = conclude(book, SEARCH, num_best=2)
     assert outcome is not None
     write_outcome(book, outcome, _prepare)
-    (folder / "sweep.json").write_text(json.dumps({"run": {"model": {"stream": "flow"}}, "steps": 90}))
+    settings = {"choices": {}, "steps": 90, "first_rung": 10, "reduction": 3, "objective": "accuracy"}
+    (folder / "sweep.json").write_text(json.dumps({"run": {"model": {"stream": "flow"}}, **settings}))
     return folder
 
 

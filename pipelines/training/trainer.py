@@ -33,6 +33,7 @@ from models.contract import VideoModel
 from pipelines import records, storage
 from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
 from pipelines.training.loop import train_worker
+from pipelines.training.records import RunResult
 
 CHECKPOINTS = "checkpoints"
 
@@ -204,6 +205,6 @@ def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
 
 def read_result(output: str) -> Result:
     """The result of a finished run."""
-    held = json.loads(storage.read_bytes(storage.join(output, RESULT)))
-    uris = {which: storage.join(output, held[which]) for which in ("last", "best")}
-    return Result(last=uris["last"], best=uris["best"], metrics=held["metrics"])
+    result = records.read(storage.join(output, RESULT), RunResult)
+    last, best = (storage.join(output, result.checkpoint(which)) for which in ("last", "best"))
+    return Result(last=last, best=best, metrics=dict(result.metrics))
