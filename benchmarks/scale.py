@@ -446,7 +446,7 @@ def _write_made_up(output: str, rows: int) -> str:
             for commit in commits
         ),
     )
-    records.put(f"{output}/{DATASET}", dataset)
+    records.write(f"{output}/{DATASET}", dataset)
     return output
 
 

@@ -159,7 +159,7 @@ def write(output: str, evaluation: Evaluation, table: pa.Table) -> None:
     pq.write_table(table, sink)
     storage.put(storage.join(output, "scores.parquet"), sink.getvalue())
     write_evaluation_report(output, evaluation)
-    records.put(storage.join(output, EVALUATION), evaluation)
+    records.write(storage.join(output, EVALUATION), evaluation)
 
 
 def format_summary(evaluation: Evaluation) -> str:

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines import records, storage
 from pipelines.extraction.records import RUNS, ExtractionRun, TimelinePoint
@@ -79,7 +79,7 @@ class RunLog:
         )
         name = time.strftime("%Y%m%dT%H%M%SZ.json", started)
         with contextlib.suppress(OSError):
-            records.put(storage.join(output, RUNS, name), run)
+            records.write(storage.join(output, RUNS, name), run)
 
 
 def _find_versions() -> dict[str, str]:
@@ -104,7 +104,7 @@ def format_bytes(count: float) -> str:
     return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
-def format_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def format_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """Columns of text, the first aligned left, the others right."""
     cells = [list(header), *([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

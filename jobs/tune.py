@@ -217,7 +217,7 @@ def hold_settings(config: Tune, output: str, run: Run, search: Search) -> None:
     )
     uri = storage.join(output, SETTINGS)
     if not holds_same(uri, settings.to_json()):
-        records.put(uri, settings)
+        records.write(uri, settings)
 
 
 def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:

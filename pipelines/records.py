@@ -67,7 +67,7 @@ def encode(value: object) -> bytes:
     return (json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def decode(data: bytes | str, where: str) -> object:
+def parse(data: bytes | str, where: str) -> object:
     """The plain values of some JSON. Raises RecordError, which says `where` it lies, for what is no JSON."""
     try:
         return json.loads(data)
@@ -77,14 +77,14 @@ def decode(data: bytes | str, where: str) -> object:
 
 def in_file_order(record: R) -> R:
     """The record with its mappings in the order in which they are read again: a page made then is the same one."""
-    return type(record).from_json(decode(encode(record), "a record"), where="a record")
+    return type(record).from_json(parse(encode(record), "a record"), where="a record")
 
 
 def read(uri: str, kind: type[R]) -> R:
     """The record that a file holds. Raises FileNotFoundError where there is none, RecordError where it holds none."""
-    return kind.from_json(decode(storage.read_bytes(uri), uri), where=uri)
+    return kind.from_json(parse(storage.read_bytes(uri), uri), where=uri)
 
 
-def put(uri: str, record: Record) -> None:
+def write(uri: str, record: Record) -> None:
     """Write a record atomically."""
     storage.put(uri, encode(record))

@@ -121,7 +121,7 @@ def make_page(folder: Path, videos: list[dict], **settings: str) -> str:
 def make_extraction(folder: Path, videos: list[dict]) -> Path:
     """A finished data set of these videos, with the record of a run."""
     write_run(folder, "2026-11-23T10:00:00+00:00", [[0, 0, 0, 0], [10, 3, 18, 1], [20, 5, 30, 1]])
-    records.put(str(folder / "dataset.json"), write_dataset(folder, videos))
+    records.write(str(folder / "dataset.json"), write_dataset(folder, videos))
     return folder
 
 
@@ -159,7 +159,7 @@ def make_evaluation(folder: Path, classes: Sequence[str]) -> Path:
     dataset = write_dataset(folder / "shards", videos)
     settings = {**dataset.settings, "decode": {"fps": 25.0, "short_side": 32}}
     dataset = replace(dataset, classes=tuple(classes), settings=settings)
-    records.put(str(folder / "shards" / "dataset.json"), dataset)
+    records.write(str(folder / "shards" / "dataset.json"), dataset)
     index = read_index(str(folder / "shards"))
     rows = [_score(index.row(place)["label"], place, len(classes)) for place in range(len(index))]
     table = scoring.tabulate(index, index, rows, ["rgb", "flow"])
@@ -168,7 +168,7 @@ def make_evaluation(folder: Path, classes: Sequence[str]) -> Path:
     output = folder / "evaluation"
     output.mkdir()
     pq.write_table(table, output / "scores.parquet")
-    records.put(str(output / "evaluation.json"), evaluation)
+    records.write(str(output / "evaluation.json"), evaluation)
     return output
 
 

@@ -87,7 +87,7 @@ def test_the_page_made_again_keeps_the_order_of_the_classes(index: VideoIndex, t
     table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
     classes = ("zebra", *index.classes[1:])  # comes last in JSON's sorted per_class
     evaluation = scoring.summarise(table, ["rgb"], classes, ignore_missing=False)
-    records.put(str(tmp_path / "evaluation.json"), evaluation)
+    records.write(str(tmp_path / "evaluation.json"), evaluation)
     page = Path(make_report(str(tmp_path))).read_text()
     assert page == render_evaluation(str(tmp_path), evaluation, None, None)
     assert page.index(">zebra</span></th>") < page.index(f">{classes[1]}</span></th>")

@@ -56,7 +56,7 @@ FULL = Sample(name="ü", state="done", share=0.1, settings={"b": [1, 2.5, None],
 
 
 def test_a_record_comes_back_as_it_was_and_its_bytes_are_sorted(tmp_path: Path) -> None:
-    records.put(str(tmp_path / "record.json"), FULL)
+    records.write(str(tmp_path / "record.json"), FULL)
     data = (tmp_path / "record.json").read_bytes()
     assert data.startswith('{\n "name": "ü",\n "points": [\n  [\n   1.5,\n   2\n  ]\n ],\n "sett'.encode())
     assert records.read(str(tmp_path / "record.json"), Sample) == FULL
@@ -114,7 +114,7 @@ def test_a_data_set_without_a_usable_video_has_no_totals(tmp_path: Path) -> None
     shutil.copy(FILES / "dataset.json", tmp_path)
     dataset = replace(read_dataset(str(tmp_path)), totals=Totals(), flow_error_px=None)
     assert dataset.to_json()["totals"] == {}
-    records.put(str(tmp_path / "dataset.json"), dataset)
+    records.write(str(tmp_path / "dataset.json"), dataset)
     assert read_dataset(str(tmp_path)) == dataset
 
 

@@ -1,4 +1,4 @@
-"""The search: what is proposed, what is stopped, what a killed sweep keeps, and what its result says."""
+"""The search: what is proposed, what is stopped, what a killed search keeps, and what its result says."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     assert proposals.suggest("2") == Searcher.FINISHED
 
 
-def test_a_killed_sweep_keeps_what_ended_and_begins_with_what_did_not(tmp_path: Path) -> None:
+def test_a_killed_search_keeps_what_ended_and_begins_with_what_did_not(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     proposals = Proposals(book, SEARCH, configure)
     for index in range(3):
@@ -126,7 +126,7 @@ def test_a_killed_sweep_keeps_what_ended_and_begins_with_what_did_not(tmp_path: 
     assert resumed.suggest("1")["id"] not in book.trials
 
 
-def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_search(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     proposals = Proposals(book, SEARCH, configure)
     proposed = proposals.suggest("0")
@@ -141,7 +141,7 @@ def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_pa
     assert Proposals(again, SEARCH, configure).suggest("0")["id"] == PAPER
 
 
-def test_a_report_that_a_killed_sweep_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
+def test_a_report_that_a_killed_search_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     book.save(make_trial(0, [report_of(10, 0.3)], "running"))
     lines = [
@@ -238,7 +238,7 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
     assert [row["seeds"] for row in table] == [[0.6], [0.8, 0.2, 0.2], [0.5], [0.7, 0.7, 0.7], [], []]
 
 
-def test_a_sweep_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:
+def test_a_search_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     book.save(make_trial(0, [], "failed"))
     assert conclude(book, SEARCH, num_best=2) is None
@@ -287,7 +287,7 @@ def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], words
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     log = (tmp_path / "log").open("wb")
     first = subprocess.Popen(tune(motion_shards, output), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)

@@ -227,7 +227,7 @@ def read_commits(output: str) -> Iterator[Commit]:
     if storage.is_dir(folder):
         uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
         for uri, data in zip(uris, storage.read_many(uris), strict=True):
-            yield Commit.from_json(records.decode(data, uri), where=uri)
+            yield Commit.from_json(records.parse(data, uri), where=uri)
 
 
 def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:
@@ -329,7 +329,7 @@ def _parquet_footer(uri: str, version: str) -> tuple[pq.FileMetaData, ShardConve
 
 def _convention_of(parquet: pq.ParquetFile, uri: str) -> ShardConvention:
     text = (parquet.schema_arrow.metadata or {}).get(b"convention", b"{}")
-    return ShardConvention.from_json(records.decode(text, uri), where=uri)
+    return ShardConvention.from_json(records.parse(text, uri), where=uri)
 
 
 def _read_parquet_row(uri: str, index: int, blobs: Sequence[str], version: str) -> Row:

@@ -48,16 +48,16 @@ class VideoIndex:
 
     def usable(self) -> VideoIndex:
         """The labelled videos that lie in shards."""
-        kept = pc.and_(pc.equal(self.table["status"], "ok"), pc.greater_equal(self.table["label"], 0))
-        return replace(self, table=self.table.filter(kept))
+        usable = pc.and_(pc.equal(self.table["status"], "ok"), pc.greater_equal(self.table["label"], 0))
+        return replace(self, table=self.table.filter(usable))
 
     def of_split(self, split: str) -> VideoIndex:
         """The videos of one split. Raises DataError, with the splits there are, where it has none."""
-        found = self.table.filter(pc.equal(self.table["split"], split))
-        if not len(found):
+        videos = self.table.filter(pc.equal(self.table["split"], split))
+        if not len(videos):
             splits = ", ".join(sorted(set(self.table["split"].to_pylist())))
             raise DataError(f"{self.data} has no split {split!r}: choose one of {splits}")
-        return replace(self, table=found)
+        return replace(self, table=videos)
 
     def row(self, index: int) -> dict[str, Any]:
         """One video as a dict."""
@@ -118,10 +118,10 @@ def with_fold(index: VideoIndex, annotations: Sequence[str], fold: int) -> Video
     """
     annotated = read_annotations(annotations, fold=fold)
     places = _places(index.table)
-    found = [_find(places, row) for row in annotated.rows]
+    rows = [_find(places, row) for row in annotated.rows]
     labels = {name: label for label, name in enumerate(annotated.classes)}
-    columns = index.table.take(pa.array(found, pa.int64()))  # a null place takes a row of nulls
-    told = {
+    columns = index.table.take(pa.array(rows, pa.int64()))  # a null place takes a row of nulls
+    division = {
         # A video keeps the id that its row of the shard has; the annotations' id is for those that have none.
         "id": [own or row.id for own, row in zip(columns["id"].to_pylist(), annotated.rows, strict=True)],
         "label": [labels.get(row.class_name, -1) for row in annotated.rows],
@@ -129,7 +129,7 @@ def with_fold(index: VideoIndex, annotations: Sequence[str], fold: int) -> Video
         "split": [row.split for row in annotated.rows],
         "status": pc.fill_null(columns["status"], "missing").to_pylist(),
     }
-    for name, values in told.items():
+    for name, values in division.items():
         field = columns.schema.field(name)
         columns = columns.set_column(columns.schema.get_field_index(name), field, pa.array(values, field.type))
     return replace(index, table=columns, classes=annotated.classes)

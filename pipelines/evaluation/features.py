@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import av
 import cv2
@@ -23,6 +22,7 @@ from models.contract import FRAMES_PER_SECOND
 from models.i3d import I3D
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_row
 from pipelines.clips.sampling import centre_crop, decoded_side, resize_for_crop, scale_clips
+from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import VideoError
 from pipelines.evaluation.raw_video import compute_flow, decode_frames
@@ -30,8 +30,6 @@ from pipelines.evaluation.scoring import NetworkSource, configure_ray_data
 from pipelines.training.trained_network import Network, NetworkError
 
 BATCH = 8  # windows that go through a network at a time
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ class Extractor:
     use_gpu: bool = False
 
 
-class ExtractFeatures:
+class ComputeFeatures:
     """The step from a video's place to its feature vectors; keeps its networks from video to video."""
 
     def __init__(self, extractor: Extractor, read: ReadVideo) -> None:
@@ -137,7 +135,7 @@ class ExtractOnCpu:
     read: ReadVideo
 
     def __call__(self, row: Row) -> Row:
-        return ExtractFeatures(self.extractor, self.read)(row)
+        return ComputeFeatures(self.extractor, self.read)(row)
 
 
 @lru_cache(maxsize=1)
@@ -152,7 +150,7 @@ def extract_features(extractor: Extractor, read: ReadVideo, places: range) -> li
     if extractor.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=extractor.num_workers)
         given = (extractor, read)
-        graph = graph.map(ExtractFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
+        graph = graph.map(ComputeFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=extractor.num_workers)
         step = ExtractOnCpu(extractor=extractor, read=read)

@@ -1,8 +1,8 @@
 """How good networks are on the videos of a split: one Ray Data graph from shards to logits, and figures from those.
 
 Every video that the split should have is counted. What is missing, quarantined or cannot be decoded is wrong, unless
-it is told to be left out; both figures are always there. Streams are fused by adding their logits with equal weight
-(the paper's); of the other weights beside it one would choose on the very videos they are shown for, and that is said.
+such videos are ignored by request; both figures are always there. Streams are fused by adding their logits with equal
+weight (the paper's). Other weights are shown beside it, and that they were tried on the very videos they are shown for.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import models
 from models.folding import fold
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_row
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
+from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
@@ -36,8 +37,6 @@ from pipelines.training.weights_files import Which
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,4 +99,4 @@ def assemble(plan: Plan) -> Dataset:
 
 def finish(plan: Plan, dataset: Dataset) -> None:
     """Write dataset.json, the last file of a data set: whoever finds it finds all the others."""
-    records.put(storage.join(plan.output, DATASET), dataset)
+    records.write(storage.join(plan.output, DATASET), dataset)

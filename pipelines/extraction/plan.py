@@ -169,9 +169,9 @@ def begin_output(plan: Plan) -> None:
     """
     uri = storage.join(plan.output, PLAN)
     try:
-        stored = records.decode(storage.read_bytes(uri), uri)
+        stored = records.parse(storage.read_bytes(uri), uri)
     except FileNotFoundError:
-        records.put(uri, plan.record)
+        records.write(uri, plan.record)
         return
     before, now = (_describe(record) for record in (stored, json.loads(records.encode(plan.record))))
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]

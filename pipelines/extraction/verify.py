@@ -78,7 +78,7 @@ def check_catalog(output: str, dataset: Dataset) -> Iterator[Finding]:
     """Whether the commit records account for the catalog that the run began with: each of its rows, once."""
     uri = storage.join(output, PLAN)
     try:
-        values = records.decode(storage.read_bytes(uri), uri)
+        values = records.parse(storage.read_bytes(uri), uri)
     except (OSError, RecordError) as error:
         yield Finding(PLAN, f"cannot be read: {error}")
         return

@@ -71,7 +71,7 @@ def read_runs(output: str) -> list[ExtractionRun]:
         return []
     uris = [storage.join(folder, file.path) for file in storage.list_files(folder) if file.path.endswith(".json")]
     contents = zip(uris, storage.read_many(uris), strict=True)
-    return [ExtractionRun.from_json(records.decode(data, uri), where=uri) for uri, data in contents]
+    return [ExtractionRun.from_json(records.parse(data, uri), where=uri) for uri, data in contents]
 
 
 def render_extraction(

@@ -158,7 +158,7 @@ def read_outcome(output: str) -> Outcome:
     uri = storage.join(output, RESULT)
     if not storage.exists(uri):
         raise RecordError(f"{output} holds no finished sweep: {uri} is not there. Run jobs/tune.py to its end")
-    values = records.decode(storage.read_bytes(uri), uri)
+    values = records.parse(storage.read_bytes(uri), uri)
     if not (isinstance(values, dict) and isinstance(values.get("best"), dict)):  # that of a training has a path there
         raise RecordError(f"{uri} is not the result of a sweep: give the --output of jobs/tune.py")
     return Outcome.from_json(values, where=uri)

@@ -111,7 +111,7 @@ def write_outcome(book: Book, outcome: Outcome, prepare: Prepare) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(iter_rows(book, prepare))), sink)
     storage.put(storage.join(book.output, "sweep.parquet"), sink.getvalue().to_pybytes())
-    records.put(storage.join(book.output, RESULT), outcome)
+    records.write(storage.join(book.output, RESULT), outcome)
 
 
 def iter_rows(book: Book, prepare: Prepare) -> Iterator[Values]:

@@ -15,14 +15,15 @@ checkpoints of their runs. So nothing hangs on the pickles that Tune keeps, whic
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -30,15 +31,17 @@ from ray.tune.search import Searcher
 from models.contract import ModelConfig
 from models.cost import count_flops
 from pipelines import records, storage
-from pipelines.records import Values
+from pipelines.records import Record, Values
 from pipelines.search.records import ENDED, TRIAL, Trial, TrialReport
 from pipelines.search.space import Geometry, Space, identify
-from pipelines.training.config import SCORE, Metrics, Run, Scale
+from pipelines.training.config import SCORE, Run, Scale
 from pipelines.training.initial_weights import InitialWeights, make_model
 from pipelines.training.records import RESULT, read_metrics
 from pipelines.training.trainer import train
 
 TRIALS, CONFIRM = "trials", "confirm"
+TuneReport = Mapping[str, float]  # what a worker reported, and Tune's own clocks
+
 MAX_GUESSES = 20  # in a row that are invalid or known; then chance proposes, for Optuna would insist
 MAX_DRAWS = 500  # by chance, in a row: then the space is taken for searched
 
@@ -54,7 +57,7 @@ class Book:
             files = [file.path for file in storage.list_files(folder) if file.path.endswith(f"/{TRIAL}")]
             uris = [storage.join(folder, file) for file in files]
             contents = zip(uris, storage.read_many(uris), strict=True)
-            stored = [Trial.from_json(records.decode(data, uri), where=uri) for uri, data in contents]
+            stored = [Trial.from_json(records.parse(data, uri), where=uri) for uri, data in contents]
             trials = [trial if trial.state in ENDED else self._complete(trial) for trial in stored]
             self.trials = {trial.id: trial for trial in sorted(trials, key=lambda trial: trial.number)}
 
@@ -80,7 +83,7 @@ class Book:
     def save(self, trial: Trial) -> None:
         """Write what is known of a trial."""
         self.trials[trial.id] = trial
-        records.put(storage.join(self.folder(trial.id), TRIAL), trial)
+        records.write(storage.join(self.folder(trial.id), TRIAL), trial)
 
     def ended(self) -> list[Trial]:
         """Finished and stopped trials."""
@@ -148,7 +151,7 @@ class Proposals(Searcher):
             self.study.enqueue_trial(dict(self.first.pop(0)))
             return self._start(trial_id, self.study.ask(self.distributions))
         if len(self.book.trials) >= self.search.num_trials:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         for attempt in range(MAX_GUESSES + MAX_DRAWS):
             self.study.sampler = self.tpe if attempt < MAX_GUESSES else self.chance
             proposal = self.study.ask(self.distributions)
@@ -157,7 +160,7 @@ class Proposals(Searcher):
                 return self._start(trial_id, proposal)
             # To Optuna this is a trial that failed: it leaves no trace in what is proposed next.
             self.study.tell(proposal, state=TrialState.FAIL)
-        return str(Searcher.FINISHED)
+        return Searcher.FINISHED
 
     def _is_valid(self, geometry: Geometry) -> bool:
         try:
@@ -179,7 +182,7 @@ class Proposals(Searcher):
         self.open[trial_id] = (name, proposal)
         return {"id": name, "geometry": geometry, "seconds_before": trial.seconds}
 
-    def on_trial_complete(self, trial_id: str, result: Metrics | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneReport | None = None, error: bool = False) -> None:
         """Tell Optuna."""
         name, proposal = self.open.pop(trial_id)
         trial = self.book.trials[name]
@@ -236,20 +239,20 @@ class Rungs(ASHAScheduler):
 
     def judge(self, trial_id: str, step: int, score: float) -> str:
         """Whether a trial goes on after a report; it is entered into its rung by its id in the book."""
-        return str(self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), step, score))
+        return self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), step, score)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Metrics) -> str:
+    def on_trial_result(self, tune_controller: object, trial: TuneTrial, result: TuneReport) -> str:
         name = trial.config["id"]
-        decision = self.judge(name, result["step"], result[SCORE])
+        decision = self.judge(name, int(result["step"]), result[SCORE])
         if decision != TrialScheduler.STOP or name == self.book.paper or result["step"] >= self.steps:
             return TrialScheduler.CONTINUE
         self.book.trials[name] = replace(self.book.trials[name], state="stopped")
         return TrialScheduler.STOP
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Metrics) -> None:
+    def on_trial_complete(self, tune_controller: object, trial: TuneTrial, result: TuneReport) -> None:
         """The last report has been judged already."""
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_remove(self, tune_controller: object, trial: TuneTrial) -> None:
         """Its place in the rungs stays."""
 
 
@@ -259,7 +262,9 @@ class BookKeeper(tune.Callback):
     def __init__(self, book: Book, on_end: Callable[[Trial], None]) -> None:
         self.book, self.on_end = book, on_end
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Metrics, **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: TuneReport, **info: object
+    ) -> None:
         entry = self.book.trials[trial.config["id"]]
         if result["step"] > entry.step:
             seconds = trial.config["seconds_before"] + result["time_total_s"]
@@ -272,11 +277,11 @@ class BookKeeper(tune.Callback):
             )
             self.book.save(replace(entry, seconds=seconds, curve=(*entry.curve, report)))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         entry = self.book.trials[trial.config["id"]]
         self._end(replace(entry, state="finished") if entry.state == "running" else entry)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         text = str(trial.get_error() or "its processes died").strip()
         entry = self.book.trials[trial.config["id"]]
         self._end(replace(entry, state="failed", reason=text.splitlines()[-1][:500]))
@@ -308,15 +313,15 @@ def search_geometries(
 
 def confirm_geometries(book: Book, search: Search, prepare: Prepare, *, num_best: int, num_seeds: int) -> None:
     """Train the paper's geometry and the best few again at full length, from seeds 1 to `num_seeds` - 1."""
-    wanted = [
-        {"id": f"{trial.id}-seed-{seed}", "geometry": trial.geometry, "seed": seed}
+    missing = [
+        {"id": f"{trial.id}-seed-{seed}", "geometry": dict(trial.geometry), "seed": seed}
         for trial in chosen_few(book, num_best)
         for seed in range(1, num_seeds)
         if not storage.exists(storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}", RESULT))
     ]
-    if wanted:
+    if missing:
         config = tune.TuneConfig(max_concurrent_trials=search.concurrent, num_samples=1)
-        _fit(book, search, prepare, config, space={"job": tune.grid_search(wanted)})
+        _fit(book, search, prepare, config, space={"job": tune.grid_search(missing)})
 
 
 def chosen_few(book: Book, num_best: int) -> list[Trial]:
@@ -332,8 +337,8 @@ def _fit(
     prepare: Prepare,
     config: tune.TuneConfig,
     *,
-    space: dict[str, Any] | None = None,
-    callbacks: list[Any] | None = None,
+    space: Values | None = None,
+    callbacks: list[tune.Callback] | None = None,
 ) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable = tune.with_parameters(run_trial, prepare=prepare, output=book.output, scale=search.scale)
@@ -350,18 +355,27 @@ def _fit(
 
 
 class _Silent(tune.ProgressReporter):
-    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+    def should_report(self, trials: list[TuneTrial], done: bool = False) -> bool:
         return False
 
-    def report(self, trials: list[Any], done: bool, *sys_info: Any) -> None:
+    def report(self, trials: list[TuneTrial], done: bool, *sys_info: object) -> None:
         """Nothing: ended trials are told of by the book."""
 
 
-def run_trial(config: Metrics, *, prepare: Prepare, output: str, scale: Scale) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrialJob(Record):
+    """What Tune hands a trial's process; `seed`: 0 is the search's own, the others confirm it."""
+
+    id: str
+    geometry: Geometry
+    seed: int = 0
+
+
+def run_trial(config: Values, *, prepare: Prepare, output: str, scale: Scale) -> None:
     """One trial: a run of `pipelines.training.trainer`, which goes on from its checkpoint where it has one."""
-    job = config.get("job", config)
-    folder = storage.join(output, CONFIRM if "seed" in job else TRIALS, job["id"])
-    prepared = prepare(job["geometry"], job.get("seed", 0))
+    job = TrialJob.from_json(config.get("job", config), where="a trial's configuration")
+    folder = storage.join(output, CONFIRM if job.seed else TRIALS, job.id)
+    prepared = prepare(job.geometry, job.seed)
     run = prepared.run
     model = make_model(run.model, prepared.initial, run.train.classes, seed=run.seed)
     result = train(run, model, folder, scale, callbacks=[TuneReportCallback()])

@@ -94,7 +94,7 @@ def read_metrics(output: str) -> MetricsLog:
         return MetricsLog()
     kinds: dict[str, list[object]] = {"train": [], "validation": []}
     for number, line in enumerate(storage.read_text(uri).splitlines(), start=1):
-        values = records.decode(line, f"line {number} of {uri}")
+        values = records.parse(line, f"line {number} of {uri}")
         kind = values.get("kind") if isinstance(values, dict) else None
         if not isinstance(kind, str):
             raise RecordError(f"line {number} of {uri} is damaged, or was not written by a job: it has no kind")
