@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from pipelines import records, storage
 from pipelines.datasets.records import ShardConvention
-from pipelines.records import Record
+from pipelines.records import Record, Values
 
 ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
@@ -184,6 +184,10 @@ class Commit(Record):
     sha256: str | None
     fingerprint: str
     videos: list[Row]
+
+    def to_json(self) -> Values:
+        """The record as plain values, whose rows are not copies."""
+        return dict(vars(self))
 
 
 def commit_shard(

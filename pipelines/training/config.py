@@ -21,7 +21,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Metrics = dict[str, Any]
 
 INITIAL = "initial"  # folder of a run with the weights it begins with
-RESULT = "result.json"  # of a run or a sweep; written last
 SCORE = "val_top1"  # what the best checkpoint is best by
 
 

@@ -31,9 +31,9 @@ from ray.train.torch import TorchTrainer
 from models import checkpoint
 from models.contract import VideoModel
 from pipelines import records, storage
-from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
+from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check_videos
 from pipelines.training.loop import train_worker
-from pipelines.training.records import RunResult
+from pipelines.training.records import RESULT, RUN, RunResult
 
 CHECKPOINTS = "checkpoints"
 
@@ -110,7 +110,7 @@ def settle(run: Run, model: VideoModel, output: str) -> bool:
     Raises RunError, which names the first settings that differ, where it holds another one.
     """
     described = run.describe()
-    uri = storage.join(output, "run.json")
+    uri = storage.join(output, RUN)
     if holds_same(uri, described):
         return storage.exists(storage.join(output, RESULT))
     with tempfile.TemporaryDirectory() as folder:
@@ -198,8 +198,8 @@ def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
     if run.validation is not None and kept:
         saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
         best = posixpath.basename(saved.path)
-    files = {"last": f"{CHECKPOINTS}/{last}", "best": f"{CHECKPOINTS}/{best}"}
-    storage.put(storage.join(output, RESULT), records.encode({**files, "metrics": metrics}))
+    written = RunResult(last=f"{CHECKPOINTS}/{last}", best=f"{CHECKPOINTS}/{best}", metrics=metrics)
+    records.write(storage.join(output, RESULT), written)
     return read_result(output)
 
 
