@@ -18,6 +18,7 @@ import ray
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.records import Dataset
 from pipelines.datasets.shards import ShardSettings
 from pipelines.extraction import manifest
 from pipelines.extraction.graph import Placement, Steps, build_graph, configure_ray_data, extract, run_graph
@@ -62,7 +63,7 @@ def steps_of(plan: Plan, kind: type[Steps] = Steps) -> Any:
     return kind.of(plan, backend="cpu")
 
 
-def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> dict[str, Any]:
+def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> Dataset:
     """Extract to the end, as the job does."""
     for _ in extract(plan, backend="cpu", placement=placement or Placement(), retry=retry):
         pass
@@ -181,9 +182,9 @@ def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
     good = repaired.read_bytes()
     run(plan_of(folder, tmp_path / "undisturbed"))
     repaired.write_bytes(good[:100])
-    assert run(plan_of(folder, tmp_path / "out"))["quarantine_reasons"]
+    assert run(plan_of(folder, tmp_path / "out")).quarantine_reasons
     repaired.write_bytes(good)
-    assert not run(plan_of(folder, tmp_path / "out"), retry=True)["quarantine_reasons"]
+    assert not run(plan_of(folder, tmp_path / "out"), retry=True).quarantine_reasons
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
 
 
