@@ -28,7 +28,7 @@ from pipelines.pages.search import write_search_report
 from pipelines.search.records import Trial, read_outcome
 from pipelines.search.results import conclude, count_cost, find_front
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings
-from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, chosen_few
+from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, TrialJob, chosen_few
 from pipelines.training.config import Scale
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +152,13 @@ def test_a_report_that_a_killed_search_did_not_hear_of_is_read_from_the_run(tmp_
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = Book(str(tmp_path), PAPER).trials[PAPER].curve
     assert [(report.step, report.val_top1) for report in curve] == [(10, 0.3), (20, 0.2)]
+
+
+def test_a_trial_s_process_gets_the_geometry_as_it_was_proposed() -> None:
+    geometry = SPACE.paper() | {"inflation": "center", "learning_rate": 0.5}
+    job = TrialJob.from_json({"id": "x", "geometry": geometry, "seconds_before": 1.5}, where="here")
+    assert job == TrialJob(id="x", geometry=geometry)
+    assert identify(job.geometry) == identify(geometry)
 
 
 def result_of(trial: Trial, step: int, score: float) -> tuple[Any, dict[str, Any]]:
