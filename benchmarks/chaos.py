@@ -36,6 +36,7 @@ from jobs.extraction_log import format_table
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.records import read_dataset
 from pipelines.extraction import verify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,12 +308,12 @@ def hash_output(name: str) -> dict[str, str]:
 def find_wrong(name: str, catalog: dict[str, str], expected: dict[str, str]) -> Iterator[str]:
     """What an output has lost, has twice, or has otherwise than the undisturbed one."""
     output = f"{BUCKET}/{name}"
-    described = shards.read_dataset(output)
+    described = read_dataset(output)
     videos = shards.read_table(f"{output}/videos.parquet").to_pylist()
     told = Counter((video["source"] or GHOST, video["status"]) for video in videos)
     for row in sorted((told - Counter(catalog.items())) + (Counter(catalog.items()) - told)):
         yield f"{row[0]} as {row[1]} is {told[row]} times in videos.parquet"
-    rows = (row for entry in described["shards"] for row in shards.read_rows(f"{output}/{entry['file']}", ["source"]))
+    rows = (row for shard in described.shards for row in shards.read_rows(f"{output}/{shard.file}", ["source"]))
     in_shards = Counter((row["source"], "ok") for row in rows)
     if in_shards != Counter(video for video in catalog.items() if video[1] == "ok"):
         yield "the shards' rows are not exactly the good videos"
@@ -332,7 +333,7 @@ def report(config: Chaos, catalog: dict[str, str], fire: Fire, rounds: list[Roun
     lines: list[tuple[str, Any]] = [
         *((f"{kind} killed", fire.kills[kind]) for kind in KINDS),
         ("rounds", len(rounds)),
-        ("shards a round", len(shards.read_dataset(f"{BUCKET}/undisturbed")["shards"])),
+        ("shards a round", len(read_dataset(f"{BUCKET}/undisturbed").shards)),
         ("videos a round", f"{len(catalog)} ({', '.join(f'{count} {name}' for name, count in statuses.items())})"),
         ("starts of the driver", sum(done.starts for done in rounds)),
         ("drivers that gave up", failures.total()),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -314,7 +313,7 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
     from pipelines.datasets.shards import ShardSettings
     from pipelines.extraction import manifest
     from pipelines.extraction.graph import Steps
-    from pipelines.extraction.plan import ExtractionSettings, begin, find_committed, iter_blocks, make_plan
+    from pipelines.extraction.plan import ExtractionSettings, begin_output, find_committed, iter_blocks, make_plan
     from pipelines.media.decode import DecodeSettings
 
     write_motion_videos(folder, videos_per_class=2, seed=0, num_frames=5, size=(64, 48))
@@ -325,7 +324,7 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
         catalog = read_catalog(f"{BUCKET}/videos")
         kernel = tvl1.kernel_target("cpu")
         plan = make_plan(catalog, settings, videos=f"{BUCKET}/videos", output=f"{BUCKET}/out", kernel=kernel)
-        begin(plan)
+        begin_output(plan)
         steps = Steps.of(plan, backend="cpu")
         blocks = list(iter_blocks(plan, {}, retry=False))
         counted.clear()
@@ -353,10 +352,11 @@ def _count_clip_reads(counted: Counter[str], sizes: dict[str, float], *, reads: 
     """Requests and bytes of reading the RGB of single rows of a shard that is as large as real ones."""
     from pipelines import storage
     from pipelines.datasets import shards
+    from pipelines.datasets.records import ShardConvention
 
     blobs = {name: bytes(int(FRAMES * sizes[f"{name}_bytes"])) for name in ("rgb", "flow")}
     row = dict.fromkeys(shards.ROW_SCHEMA.names) | {"id": "video"} | blobs
-    data = shards.encode_shard([row] * VIDEOS_PER_SHARD, shards.ShardSettings(), {"schema_version": 1})
+    data = shards.encode_shard([row] * VIDEOS_PER_SHARD, shards.ShardSettings(), ShardConvention(flow={}))
     storage.put(f"{BUCKET}/shard.parquet", data)
     counted.clear()
     for version in range(reads):  # among thousands of shards hardly a footer is read twice
@@ -413,14 +413,14 @@ def measure_tables(*, rows: int = 64_000) -> dict[str, float]:
 
     Of the index it is the slope: another so many rows take so much more.
     """
-    from pipelines.datasets.shards import Commit
+    from pipelines import records
 
     with tempfile.TemporaryDirectory() as folder:
         outputs = [_write_made_up(f"{folder}/{count}", count) for count in (rows, 2 * rows)]
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             less, more = pool.map(_index_memory, outputs, chunksize=1)
         return {
-            "commit_bytes": len(Commit.to_bytes(_make_commit(0))),
+            "commit_bytes": len(records.encode(_make_commit(0))),
             "table_bytes": Path(outputs[0], "videos.parquet").stat().st_size / rows,
             "index_bytes": (more - less) / rows,
         }
@@ -428,15 +428,25 @@ def measure_tables(*, rows: int = 64_000) -> dict[str, float]:
 
 def _write_made_up(output: str, rows: int) -> str:
     """The tables of a data set without its shards."""
+    from pipelines import records
     from pipelines.datasets import shards
+    from pipelines.datasets.records import DATASET, Dataset, ListedShard, ShardConvention
 
     commits = [_make_commit(first) for first in range(0, rows, VIDEOS_PER_SHARD)]
     for _ in shards.write_tables(output, iter(commits)):
         pass
-    entries = [{"file": commit.file, "sha256": commit.sha256} for commit in commits]
-    described = {"schema_version": 1, "shards": entries, "classes": ["a"], "convention": {}}
-    described["settings"] = {"decode": {"short_side": 256}}
-    Path(output, "dataset.json").write_text(json.dumps(described))
+    dataset = Dataset(
+        fingerprint="",
+        settings={"decode": {"fps": 25.0, "short_side": 256}},
+        convention=ShardConvention(flow={}),
+        classes=("a",),
+        splits={},
+        shards=tuple(
+            ListedShard(file=commit.file, split=commit.split, rows=commit.num_rows, bytes=0, sha256=commit.sha256)
+            for commit in commits
+        ),
+    )
+    records.write(f"{output}/{DATASET}", dataset)
     return output
 
 

@@ -11,18 +11,20 @@ Videos that are missing, quarantined or cannot be decoded count as wrong.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
-from pipelines import storage
-from pipelines.clips.sampling import PROTOCOLS, Protocol, ProtocolName
-from pipelines.datasets import shards
-from pipelines.datasets.video_index import read_index, with_fold
+from pipelines import records, storage
+from pipelines.clips.sampling import PROTOCOLS, EvaluationProtocol, ProtocolName
+from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.errors import SettingsError
+from pipelines.evaluation.records import EVALUATION, Evaluation
+from pipelines.records import Values
 from pipelines.training.weights_files import Which
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ def main() -> None:
     run_command(Evaluate, run, __doc__)
 
 
-def run(config: Evaluate) -> dict[str, Any]:
+def run(config: Evaluate) -> Evaluation:
     """Evaluate, write the three files, print the table; returns what evaluation.json holds."""
     index = read_index(config.data)
     if config.annotations:
@@ -94,7 +96,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     from pipelines.evaluation import scoring
 
     scorer = make_scorer(config)
-    networks = {entry.name: entry.load() for entry in scorer.entries}
+    networks = {source.name: source.load() for source in scorer.sources}
     scoring.check_networks(index, networks)
     usable = index.usable()
     rows = []
@@ -103,29 +105,41 @@ def run(config: Evaluate) -> dict[str, Any]:
         if len(rows) % max(1, len(usable) // 10) == 0:
             print(f"scored      {len(rows):,} of {len(usable):,} videos", flush=True)
     table = scoring.tabulate(index, usable, rows, list(networks))
-    found = scoring.summarise(table, list(networks), index.classes, ignore_missing=config.ignore_missing)
-    found["classes"] = list(index.classes)  # in the confusion matrix's order, which per_class loses in JSON
+    evaluation = scoring.summarise(
+        table,
+        list(networks),
+        index.classes,
+        ignore_missing=config.ignore_missing,
+        settings=describe(config, index, scorer),
+    )
+    write(output, evaluation, table)
+    print(f"\n{format_summary(evaluation)}\nlook at     {storage.join(output, 'report.html')}")
+    return evaluation
+
+
+def describe(config: Evaluate, index: VideoIndex, scorer: Scorer) -> Values:
+    """What evaluation.json says of the settings."""
     division = {"annotations": list(config.annotations), "fold": config.fold} if config.annotations else {}
-    found["settings"] = {"data": index.data, "split": config.split, **division, **scoring.describe(scorer)}
-    found["settings"]["protocol"] = {"name": config.protocol, **found["settings"]["protocol"]}
-    write(output, found, table)
-    print(f"\n{format_summary(found)}\nlook at     {storage.join(output, 'report.html')}")
-    return found
+    protocol = {"name": config.protocol, **asdict(scorer.protocol)}
+    networks = [asdict(source) for source in scorer.sources]
+    return {"data": index.data, "split": config.split, **division, "networks": networks, "protocol": protocol}
 
 
 def make_scorer(config: Evaluate) -> Scorer:
     """The networks and the workers that score with them."""
-    from pipelines.evaluation.scoring import Entry, Scorer
+    from pipelines.evaluation.scoring import NetworkSource, Scorer
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     given = {"rgb": config.rgb, "flow": config.flow, "model": config.model}
-    entries = tuple(
-        Entry(name=name, uri=storage.absolute(uri), stream=None if name == "model" else name, which=config.which)
+    sources = tuple(
+        NetworkSource(
+            name=name, uri=storage.absolute(uri), stream=None if name == "model" else name, which=config.which
+        )
         for name, uri in given.items()
         if uri is not None
     )
     return Scorer(
-        entries=entries,
+        sources=sources,
         protocol=make_protocol(config),
         precision=config.precision,
         num_workers=config.num_workers or gpus or int(cpus),
@@ -133,41 +147,42 @@ def make_scorer(config: Evaluate) -> Scorer:
     )
 
 
-def make_protocol(config: Evaluate) -> Protocol:
+def make_protocol(config: Evaluate) -> EvaluationProtocol:
     """The named protocol, mirrored clips added where asked for."""
     return replace(PROTOCOLS[config.protocol], flip=config.flip)
 
 
-def write(output: str, found: dict[str, Any], table: Any) -> None:
+def write(output: str, evaluation: Evaluation, table: pa.Table) -> None:
     """scores.parquet, report.html, and evaluation.json last."""
     from pipelines.pages.evaluation import write_evaluation_report
 
     sink = io.BytesIO()
     pq.write_table(table, sink)
     storage.put(storage.join(output, "scores.parquet"), sink.getvalue())
-    write_evaluation_report(output, found)
-    storage.put(storage.join(output, "evaluation.json"), shards.to_json(found))
+    write_evaluation_report(output, evaluation)
+    records.write(storage.join(output, EVALUATION), evaluation)
 
 
-def format_summary(found: dict[str, Any]) -> str:
+def format_summary(evaluation: Evaluation) -> str:
     """The figures as a table: each network and their sum, over expected and over evaluated videos."""
-    lost = ", ".join(f"{found[name]} {name}" for name in ("missing", "quarantined", "failed"))
-    lines = [f"evaluated   {found['evaluated']:,} of {found['expected']:,} videos; {lost}", ""]
-    lines.append(f"{'':18}{'of ' + str(found['expected']) + ' expected':>22}{'of ' + str(found['evaluated']):>22}")
+    expected, evaluated = evaluation.expected, evaluation.evaluated
+    lost = f"{evaluation.missing} missing, {evaluation.quarantined} quarantined, {evaluation.failed} failed"
+    lines = [f"evaluated   {evaluated:,} of {expected:,} videos; {lost}", ""]
+    lines.append(f"{'':18}{f'of {expected} expected':>22}{f'of {evaluated}':>22}")
     lines.append(f"{'':18}{'top-1':>11}{'top-5':>11}{'top-1':>11}{'top-5':>11}")
-    for name, figures in found["figures"].items():
-        if name == "fused" and len(found["figures"]) == 2:
+    for name, figures in evaluation.figures.items():
+        if name == "fused" and len(evaluation.figures) == 2:
             continue
-        shares = [figures[kind][k] for kind in ("of_expected", "of_evaluated") for k in ("top1", "top5")]
+        shares = [share for of in (figures.of_expected, figures.of_evaluated) for share in (of.top1, of.top5)]
         title = "logits added 1:1" if name == "fused" else name
         lines.append(f"{title:18}" + "".join(f"{_percent(share):>11}" for share in shares))
-    lines += ["", f"top-1       {_percent(found['top1'])}{_interval(found)}, " + (
-        "lost videos left out" if found["ignore_missing"] else "lost videos counted as wrong")]  # fmt: skip
-    if found.get("not_finite"):
-        lines.append(f"not finite  scores of {found['not_finite']:,} videos, which count as wrong")
-    lines.append(f"classes     {_percent(found['mean_per_class'])} mean top-1 of a class")
-    if found["fusion_sweep"]:
-        each = "  ".join(f"{row['rgb_weight']:.1f}: {_percent(row['top1'])}" for row in found["fusion_sweep"])
+    lines += ["", f"top-1       {_percent(evaluation.top1)}{_interval(evaluation)}, " + (
+        "lost videos left out" if evaluation.ignore_missing else "lost videos counted as wrong")]  # fmt: skip
+    if evaluation.not_finite:
+        lines.append(f"not finite  scores of {evaluation.not_finite:,} videos, which count as wrong")
+    lines.append(f"classes     {_percent(evaluation.mean_per_class)} mean top-1 of a class")
+    if evaluation.fusion_sweep:
+        each = "  ".join(f"{fused.rgb_weight:.1f}: {_percent(fused.top1)}" for fused in evaluation.fusion_sweep)
         lines.append(f"RGB weight  {each}  (chosen on these videos: not a result)")
     return "\n".join(lines)
 
@@ -176,8 +191,8 @@ def _percent(share: float | None) -> str:
     return "n/a" if share is None else f"{share:.1%}"
 
 
-def _interval(found: dict[str, Any]) -> str:
-    interval = found["top1_interval_95"]
+def _interval(evaluation: Evaluation) -> str:
+    interval = evaluation.top1_interval_95
     return f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})" if interval else ""
 
 

@@ -107,12 +107,14 @@ def run(config: ExtractFeatures) -> None:
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     num_workers = config.num_workers or gpus or int(cpus)
     given = {"rgb": config.rgb, "flow": config.flow}
-    entries = tuple(
-        features.Entry(name=name, uri=uri, stream=name, which=config.which) for name, uri in given.items() if uri
+    sources = tuple(
+        features.NetworkSource(name=name, uri=uri, stream=name, which=config.which)
+        for name, uri in given.items()
+        if uri
     )
     windows = features.Windows(window=config.window, step=config.step)
-    features.check_windows(windows, {entry.name: features.load_i3d(entry) for entry in entries})
-    extractor = features.Extractor(entries=entries, windows=windows, num_workers=num_workers, use_gpu=gpus > 0)
+    features.check_windows(windows, {source.name: features.load_i3d(source) for source in sources})
+    extractor = features.Extractor(sources=sources, windows=windows, num_workers=num_workers, use_gpu=gpus > 0)
     read = features.ReadVideo(source, flow_preset=config.flow_preset)
     failed: list[Row] = []
     for part, first in enumerate(range(0, len(rows), config.videos_per_part)):
@@ -127,7 +129,7 @@ def run(config: ExtractFeatures) -> None:
                 failed.append({"id": video["id"], "error": row["error"]})
                 print(f"failed      {video['id']}: {row['error']}", flush=True)
             else:
-                table += [line for entry in entries for line in describe(config, windows, video, row, entry.name)]
+                table += [line for source in sources for line in describe(config, windows, video, row, source.name)]
         put_table(uri, table, SCHEMA if config.format == "parquet" else SCHEMA.remove(len(SCHEMA) - 1))
         print(f"part        {part:05d}: {len(table):,} windows of {len(places):,} videos", flush=True)
     if failed:

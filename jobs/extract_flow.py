@@ -214,7 +214,7 @@ def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement,
     manifest.finish(plan, described)
     print(format_summary(described))
     print(f"look at     {page}")
-    return 0 if described["shards"] else 1
+    return 0 if described.shards else 1
 
 
 def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:

@@ -9,9 +9,13 @@ import socket
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from pipelines import records, storage
+from pipelines.extraction.records import RUNS, ExtractionRun, TimelinePoint
 
 if TYPE_CHECKING:
+    from pipelines.datasets.records import Dataset, StoredFlowError, Totals
     from pipelines.extraction.estimate import Estimate
     from pipelines.extraction.graph import Placement, Remaining
     from pipelines.extraction.progress import Tally
@@ -27,7 +31,7 @@ class RunLog:
         self.videos_to_do = 0
         self.shards_left = shards
         self.started = time.time()
-        self.timeline: list[tuple[float, int, int, int]] = []
+        self.timeline: list[TimelinePoint] = []
         self.nodes: dict[str, int] = {}
 
     def update(self, remaining: Remaining) -> None:
@@ -43,7 +47,8 @@ class RunLog:
 
     def add(self, tally: Tally) -> None:
         """Print one progress line."""
-        self.timeline.append((round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined))
+        point = TimelinePoint(round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined)
+        self.timeline.append(point)
         self.nodes = dict(tally.nodes)
         left = max(0, self.videos_to_do - tally.videos)
         eta = format_seconds(left * tally.seconds / tally.videos) if tally.videos else "unknown"
@@ -59,24 +64,22 @@ class RunLog:
 
         A storage that fails now has failed the run before: that error is the one to show.
         """
-        from pipelines import storage
-        from pipelines.datasets import shards
 
         if not self.timeline:
             return
         started = time.gmtime(self.started)
-        record = {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", started),
-            "seconds": round(time.time() - self.started, 1),
-            "host": socket.gethostname(),
-            "placement": asdict(placement),
-            "videos_by_node": self.nodes,
-            "versions": {"python": platform.python_version(), **_find_versions()},
-            "timeline": self.timeline,
-        }
+        run = ExtractionRun(
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", started),
+            seconds=round(time.time() - self.started, 1),
+            host=socket.gethostname(),
+            placement=asdict(placement),
+            videos_by_node=self.nodes,
+            versions={"python": platform.python_version(), **_find_versions()},
+            timeline=tuple(self.timeline),
+        )
         name = time.strftime("%Y%m%dT%H%M%SZ.json", started)
         with contextlib.suppress(OSError):
-            storage.put(storage.join(output, "runs", name), shards.to_json(record))
+            records.write(storage.join(output, RUNS, name), run)
 
 
 def _find_versions() -> dict[str, str]:
@@ -101,7 +104,7 @@ def format_bytes(count: float) -> str:
     return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
-def format_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+def format_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """Columns of text, the first aligned left, the others right."""
     cells = [list(header), *([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -112,42 +115,42 @@ def format_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     return "\n".join("  ".join(line) for line in lines)
 
 
-def format_summary(dataset: dict[str, Any]) -> str:
+def format_summary(dataset: Dataset) -> str:
     """The final table of an extraction."""
     columns = ("expected", "ok", "missing", "quarantined", "frames")
-    splits = [(name, *(counts[column] for column in columns)) for name, counts in dataset["splits"].items()]
+    splits = [(name, *(getattr(counts, column) for column in columns)) for name, counts in dataset.splits.items()]
     parts = [format_table(("split", *columns), splits)]
-    if dataset["quarantine_reasons"]:
-        parts.append(format_table(("quarantined because", "videos"), sorted(dataset["quarantine_reasons"].items())))
-    if dataset["totals"]:
-        parts.append(_format_totals(dataset["totals"], dataset["flow_error_px"]))
+    if dataset.quarantine_reasons:
+        parts.append(format_table(("quarantined because", "videos"), sorted(dataset.quarantine_reasons.items())))
+    if dataset.totals.frames:
+        parts.append(_format_totals(dataset.totals, dataset.flow_error_px))
     return "\n" + "\n\n".join(parts) + "\n"
 
 
-def _format_totals(totals: dict[str, int], error: dict[str, float] | None) -> str:
-    rgb, flow = totals["rgb_bytes"], totals["flow_bytes"]
+def _format_totals(totals: Totals, error: StoredFlowError | None) -> str:
+    rgb, flow = totals.rgb_bytes, totals.flow_bytes
     lines = [
-        f"RGB         {format_bytes(rgb)}, {format_bytes(rgb / totals['frames'])} a frame",
-        f"flow        {format_bytes(flow)}, {format_bytes(flow / max(1, totals['flow_frames']))} a frame",
+        f"RGB         {format_bytes(rgb)}, {format_bytes(rgb / totals.frames)} a frame",
+        f"flow        {format_bytes(flow)}, {format_bytes(flow / max(1, totals.flow_frames))} a frame",
     ]
     if error:
         lines.append(
-            f"flow error  {error['mean']:.3f} px mean, {error['rms']:.3f} RMS, {error['p999']:.2f} p99.9, "
-            f"{error['max']:.2f} max, measured on {error['videos']} videos"
+            f"flow error  {error.mean:.3f} px mean, {error.rms:.3f} RMS, {error.p999:.2f} p99.9, "
+            f"{error.max:.2f} max, measured on {error.videos} videos"
         )
     return "\n".join(lines)
 
 
-def format_estimate(found: Estimate, *, cpus: float, cpu_hour_price: float) -> str:
+def format_estimate(estimate: Estimate, *, cpus: float, cpu_hour_price: float) -> str:
     """What --dry-run prints."""
-    low, mean, high = (s / cpus for s in (found.core_seconds_low, found.core_seconds, found.core_seconds_high))
-    hours = found.core_seconds / 3600
+    low, mean, high = (s / cpus for s in (estimate.core_seconds_low, estimate.core_seconds, estimate.core_seconds_high))
+    hours = estimate.core_seconds / 3600
     return (
-        f"sampled     {found.sampled} of {found.videos:,} videos, {found.failed} of them failed\n"
-        f"frames      {found.frames:,}\n"
+        f"sampled     {estimate.sampled} of {estimate.videos:,} videos, {estimate.failed} of them failed\n"
+        f"frames      {estimate.frames:,}\n"
         f"time        {format_seconds(mean)} on {cpus:g} CPUs ({format_seconds(low)} to {format_seconds(high)}, "
         f"if all were like the cheapest or dearest of the sample)\n"
-        f"bytes       {format_bytes(found.num_bytes)}\n"
+        f"bytes       {format_bytes(estimate.num_bytes)}\n"
         f"cost        ${hours * cpu_hour_price:,.2f} for {hours:,.2f} CPU hours at ${cpu_hour_price:g}\n"
         "nothing was written"
     )

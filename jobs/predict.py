@@ -37,7 +37,7 @@ from models.folding import fold
 from pipelines import storage
 from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
-from pipelines.evaluation.raw_video import compute_flow, read_frames
+from pipelines.evaluation.raw_video import compute_flow, decode_frames
 from pipelines.training.trained_network import Network, load_network
 from pipelines.tvl1.params import FlowPreset
 
@@ -166,7 +166,7 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
 def decode(uri: str, *, short_side: int, num_frames: int) -> Frames:
     """The first frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, at most `num_frames`."""
     try:
-        return read_frames(uri, short_side=short_side, num_frames=num_frames)
+        return decode_frames(uri, short_side=short_side, num_frames=num_frames)
     except OSError as error:  # names the URI
         raise InputError(str(error)) from error
     except VideoError as error:

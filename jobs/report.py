@@ -1,10 +1,8 @@
-"""Make the page of an extraction, a training, an evaluation or a sweep again: python jobs/report.py s3://bucket/k400"""
+"""Make the page of an extraction, a training, an evaluation or a search again: python jobs/report.py s3://bucket/k400"""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 import tyro
@@ -14,7 +12,7 @@ from pipelines import storage
 from pipelines.errors import DataError
 
 # The file that each kind of folder has, in the order in which they are looked for.
-KINDS = {"dataset.json": "extraction", "evaluation.json": "evaluation", "sweep.json": "sweep", "run.json": "training"}
+KINDS = {"dataset.json": "extraction", "evaluation.json": "evaluation", "sweep.json": "search", "run.json": "training"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,32 +38,31 @@ def make_report(folder: str) -> str:
         )
     uri = storage.join(folder, file)
     try:
-        described = json.loads(storage.read_bytes(uri))
-        if not isinstance(described, dict):
-            raise TypeError("it holds no JSON object")
-        return _write(KINDS[file], folder, described)
-    except (KeyError, TypeError, json.JSONDecodeError, jinja2.UndefinedError) as error:
+        return _write(KINDS[file], folder)
+    except (KeyError, TypeError, jinja2.UndefinedError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
 
 
-def _write(kind: str, folder: str, described: dict[str, Any]) -> str:
+def _write(kind: str, folder: str) -> str:
     if kind == "evaluation":
+        from pipelines import records
+        from pipelines.evaluation.records import EVALUATION, Evaluation
         from pipelines.pages.evaluation import write_evaluation_report
 
-        return write_evaluation_report(folder, described)
-    if kind == "sweep":
-        from pipelines.pages.search import write_sweep_report
+        return write_evaluation_report(folder, records.read(storage.join(folder, EVALUATION), Evaluation))
+    if kind == "search":
+        from pipelines.pages.search import write_search_report
 
-        return write_sweep_report(folder)
+        return write_search_report(folder)
     if kind == "training":
         from pipelines.pages.training import write_training_report
 
         return write_training_report(folder)
-    from pipelines.datasets import shards
+    from pipelines.datasets.records import read_dataset
     from pipelines.pages import extraction
 
-    return extraction.write_extraction_report(folder, shards.read_dataset(folder))
+    return extraction.write_extraction_report(folder, read_dataset(folder))
 
 
 if __name__ == "__main__":

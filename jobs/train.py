@@ -22,7 +22,8 @@ from pipelines import storage
 from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.errors import SettingsError
 from pipelines.lock import lock_output
-from pipelines.search.space import describe_geometry, read_outcome, with_geometry
+from pipelines.search.records import read_outcome
+from pipelines.search.space import describe_geometry, with_geometry
 from pipelines.training.config import Run, Scale
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, prepare
 
@@ -108,11 +109,11 @@ def run(config: Train) -> list[Result]:
     return results
 
 
-def take_best(settings: TrainingSettings, sweep: str) -> TrainingSettings:
+def take_best(settings: TrainingSettings, search: str) -> TrainingSettings:
     """The settings, with the best geometry of a search in place of theirs."""
-    best = read_outcome(storage.absolute(sweep))["best"]
-    print(f"geometry    {describe_geometry(best['geometry'])}: top-1 {best['top1']:.1%} in {sweep}")
-    return with_geometry(settings, best["geometry"])
+    best = read_outcome(storage.absolute(search)).best
+    print(f"geometry    {describe_geometry(best.geometry)}: top-1 {best.top1:.1%} in {search}")
+    return with_geometry(settings, best.geometry)
 
 
 def test_fold(config: Train, run: str, fold: int) -> float:
@@ -130,7 +131,9 @@ def test_fold(config: Train, run: str, fold: int) -> float:
         **{flag: run},  # type: ignore[arg-type]
     )
     print(f"\nfold        {fold}: evaluation by the paper's protocol")
-    return float(evaluate.run(given)["top1"])
+    top1 = evaluate.run(given).top1
+    assert top1 is not None, "a split that is there has videos"
+    return top1
 
 
 def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, output: str) -> Result:

@@ -18,19 +18,18 @@ from typing import TYPE_CHECKING, Literal
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command, with_preset
 from jobs.train import Workers, embedded_cpus
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
 from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.errors import RunError, SettingsError
 from pipelines.lock import lock_output
 from pipelines.resume import was_begun
+from pipelines.search.records import SETTINGS, Outcome, SearchSettings, Trial
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, with_geometry
 from pipelines.training.config import Run, Scale
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, make_run
 
 if TYPE_CHECKING:
-    from pipelines.search.results import Outcome
-    from pipelines.search.trials import Book, Configure, Prepare, Search, Trial
+    from pipelines.search.trials import Book, Configure, Prepare, Search
 
 FLOW_STRIDE = "flow at input stride s is every s-th frame of the flow between neighbours, not the flow over s frames"
 
@@ -114,7 +113,7 @@ def run(config: Tune) -> Outcome:
         prepare = make_prepare(config, index, search)
         paper = search.space.paper()
         run = prepare(paper, 0).run
-        begin(config, output, run, search)
+        begin_search(config, output, run, search)
         book = Book(output, identify(paper))
         print_search(config, book, search, run)
         search_geometries(book, search, prepare, make_configure(config, index), on_end=print_trial)
@@ -128,9 +127,9 @@ def run(config: Tune) -> Outcome:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
             raise RunError(f"no trial came to its end: {reasons}")
         write_outcome(book, outcome, prepare)
-        from pipelines.pages.search import write_sweep_report
+        from pipelines.pages.search import write_search_report
 
-        page = write_sweep_report(output)
+        page = write_search_report(output)
         print_outcome(book, outcome)
         print(f"look at     {page}")
     return outcome
@@ -200,19 +199,19 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
     )
 
 
-def begin(config: Tune, output: str, run: Run, search: Search) -> None:
-    """Write sweep.json, or refuse a folder that holds another sweep. The number of trials may change."""
-    described = {
-        "run": run.describe(),
-        "choices": {name: repr(values) for name, values in search.space.distributions().items()},
-        "steps": search.steps,
-        "first_rung": search.first_rung,
-        "reduction": search.reduction,
-        "objective": search.objective,
-    }
-    uri = storage.join(output, "sweep.json")
-    if not was_begun(uri, described):
-        storage.put(uri, shards.to_json(described))
+def begin_search(config: Tune, output: str, run: Run, search: Search) -> None:
+    """Write sweep.json, or refuse a folder that holds another search. The number of trials may change."""
+    settings = SearchSettings(
+        run=run.describe(),
+        choices={name: repr(values) for name, values in search.space.distributions().items()},
+        steps=search.steps,
+        first_rung=search.first_rung,
+        reduction=search.reduction,
+        objective=search.objective,
+    )
+    uri = storage.join(output, SETTINGS)
+    if not was_begun(uri, settings.to_json()):
+        records.write(uri, settings)
 
 
 def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:
@@ -248,8 +247,8 @@ def print_outcome(book: Book, outcome: Outcome) -> None:
     print(f"\ntrials      {counts}")
     print(f"best        {outcome.best.format()}")
     print(f"paper's     {outcome.paper.format() if outcome.paper else 'failed'}")
-    for entry in outcome.front:
-        print(f"front       {entry.format()}")
+    for trial in outcome.front:
+        print(f"front       {trial.format()}")
     print("            accuracies are of the videos that the choice was made by, so the best one's is too high")
     print(
         f"cost        {cost.clips:,} clips, {cost.cpu_hours:.2f} CPU hours, {cost.gpu_hours:.2f} GPU hours; "

@@ -16,6 +16,7 @@ import tyro
 from jobs.command import run_command
 from pipelines import storage
 from pipelines.datasets import shards
+from pipelines.datasets.records import read_dataset
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import SettingsError
 from pipelines.extraction import verify
@@ -52,10 +53,10 @@ def run(config: Verify) -> list[Finding]:
     """All checks; prints what each of them found."""
     output = storage.absolute(config.data)
     index = read_index(output)
-    dataset = shards.read_dataset(output)
+    dataset = read_dataset(output)
     samples = verify.choose_samples(index, config.samples, config.seed)
     checks = {
-        f"{len(dataset['shards']):,} shards against their hashes": verify.check_shards(output, dataset),  # type: ignore[arg-type]
+        f"{len(dataset.shards):,} shards against their hashes": verify.check_shards(output, dataset),
         f"{len(index):,} videos of the catalog": verify.check_catalog(output, dataset),
         f"{len(index):,} videos in the tables": verify.check_tables(output, dataset),
         f"{len(samples):,} videos decoded": (found for video in samples for found in verify.check_sample(video)),
@@ -83,7 +84,7 @@ def check_sources(config: Verify, index: VideoIndex, samples: list[shards.Row]) 
     columns = ("id", "source", "source_sha256", "start", "end")
     videos = shards.read_table(storage.join(index.data, "videos.parquet"), columns)
     facts = {row["id"]: row for row in videos.to_pylist()}
-    dataset = shards.read_dataset(index.data)
+    dataset = read_dataset(index.data)
     found = [verify.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
     recomputed = [entry for entry in found if isinstance(entry, Recomputed)]
     findings = [entry for entry in found if isinstance(entry, Finding)]

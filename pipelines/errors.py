@@ -4,6 +4,7 @@ UserError                    a job prints it as `error: …` and exits with 1; a
 ├── SettingsError            a flag or a setting that cannot be, or cannot be together with another
 ├── CatalogError             videos or annotation files
 ├── DataError                shards, or another folder that a job wrote: absent, unfinished, damaged, of other classes
+│   ├── RecordError          a JSON file of a job is damaged, or is something else
 │   └── ConventionError      shards that store their flow or RGB in a way that this version does not know
 ├── NetworkError             a network or its weights: absent, damaged, or another one than needed
 ├── InputError               a file given to a job is not what it should be
@@ -37,6 +38,10 @@ class CatalogError(UserError):
 
 class DataError(UserError):
     """Shards, or another folder that a job wrote, are absent, unfinished, damaged, or not the ones that are needed."""
+
+
+class RecordError(DataError):
+    """A file that should hold a record is damaged, or is something else; the message names it."""
 
 
 class ConventionError(DataError):

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.errors import SettingsChangedError
 
 
-def was_begun(uri: str, settings: Mapping[str, Any]) -> bool:
+def was_begun(uri: str, settings: Mapping[str, object]) -> bool:
     """Whether these settings lie at `uri`, where an output's first file is; False where nothing does.
 
     Raises SettingsChangedError, which names every setting that differs, where others lie there. The caller holds the
     output's lock, and writes the file where there was none.
     """
     try:
-        stored = json.loads(storage.read_bytes(uri))
+        stored = records.parse(storage.read_bytes(uri), uri)
     except FileNotFoundError:
         return False
     before, now = (_flatten(record) for record in (stored, json.loads(json.dumps(settings))))

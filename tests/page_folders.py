@@ -1,10 +1,10 @@
-"""Small folders of each kind that a page is made of: an extraction, a training, an evaluation, a sweep."""
+"""Small folders of each kind that a page is made of: an extraction, a training, an evaluation, a search."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 
 import models
 from models import checkpoint
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.datasets import shards
+from pipelines.datasets.records import Dataset, ListedShard, ShardConvention, SplitCounts, StoredFlowError, Totals
 from pipelines.datasets.shards import ShardSettings
 from pipelines.datasets.video_index import read_index
 from pipelines.evaluation import scoring
@@ -24,18 +25,16 @@ from pipelines.extraction.plan import ExtractionSettings
 from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
 from pipelines.pages import extraction
 from pipelines.pages.class_coverage import Count
+from pipelines.search.records import State, Trial, TrialReport
 from pipelines.search.results import conclude, write_outcome
 from pipelines.search.space import Geometry, Space, identify, model_settings
-from pipelines.search.trials import Book, Search, Trial
+from pipelines.search.trials import Book, Search
 from pipelines.training.config import Scale
 
 CODEC = CodecSettings(flow_codec="h264")
-CONVENTION = {
-    "schema_version": shards.SCHEMA_VERSION,
-    "flow": CODEC.flow_convention(),
-    "rgb": {"codec": "h264"},
-    "members": {"rgb": "rgb.mp4", "flow": "flow.mp4"},
-}
+CONVENTION = ShardConvention(
+    flow=CODEC.flow_convention(), rgb={"codec": "h264"}, members={"rgb": "rgb.mp4", "flow": "flow.mp4"}
+)
 
 
 def make_video(
@@ -63,8 +62,8 @@ def make_lost(name: str, status: str, **facts: object) -> dict:
     return row | facts
 
 
-def write_dataset(folder: Path | str, videos: list[dict], *, format: str = "parquet") -> dict[str, Any]:
-    """Shards, tables and the dict that goes into dataset.json, one shard a split."""
+def write_dataset(folder: Path | str, videos: list[dict], *, format: str = "parquet") -> Dataset:
+    """Shards, tables and what goes into dataset.json, one shard a split."""
     output, settings = str(folder), ShardSettings(format=format)
     for split in dict.fromkeys(video["split"] for video in videos):
         planned = [video | {"shard": f"{split}-00000"} for video in videos if video["split"] == split]
@@ -77,34 +76,36 @@ def write_dataset(folder: Path | str, videos: list[dict], *, format: str = "parq
     return summarise(videos, commits, settings)
 
 
-def summarise(videos: list[dict], commits: list[shards.Commit], settings: ShardSettings) -> dict[str, Any]:
+def summarise(videos: list[dict], commits: list[shards.Commit], settings: ShardSettings) -> Dataset:
     usable = [video for video in videos if video["status"] == "ok"]
     kinds = [video["error_kind"] for video in videos if video["status"] == "quarantined"]
     splits = {}
     for commit in commits:
         states = [video["status"] for video in commit.videos]
-        splits[commit.split] = {"expected": len(states), **{name: states.count(name) for name in asdict(Count())}}
-    return {
-        "schema_version": shards.SCHEMA_VERSION,
-        "fingerprint": "f00d",
-        "settings": json.loads(shards.to_json({**asdict(ExtractionSettings(shards=settings)), "kernel": "numba:test"})),
-        "convention": CONVENTION,
-        "classes": sorted({video["class_name"] for video in videos}),
-        "splits": splits,
-        "totals": {
-            "frames": sum(video["num_frames"] for video in usable),
-            "flow_frames": sum(video["num_frames"] - 1 for video in usable),
-            "rgb_bytes": sum(video["rgb_bytes"] for video in usable),
-            "flow_bytes": sum(video["flow_bytes"] for video in usable),
-        },
-        "quarantine_reasons": {kind: kinds.count(kind) for kind in kinds},
-        "flow_error_px": {"videos": len(usable), "mean": 0.01, "rms": 0.02, "p999": 0.1, "max": 0.3}
-        if usable
-        else None,
-        "shards": [
-            {"file": c.file, "split": c.split, "bytes": c.num_bytes, "sha256": c.sha256} for c in commits if c.file
-        ],
-    }
+        splits[commit.split] = SplitCounts(
+            expected=len(states), **{name: states.count(name) for name in asdict(Count())}
+        )
+    error = StoredFlowError(videos=len(usable), mean=0.01, rms=0.02, p999=0.1, max=0.3)
+    return Dataset(
+        fingerprint="f00d",
+        settings={**asdict(ExtractionSettings(shards=settings)), "kernel": "numba:test"},
+        convention=CONVENTION,
+        classes=tuple(sorted({video["class_name"] for video in videos})),
+        splits=splits,
+        totals=Totals(
+            frames=sum(video["num_frames"] for video in usable),
+            flow_frames=sum(video["num_frames"] - 1 for video in usable),
+            rgb_bytes=sum(video["rgb_bytes"] for video in usable),
+            flow_bytes=sum(video["flow_bytes"] for video in usable),
+        ),
+        quarantine_reasons={kind: kinds.count(kind) for kind in kinds},
+        flow_error_px=error if usable else None,
+        shards=tuple(
+            ListedShard(file=c.file, split=c.split, rows=c.num_rows, bytes=c.num_bytes, sha256=str(c.sha256))
+            for c in commits
+            if c.file
+        ),
+    )
 
 
 def write_run(folder: Path, started: str, timeline: list[list[float]]) -> None:
@@ -120,7 +121,7 @@ def make_page(folder: Path, videos: list[dict], **settings: str) -> str:
 def make_extraction(folder: Path, videos: list[dict]) -> Path:
     """A finished data set of these videos, with the record of a run."""
     write_run(folder, "2026-11-23T10:00:00+00:00", [[0, 0, 0, 0], [10, 3, 18, 1], [20, 5, 30, 1]])
-    storage.put(str(folder / "dataset.json"), shards.to_json(write_dataset(folder, videos)))
+    records.write(str(folder / "dataset.json"), write_dataset(folder, videos))
     return folder
 
 
@@ -155,18 +156,19 @@ def make_evaluation(folder: Path, classes: Sequence[str]) -> Path:
         for label, name in enumerate(classes)
         for number in range(4)
     ]
-    dataset = write_dataset(folder / "shards", videos) | {"classes": list(classes)}
-    dataset["settings"]["decode"]["short_side"] = 32
-    storage.put(str(folder / "shards" / "dataset.json"), shards.to_json(dataset))
+    dataset = write_dataset(folder / "shards", videos)
+    settings = {**dataset.settings, "decode": {"fps": 25.0, "short_side": 32}}
+    dataset = replace(dataset, classes=tuple(classes), settings=settings)
+    records.write(str(folder / "shards" / "dataset.json"), dataset)
     index = read_index(str(folder / "shards"))
     rows = [_score(index.row(place)["label"], place, len(classes)) for place in range(len(index))]
     table = scoring.tabulate(index, index, rows, ["rgb", "flow"])
-    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
-    found |= {"classes": list(classes), "settings": {"data": index.data, "split": "test"}}
+    settings = {"data": index.data, "split": "test"}
+    evaluation = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False, settings=settings)
     output = folder / "evaluation"
     output.mkdir()
     pq.write_table(table, output / "scores.parquet")
-    storage.put(str(output / "evaluation.json"), shards.to_json(found))
+    records.write(str(output / "evaluation.json"), evaluation)
     return output
 
 
@@ -182,17 +184,17 @@ SEARCH = Search(space=SPACE, num_trials=12, steps=90, first_rung=10, scale=Scale
 PAPER = identify(SPACE.paper())
 
 
-def report_of(step: int, score: float, loss: float = 1.0) -> dict[str, Any]:
+def report_of(step: int, score: float, loss: float = 1.0) -> TrialReport:
     """What a trial reports."""
-    return {"step": step, "clips": 8 * step, "seconds": 1.0, "val_top1": score, "val_loss": loss}
+    return TrialReport(step=step, clips=8 * step, val_top1=score, val_loss=loss, seconds=1.0)
 
 
-def make_trial(number: int, curve: list[dict[str, Any]], state: str = "finished", gflops: float = 1.0) -> Trial:
+def make_trial(number: int, curve: list[TrialReport], state: State = "finished", gflops: float = 1.0) -> Trial:
     """A trial, number 0 of the paper's geometry."""
     chosen = {"conv1_kernel": 3 + 2 * (number % 3), "frame_step": (1, 2, 4)[number // 3 % 3]}
     geometry = SPACE.paper() | ({"pool_2a_kernel": 2, **chosen} if number else {})
     facts = {"id": identify(geometry), "number": number, "geometry": geometry, "gflops": gflops}
-    return Trial(**facts, state=state, seconds=60, curve=curve)
+    return Trial(**facts, state=state, seconds=60, curve=tuple(curve))
 
 
 def make_book(folder: Path) -> Book:
@@ -205,13 +207,14 @@ def make_book(folder: Path) -> Book:
     return book
 
 
-def make_sweep(folder: Path, *, book: Book | None = None) -> Path:
-    """A finished sweep of the trials of a book."""
+def make_search(folder: Path, *, book: Book | None = None) -> Path:
+    """A finished search of the trials of a book."""
     book = book or make_book(folder)
     outcome = conclude(book, SEARCH, num_best=2)
     assert outcome is not None
     write_outcome(book, outcome, _prepare)
-    (folder / "sweep.json").write_text(json.dumps({"run": {"model": {"stream": "flow"}}, "steps": 90}))
+    settings = {"choices": {}, "steps": 90, "first_rung": 10, "reduction": 3, "objective": "accuracy"}
+    (folder / "sweep.json").write_text(json.dumps({"run": {"model": {"stream": "flow"}}, **settings}))
     return folder
 
 

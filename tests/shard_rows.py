@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import FACTS, Row
 from pipelines.extraction.graph import make_convention
 from pipelines.extraction.plan import ExtractionSettings
@@ -15,7 +16,7 @@ HEIGHT, WIDTH, NUM_FRAMES = 16, 24, 4
 FLOW = (5.0, -2.5)  # px, (u, v) of every pixel
 
 
-def convention_of(settings: CodecSettings) -> dict[str, Any]:
+def convention_of(settings: CodecSettings) -> ShardConvention:
     """What an extraction with these codecs writes into its shards."""
     return make_convention(ExtractionSettings(codec=settings), "cpu-test")
 

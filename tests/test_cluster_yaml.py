@@ -129,7 +129,7 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     scorer = evaluate.make_scorer(evaluate.Evaluate(data="shards", output="evaluation", rgb="run"))
     list(scoring.score_videos(range(10), {}, scorer))  # type: ignore[arg-type]
     extractor = features.Extractor(
-        entries=(), windows=features.Windows(), num_workers=scorer.num_workers, use_gpu=scorer.use_gpu
+        sources=(), windows=features.Windows(), num_workers=scorer.num_workers, use_gpu=scorer.use_gpu
     )
     features.extract_features(extractor, features.ReadVideo([]), range(10))
     nodes = [cluster["available_node_types"][kind]["resources"] for kind in counts]

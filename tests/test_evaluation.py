@@ -20,9 +20,8 @@ from jobs.evaluate import format_summary
 from jobs.report import make_report
 from models import checkpoint
 from models.checkpoint import Metadata
-from pipelines import storage
-from pipelines.clips.sampling import ClipSettings, Protocol
-from pipelines.datasets import shards
+from pipelines import records
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import DataError, NetworkError
 from pipelines.evaluation import scoring
@@ -50,13 +49,13 @@ def test_every_expected_video_is_counted(index: VideoIndex) -> None:
     rows = [right_for(index, place, error="cut short" if place == 5 else "") for place in range(6)]
     table = scoring.tabulate(index, index.usable(), rows, ["rgb", "flow"])
     assert len(table) == 8
-    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
-    counts = {name: found[name] for name in ("expected", "evaluated", "missing", "quarantined", "failed")}
+    evaluation = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=False)
+    counts = {name: getattr(evaluation, name) for name in ("expected", "evaluated", "missing", "quarantined", "failed")}
     assert counts == {"expected": 8, "evaluated": 5, "missing": 1, "quarantined": 1, "failed": 1}
-    assert found["figures"]["rgb"]["of_expected"]["top1"] == 5 / 8
-    assert found["figures"]["rgb"]["of_evaluated"]["top1"] == 1
-    assert found["figures"]["flow"]["of_evaluated"]["top1"] == 0
-    assert found["top1"] == found["figures"]["fused"]["of_expected"]["top1"] == 0
+    assert evaluation.figures["rgb"].of_expected.top1 == 5 / 8
+    assert evaluation.figures["rgb"].of_evaluated.top1 == 1
+    assert evaluation.figures["flow"].of_evaluated.top1 == 0
+    assert evaluation.top1 == evaluation.figures["fused"].of_expected.top1 == 0
     assert "cut short" in table["error"].to_pylist()
 
 
@@ -65,10 +64,10 @@ def test_lost_videos_can_be_left_out_of_the_headline(index: VideoIndex) -> None:
     table = scoring.tabulate(index, index.usable(), rows, ["rgb"])
     left_out = scoring.summarise(table, ["rgb"], index.classes, ignore_missing=True)
     counted = scoring.summarise(table, ["rgb"], index.classes, ignore_missing=False)
-    assert (left_out["top1"], counted["top1"]) == (1, 6 / 8)
-    assert left_out["mean_per_class"] == 1
-    assert counted["per_class"]["left"] == 0.5
-    assert counted["per_class"]["down"] == 1
+    assert (left_out.top1, counted.top1) == (1, 6 / 8)
+    assert left_out.mean_per_class == 1
+    assert counted.per_class["left"] == 0.5
+    assert counted.per_class["down"] == 1
 
 
 def test_scores_that_are_not_finite_are_wrong_and_counted(index: VideoIndex, tmp_path: Path) -> None:
@@ -77,8 +76,8 @@ def test_scores_that_are_not_finite_are_wrong_and_counted(index: VideoIndex, tmp
         rows[place]["logits_rgb"] = [float("nan")] * 6
     table = scoring.tabulate(index, index.usable(), rows, ["rgb"])
     found = scoring.summarise(table, ["rgb"], index.classes, ignore_missing=True)
-    assert (found["evaluated"], found["not_finite"], found["top1"]) == (6, 2, 4 / 6)
-    assert sum(found["per_class"].values()) == 4  # each class has one video
+    assert (found.evaluated, found.not_finite, found.top1) == (6, 2, 4 / 6)
+    assert sum(found.per_class.values()) == 4  # each class has one video
     assert table["predicted"].to_pylist().count(None) == 4  # these two, a missing and a quarantined one
     assert "not finite  scores of 2 videos" in format_summary(found)
     assert choose_mistakes(table, 6) == []
@@ -100,10 +99,10 @@ def test_storage_that_is_away_is_no_wrong_answer(index: VideoIndex, tmp_path: Pa
     usable = replace(index, data=away, table=index.table.set_column(column, "file", pa.array(files))).usable()
     model = models.build("i3d", num_classes=6, stream="rgb", width=0.125, size=32, frames=16)
     networks = {"rgb": Network(model=model)}
-    row = scoring.CutVideo(usable, networks, Protocol())({"id": 0})
+    row = scoring.CutVideo(usable, networks, EvaluationProtocol())({"id": 0})
     assert row["error"].startswith(f"OutageError: {away} cannot be read")
     # The data set answers, and only this shard is gone.
-    row = scoring.CutVideo(replace(usable, data=index.data), networks, Protocol())({"id": 0})
+    row = scoring.CutVideo(replace(usable, data=index.data), networks, EvaluationProtocol())({"id": 0})
     assert "FileNotFoundError" in row["error"]
 
 
@@ -114,20 +113,20 @@ def test_a_split_without_labels_is_refused(index: VideoIndex) -> None:
         scoring.check_networks(unlabelled, {})
 
 
-def test_the_fusion_sweep_ends_at_each_stream_alone(index: VideoIndex) -> None:
+def test_the_weights_of_fusion_end_at_each_stream_alone(index: VideoIndex) -> None:
     table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb", "flow"])
-    found = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=True)
-    sweep = {row["rgb_weight"]: row["top1"] for row in found["fusion_sweep"]}
-    assert (len(sweep), sweep[0.0], sweep[1.0]) == (11, 0, 1)
-    assert sweep[0.5] == found["figures"]["fused"]["of_evaluated"]["top1"] == 0
-    assert sweep[0.7] == 1  # 0.7 × 2 over 0.3 × 3
+    evaluation = scoring.summarise(table, ["rgb", "flow"], index.classes, ignore_missing=True)
+    top1 = {fused.rgb_weight: fused.top1 for fused in evaluation.fusion_sweep}
+    assert (len(top1), top1[0.0], top1[1.0]) == (11, 0, 1)
+    assert top1[0.5] == evaluation.figures["fused"].of_evaluated.top1 == 0
+    assert top1[0.7] == 1  # 0.7 × 2 over 0.3 × 3
 
 
 def test_a_page_of_hostile_names_is_escaped(index: VideoIndex) -> None:
     table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
     classes = ("<script>alert(1)</script>", *index.classes[1:])
-    found = scoring.summarise(table, ["rgb"], classes, ignore_missing=False)
-    page = render_evaluation("out", found | {"settings": {}, "classes": list(classes)}, table, [])
+    evaluation = scoring.summarise(table, ["rgb"], classes, ignore_missing=False)
+    page = render_evaluation("out", evaluation, table, [])
     assert "<script>alert" not in page
     assert "75.0% of 8 videos are right" in page
 
@@ -135,11 +134,10 @@ def test_a_page_of_hostile_names_is_escaped(index: VideoIndex) -> None:
 def test_the_page_made_again_keeps_the_order_of_the_classes(index: VideoIndex, tmp_path: Path) -> None:
     table = scoring.tabulate(index, index.usable(), [right_for(index, place) for place in range(6)], ["rgb"])
     classes = ("zebra", *index.classes[1:])  # comes last in JSON's sorted per_class
-    found = scoring.summarise(table, ["rgb"], classes, ignore_missing=False) | {"classes": list(classes)}
-    found["settings"] = {}
-    storage.put(str(tmp_path / "evaluation.json"), shards.to_json(found))
+    evaluation = scoring.summarise(table, ["rgb"], classes, ignore_missing=False)
+    records.write(str(tmp_path / "evaluation.json"), evaluation)
     page = Path(make_report(str(tmp_path))).read_text()
-    assert page == render_evaluation(str(tmp_path), found, None, None)
+    assert page == render_evaluation(str(tmp_path), evaluation, None, None)
     assert page.index(">zebra</span></th>") < page.index(f">{classes[1]}</span></th>")
 
 

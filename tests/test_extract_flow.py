@@ -17,6 +17,7 @@ from jobs.extract_flow import print_catalog
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.records import read_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = str(ROOT / "jobs" / "extract_flow.py")
@@ -112,8 +113,8 @@ def test_what_was_found_is_shown_before_the_work(tmp_path: Path, capsys: pytest.
 @pytest.mark.soak
 def test_without_arguments_it_extracts_videos_of_its_own(tmp_path: Path) -> None:
     text = run(cwd=tmp_path)
-    described = shards.read_dataset(str(tmp_path / "out" / "debug" / "shards"))
-    assert sum(entry["rows"] for entry in described["shards"]) == 18
+    described = read_dataset(str(tmp_path / "out" / "debug" / "shards"))
+    assert sum(shard.rows for shard in described.shards) == 18
     assert "report.html" in text
     assert (tmp_path / "out" / "debug" / "shards" / "report.html").stat().st_size > 1000
 
@@ -165,10 +166,10 @@ def test_a_second_run_on_the_same_output_refuses(videos: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_webdataset_holds_the_same_videos(undisturbed: Path, videos: Path, tmp_path: Path) -> None:
     run("--videos", videos, "--output", "out", *FLAGS, "--format", "webdataset", cwd=tmp_path)
-    described = shards.read_dataset(str(tmp_path / "out"))
-    tar_rows = [row for entry in described["shards"] for row in shards.read_rows(str(tmp_path / "out" / entry["file"]))]
-    parquet = shards.read_dataset(str(undisturbed))["shards"]
-    parquet_rows = [row for entry in parquet for row in shards.read_rows(str(undisturbed / entry["file"]))]
+    described = read_dataset(str(tmp_path / "out"))
+    tar_rows = [row for shard in described.shards for row in shards.read_rows(str(tmp_path / "out" / shard.file))]
+    parquet = read_dataset(str(undisturbed)).shards
+    parquet_rows = [row for shard in parquet for row in shards.read_rows(str(undisturbed / shard.file))]
     assert tar_rows == parquet_rows
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +16,7 @@ from jobs.extraction_log import (
     format_summary,
     format_table,
 )
+from pipelines.datasets.records import Dataset, ShardConvention, SplitCounts, StoredFlowError, Totals
 from pipelines.extraction.estimate import Estimate
 from pipelines.extraction.graph import Placement, Remaining
 from pipelines.extraction.progress import Tally
@@ -62,12 +63,17 @@ def test_a_table_lines_up() -> None:
     ]
 
 
-DATASET: dict[str, Any] = {
-    "splits": {"train": {"expected": 4, "ok": 2, "missing": 1, "quarantined": 1, "frames": 100}},
-    "quarantine_reasons": {"truncated": 1},
-    "totals": {"frames": 100, "flow_frames": 98, "rgb_bytes": 50_000, "flow_bytes": 98_000},
-    "flow_error_px": {"videos": 1, "mean": 0.0312, "rms": 0.041, "p999": 0.3, "max": 1.25},
-}
+DATASET = Dataset(
+    fingerprint="f00d",
+    settings={},
+    convention=ShardConvention(flow={}),
+    classes=("wave",),
+    splits={"train": SplitCounts(expected=4, ok=2, missing=1, quarantined=1, frames=100)},
+    quarantine_reasons={"truncated": 1},
+    totals=Totals(frames=100, flow_frames=98, rgb_bytes=50_000, flow_bytes=98_000),
+    flow_error_px=StoredFlowError(videos=1, mean=0.0312, rms=0.041, p999=0.3, max=1.25),
+    shards=(),
+)
 
 
 def test_the_summary_says_what_became_of_the_videos() -> None:
@@ -80,15 +86,15 @@ def test_the_summary_says_what_became_of_the_videos() -> None:
 
 
 def test_the_summary_of_nothing_but_failures() -> None:
-    splits = {"all": {"expected": 1, "ok": 0, "missing": 0, "quarantined": 1, "frames": 0}}
-    text = format_summary({**DATASET, "splits": splits, "totals": {}, "flow_error_px": None})
+    splits = {"all": SplitCounts(expected=1, quarantined=1)}
+    text = format_summary(replace(DATASET, splits=splits, totals=Totals(), flow_error_px=None))
     assert "truncated" in text
     assert "frame," not in text
 
 
 def test_the_summary_of_videos_of_one_frame() -> None:
-    totals = {"frames": 1, "flow_frames": 0, "rgb_bytes": 700, "flow_bytes": 0}
-    assert "flow        0 B, 0 B a frame" in format_summary({**DATASET, "totals": totals, "flow_error_px": None})
+    totals = Totals(frames=1, flow_frames=0, rgb_bytes=700, flow_bytes=0)
+    assert "flow        0 B, 0 B a frame" in format_summary(replace(DATASET, totals=totals, flow_error_px=None))
 
 
 def test_a_progress_line_has_videos_rate_eta_and_quarantined(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from page_folders import CONVENTION, make_lost, make_page, make_video, write_dataset, write_run
 
 from jobs import report as command
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.datasets import shards
+from pipelines.datasets.records import ShardConvention
 from pipelines.errors import DataError
 from pipelines.media.codec import CodecSettings, decode_rgb
 from pipelines.pages import base, extraction
@@ -165,10 +167,9 @@ def test_a_one_frame_video_is_counted_but_not_previewed(tmp_path: Path) -> None:
 
 
 def test_unlabelled_videos_are_one_class_without_a_name(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path, [make_video("a", class_name=""), make_video("b", class_name="")]) | {
-        "classes": []
-    }
-    text = text_of(Path(extraction.write_extraction_report(str(tmp_path), dataset)).read_text())
+    dataset = write_dataset(tmp_path, [make_video("a", class_name=""), make_video("b", class_name="")])
+    page = extraction.write_extraction_report(str(tmp_path), replace(dataset, classes=()))
+    text = text_of(Path(page).read_text())
     assert "No class stands out." in text
     assert "(unlabelled) 2 2.00" in text
 
@@ -288,8 +289,8 @@ def test_preview_refuses_what_has_no_flow() -> None:
 
 
 def test_jpeg_flow_counts_as_still_above_its_missing_zero() -> None:
-    jpeg = {"convention": {"flow": CodecSettings(flow_codec="jpeg").flow_convention()}}
-    assert extraction.find_still_px({"convention": CONVENTION}) == 0.1
+    jpeg = ShardConvention(flow=CodecSettings(flow_codec="jpeg").flow_convention())
+    assert extraction.find_still_px(CONVENTION) == 0.1
     assert extraction.find_still_px(jpeg) == pytest.approx(0.1 + 2**0.5 * 20 / 255)
 
 
@@ -298,7 +299,7 @@ def test_the_command_makes_the_page_again(mixed: list[dict], tmp_path: Path) -> 
     first = Path(extraction.write_extraction_report(str(tmp_path), dataset)).read_text()
     with pytest.raises(DataError, match=r"holds none of dataset\.json, .*give the --output"):
         command.make_report(str(tmp_path))
-    storage.put(str(tmp_path / "dataset.json"), shards.to_json(dataset))
+    storage.put(str(tmp_path / "dataset.json"), records.encode(dataset))
     assert command.make_report(str(tmp_path)) == str(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == first
 

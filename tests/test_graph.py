@@ -20,6 +20,7 @@ from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.records import Dataset
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import OutageError
 from pipelines.extraction import manifest
@@ -72,7 +73,7 @@ def steps_of(plan: Plan, kind: type[Steps] = Steps) -> Any:
     return kind.of(plan, backend="cpu")
 
 
-def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> dict[str, Any]:
+def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> Dataset:
     """Extract to the end, as the job does."""
     for _ in extract(plan, backend="cpu", placement=placement or Placement(), retry=retry):
         pass
@@ -181,11 +182,11 @@ def test_a_worker_of_another_processor_family_is_refused(videos: Path, tmp_path:
 
 def test_every_video_is_accounted_for(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     described = run(plan_of(videos, tmp_path))
-    counts = [sum(split[name] for split in described["splits"].values()) for name in ("expected", "ok", "quarantined")]
-    assert counts == [16, 12, 4]
-    rows = [row for entry in described["shards"] for row in shards.read_rows(str(tmp_path / entry["file"]))]
+    counts = [(split.expected, split.ok, split.quarantined) for split in described.splits.values()]
+    assert list(map(sum, zip(*counts, strict=True))) == [16, 12, 4]
+    rows = [row for shard in described.shards for row in shards.read_rows(str(tmp_path / shard.file))]
     assert len({row["id"] for row in rows}) == 12
-    assert sum(described["quarantine_reasons"].values()) == 4
+    assert sum(described.quarantine_reasons.values()) == 4
 
 
 def test_one_worker_and_three_make_the_same_bytes(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
@@ -216,9 +217,9 @@ def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
     good = repaired.read_bytes()
     run(plan_of(folder, tmp_path / "undisturbed"))
     repaired.write_bytes(good[:100])
-    assert run(plan_of(folder, tmp_path / "out"))["quarantine_reasons"]
+    assert run(plan_of(folder, tmp_path / "out")).quarantine_reasons
     repaired.write_bytes(good)
-    assert not run(plan_of(folder, tmp_path / "out"), retry=True)["quarantine_reasons"]
+    assert not run(plan_of(folder, tmp_path / "out"), retry=True).quarantine_reasons
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
 
 

@@ -22,10 +22,10 @@ from pipelines.clips.loader import (
     TrainingClips,
     ValidationClips,
     cut_clips,
-    open_video,
+    open_row,
     stack_clips,
 )
-from pipelines.clips.sampling import ClipSettings, Protocol
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import OutageError
 
@@ -108,9 +108,9 @@ def test_an_outage_of_a_moment_costs_nothing(clips: TrainingClips, monkeypatch: 
     def open_late(*given: Any) -> Any:
         if error := next(failures, None):
             raise error
-        return open_video(*given)
+        return open_row(*given)
 
-    monkeypatch.setattr(loader, "open_video", open_late)
+    monkeypatch.setattr(loader, "open_row", open_late)
     assert clips.cut(5)["weight"] == 1
 
 
@@ -135,7 +135,7 @@ def test_batches_become_what_the_model_takes() -> None:
 
 def test_validation_clips_are_the_protocols_and_fill_up_with_nothing(motion_shards: str) -> None:
     videos = read_index(motion_shards).of_split("test").usable()
-    protocol = Protocol(num_clips=2, flip=True)
+    protocol = EvaluationProtocol(num_clips=2, flip=True)
     clips = ValidationClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), protocol=protocol)
     cut = clips.cut(0)
     assert cut["rgb"].shape == clips.empty()["rgb"].shape == (4, 1, 32, 32, 3)

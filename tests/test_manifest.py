@@ -14,6 +14,7 @@ from shard_rows import NUM_FRAMES, convention_of, describe, make_row
 
 from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
+from pipelines.datasets.records import SplitCounts, Totals, read_dataset
 from pipelines.datasets.shards import Row, ShardSettings
 from pipelines.extraction import manifest
 from pipelines.extraction.manifest import UnfinishedError
@@ -79,9 +80,9 @@ def commit_all(plan: Plan) -> None:
 
 def test_every_video_of_the_catalog_is_accounted_for(plan: Plan) -> None:
     commit_all(plan)
-    assert manifest.assemble(plan)["splits"] == {
-        "train": {"expected": 5, "ok": 3, "missing": 1, "quarantined": 1, "frames": 3 * NUM_FRAMES},
-        "test": {"expected": 2, "ok": 0, "missing": 0, "quarantined": 2, "frames": 0},
+    assert manifest.assemble(plan).splits == {
+        "train": SplitCounts(expected=5, ok=3, missing=1, quarantined=1, frames=3 * NUM_FRAMES),
+        "test": SplitCounts(expected=2, ok=0, missing=0, quarantined=2, frames=0),
     }
     videos = pq.read_table(f"{plan.output}/videos.parquet")
     assert sorted(videos["id"].to_pylist()) == ["a", "b", "c", "d", "e", "f", "g"]
@@ -92,29 +93,29 @@ def test_totals_reasons_and_errors_add_up(plan: Plan) -> None:
     commit_all(plan)
     described = manifest.assemble(plan)
     sizes = pq.read_table(f"{plan.output}/videos.parquet").to_pydict()
-    assert described["totals"] == {
-        "frames": 3 * NUM_FRAMES,
-        "flow_frames": 3 * (NUM_FRAMES - 1),
-        "rgb_bytes": sum(size or 0 for size in sizes["rgb_bytes"]),
-        "flow_bytes": sum(size or 0 for size in sizes["flow_bytes"]),
-    }
-    assert described["quarantine_reasons"] == {"no_frames": 3}
-    assert described["flow_error_px"] == pytest.approx(
+    assert described.totals == Totals(
+        frames=3 * NUM_FRAMES,
+        flow_frames=3 * (NUM_FRAMES - 1),
+        rgb_bytes=sum(size or 0 for size in sizes["rgb_bytes"]),
+        flow_bytes=sum(size or 0 for size in sizes["flow_bytes"]),
+    )
+    assert described.quarantine_reasons == {"no_frames": 3}
+    assert vars(described.flow_error_px) == pytest.approx(
         {"videos": 2, "mean": 0.03, "rms": (0.0025 / 2) ** 0.5, "p999": 0.2, "max": 2.0}
     )
 
 
 def test_shards_are_listed_with_the_hash_of_what_is_there(plan: Plan) -> None:
     commit_all(plan)
-    listed = manifest.assemble(plan)["shards"]
-    assert [(shard["file"], shard["split"], shard["rows"]) for shard in listed] == [
+    listed = manifest.assemble(plan).shards
+    assert [(shard.file, shard.split, shard.rows) for shard in listed] == [
         ("shards/train-00000.parquet", "train", 1),
         ("shards/train-00001.parquet", "train", 1),
         ("shards/train-00002.parquet", "train", 1),
     ]  # every video of test-00000 failed
     for shard in listed:
-        data = (Path(plan.output) / shard["file"]).read_bytes()
-        assert (shard["bytes"], shard["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        data = (Path(plan.output) / shard.file).read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_a_missing_shard_is_named_and_no_table_is_left(plan: Plan) -> None:
@@ -136,11 +137,11 @@ def test_a_finished_data_set_is_read_as_it_was_described(plan: Plan) -> None:
     commit_all(plan)
     described = manifest.assemble(plan)
     manifest.finish(plan, described)
-    found = shards.read_dataset(plan.output)
+    found = read_dataset(plan.output)
     assert found == described
-    assert found["classes"] == ["wave", "kick"]
-    assert found["fingerprint"] == plan.fingerprint
-    assert found["convention"]["flow"] == CODEC.flow_convention()  # type: ignore[index]
+    assert found.classes == ("wave", "kick")
+    assert found.fingerprint == plan.fingerprint
+    assert found.convention.flow == CODEC.flow_convention()
 
 
 def test_assembling_again_gives_the_same_bytes(plan: Plan) -> None:

@@ -23,7 +23,7 @@ from extract_on_nodes import FLAGS, make
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.extraction import manifest
 from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import begin, iter_blocks
+from pipelines.extraction.plan import begin_output, iter_blocks
 
 pytestmark = pytest.mark.slow
 
@@ -104,14 +104,14 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """Hashes of a data set that this process made step by step."""
     output = tmp_path_factory.mktemp("undisturbed")
     plan = make(str(videos), str(output))
-    begin(plan)
+    begin_output(plan)
     steps = Steps.of(plan, backend="cpu")
     for block in iter_blocks(plan, {}, retry=False):
         steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))
     described = manifest.assemble(plan)
     manifest.finish(plan, described)
-    counts = [sum(split[name] for split in described["splits"].values()) for name in ("expected", "ok", "quarantined")]
-    assert counts == [16, 12, 4]
+    counts = [(split.expected, split.ok, split.quarantined) for split in described.splits.values()]
+    assert list(map(sum, zip(*counts, strict=True))) == [16, 12, 4]
     return hashes(output)
 
 

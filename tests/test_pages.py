@@ -13,7 +13,7 @@ from page_folders import (
     make_evaluation,
     make_extraction,
     make_lost,
-    make_sweep,
+    make_search,
     make_training,
     make_trial,
     make_video,
@@ -49,7 +49,7 @@ def lost_videos() -> list[dict]:
 def one_trial(folder: Path) -> Path:
     book = Book(str(folder), PAPER)
     book.save(make_trial(0, [report_of(10, 0.3)]))
-    return make_sweep(folder, book=book)
+    return make_search(folder, book=book)
 
 
 def begun(folder: Path) -> Path:
@@ -61,12 +61,12 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "extraction": lambda folder: make_extraction(folder, mixed_videos()),
     "training": make_training,
     "evaluation": lambda folder: make_evaluation(folder, ["clap", LONG, "x" * 120, "jump", "wave", "push"]),
-    "sweep": make_sweep,
+    "search": make_search,
     "extraction of nothing": lambda folder: make_extraction(folder, lost_videos()),
     "training just begun": begun,
     "evaluation of one class": lambda folder: make_evaluation(folder, ["wave"]),
     "evaluation of 60 classes": lambda folder: make_evaluation(folder, [f"{n} {LONG}" for n in range(60)]),
-    "sweep of one trial": one_trial,
+    "search of one trial": one_trial,
 }
 KINDS = list(MAKERS)[:4]
 

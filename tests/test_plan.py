@@ -11,11 +11,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipelines import records
 from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
+from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import SettingsChangedError
-from pipelines.extraction.plan import ExtractionSettings, Plan, begin, find_committed, iter_blocks, make_plan
+from pipelines.extraction.plan import (
+    ExtractionSettings,
+    Plan,
+    begin_output,
+    find_committed,
+    iter_blocks,
+    make_plan,
+)
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
 
@@ -44,8 +53,10 @@ def plan_of(found: Catalog, output: Path, settings: ExtractionSettings = SETTING
 def commit(plan: Plan, shard: str, status: dict[str, str]) -> None:
     """A commit record of a shard whose videos fared as `status` says."""
     videos = [{"id": name, "split": shard.split("-")[0], "status": state} for name, state in status.items()]
-    settings = plan.settings.shards
-    shards.commit_shard(plan.output, shard, [], videos, settings=settings, convention={}, fingerprint=plan.fingerprint)
+    settings, convention = plan.settings.shards, ShardConvention(flow={})
+    shards.commit_shard(
+        plan.output, shard, [], videos, settings=settings, convention=convention, fingerprint=plan.fingerprint
+    )
 
 
 def blocks_of(plan: Plan, *, retry: bool = False) -> list[dict[str, str]]:
@@ -123,10 +134,10 @@ def test_retry_keeps_a_video_whose_file_has_gone_since(tmp_path: Path) -> None:
     assert blocks_of(now, retry=True) == [{"train0": "kept", "train1": "new"}]
 
 
-def test_the_same_command_begins_again(tmp_path: Path) -> None:
-    begin(plan_of(catalog_of({"train": 4}), tmp_path))
+def test_the_same_command_settles_again(tmp_path: Path) -> None:
+    begin_output(plan_of(catalog_of({"train": 4}), tmp_path))
     written = (tmp_path / "plan.json").read_bytes()
-    begin(plan_of(catalog_of({"train": 4}, missing=["train2"]), tmp_path))
+    begin_output(plan_of(catalog_of({"train": 4}, missing=["train2"]), tmp_path))
     assert (tmp_path / "plan.json").read_bytes() == written
 
 
@@ -142,54 +153,56 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_setting_is_named_and_no_other(tmp_path: Path, change: str) -> None:
     found = catalog_of({"train": 4})
-    begin(plan_of(found, tmp_path))
+    begin_output(plan_of(found, tmp_path))
     changed, line = CHANGES[change]
     with pytest.raises(SettingsChangedError) as refusal:
-        begin(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, **changed)))
+        begin_output(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, **changed)))
     assert str(refusal.value).splitlines()[1:-1] == [f"  {line}"]
     assert "choose another --output" in str(refusal.value)
 
 
 def test_all_changed_settings_are_named(tmp_path: Path) -> None:
     found = catalog_of({"train": 4})
-    begin(plan_of(found, tmp_path))
+    begin_output(plan_of(found, tmp_path))
     settings = dataclasses.replace(SETTINGS, flow_preset="fast", decode=DecodeSettings(short_side=128))
     with pytest.raises(
         SettingsChangedError, match=r"settings\.decode\.short_side.*\n.*settings\.flow_preset.*\n.*settings\.kernel"
     ):
-        begin(plan_of(found, tmp_path, settings, kernel="another"))
+        begin_output(plan_of(found, tmp_path, settings, kernel="another"))
 
 
 def test_another_version_of_what_a_preset_stands_for_is_named(tmp_path: Path) -> None:
     plan = plan_of(catalog_of({"train": 4}), tmp_path)
-    begin(plan)
+    begin_output(plan)
     record = json.loads((tmp_path / "plan.json").read_bytes())
     record["derived"]["tvl1"]["theta"] = 0.5
-    (tmp_path / "plan.json").write_bytes(shards.to_json(record))
+    (tmp_path / "plan.json").write_bytes(records.encode(record))
     with pytest.raises(SettingsChangedError, match=r"derived\.tvl1\.theta: 0.5 there, 0.3 now"):
-        begin(plan)
+        begin_output(plan)
 
 
 def test_a_limit_may_be_raised_on_the_same_output(tmp_path: Path) -> None:
     found = catalog_of({"train": 4})
-    begin(plan_of(found, tmp_path))
-    begin(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, decode=DecodeSettings(timeout_s=300, max_frames=9))))
+    begin_output(plan_of(found, tmp_path))
+    begin_output(
+        plan_of(found, tmp_path, dataclasses.replace(SETTINGS, decode=DecodeSettings(timeout_s=300, max_frames=9)))
+    )
 
 
 def test_a_changed_catalog_is_named(tmp_path: Path) -> None:
-    begin(plan_of(catalog_of({"train": 4}), tmp_path))
+    begin_output(plan_of(catalog_of({"train": 4}), tmp_path))
     with pytest.raises(SettingsChangedError, match=r"catalog\.sha256: .*\n  catalog\.videos: 4 there, 5 now"):
-        begin(plan_of(catalog_of({"train": 5}), tmp_path))
+        begin_output(plan_of(catalog_of({"train": 5}), tmp_path))
 
 
 def test_a_setting_that_only_one_side_knows_is_a_change_even_where_it_is_none(tmp_path: Path) -> None:
     plan = plan_of(catalog_of({"train": 4}), tmp_path)
-    begin(plan)
+    begin_output(plan)
     record = json.loads((tmp_path / "plan.json").read_bytes())
     del record["settings"]["codec"]["flow_quality"]
-    (tmp_path / "plan.json").write_bytes(shards.to_json(record))
+    (tmp_path / "plan.json").write_bytes(records.encode(record))
     with pytest.raises(SettingsChangedError, match=r"settings\.codec\.flow_quality: nothing there, None now"):
-        begin(plan)
+        begin_output(plan)
 
 
 def test_fingerprints_tell_settings_and_catalogs_apart_but_not_places(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pipelines.training.weights_files import find_checkpoint
 
 def begin(output: Path, run: Run) -> bool:
     run = trainer.keep_interval(run, str(output))
-    return trainer.begin(run, make_model(), str(output))
+    return trainer.begin_run(run, make_model(), str(output))
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path: Path) -> None:

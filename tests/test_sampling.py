@@ -12,7 +12,7 @@ from pipelines import tvl1
 from pipelines.clips.sampling import (
     PROTOCOLS,
     ClipSettings,
-    Protocol,
+    EvaluationProtocol,
     centre_crop,
     cut_test_clips,
     decoded_side,
@@ -153,7 +153,7 @@ def test_three_crops_lie_along_the_longer_side() -> None:
     rows = columns.transpose(0, 2, 1, 3)
     contract = contract_of("i3d", frames=16)
     for frames, axis in ((columns, -1), (rows, -2)):
-        clips = cut_test_clips({"rgb": frames}, contract, PAPER, Protocol(num_clips=1, num_crops=3))["rgb"]
+        clips = cut_test_clips({"rgb": frames}, contract, PAPER, EvaluationProtocol(num_clips=1, num_crops=3))["rgb"]
         assert clips.shape == (3, 3, 16, 64, 64)
         firsts = (clips.select(axis, 0)[:, 0, 0, 20] + 1) * 127.5
         assert firsts.round().int().tolist() == [0, 20, 40]
@@ -162,7 +162,7 @@ def test_three_crops_lie_along_the_longer_side() -> None:
 def test_mirrored_clips_follow_their_plain_ones() -> None:
     video = {"flow": np.random.default_rng(0).normal(size=(16, 74, 74, 2)).astype(np.float32)}
     plain, mirrored = cut_test_clips(
-        video, contract_of("i3d", stream="flow", frames=16), PAPER, Protocol(num_clips=1, flip=True)
+        video, contract_of("i3d", stream="flow", frames=16), PAPER, EvaluationProtocol(num_clips=1, flip=True)
     )["flow"]
     torch.testing.assert_close(mirrored[0], -plain[0].flip(-1))
     torch.testing.assert_close(mirrored[1], plain[1].flip(-1))

@@ -1,4 +1,4 @@
-"""The search: what is proposed, what is stopped, what a killed sweep keeps, and what its result says."""
+"""The search: what is proposed, what is stopped, what a killed search keeps, and what its result says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from page_folders import PAPER, SEARCH, SPACE, make_book, make_sweep, make_trial, report_of
+from page_folders import PAPER, SEARCH, SPACE, make_book, make_trial, report_of
+from page_folders import make_search as make_finished
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
@@ -24,14 +25,16 @@ from jobs.tune import Tune, make_search
 from models.contract import ModelConfig
 from models.cost import count_flops
 from pipelines.errors import RunError
-from pipelines.pages.search import write_sweep_report
+from pipelines.pages.search import write_search_report
+from pipelines.search.records import Trial, read_outcome
 from pipelines.search.results import conclude, count_cost, find_front
-from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings, read_outcome
-from pipelines.search.trials import Book, Proposals, Records, Rungs, Trial, chosen_few
+from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings
+from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, TrialJob, chosen_few
 from pipelines.training.config import Scale
 from pipelines.training.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAINED = ("epoch", "learning_rate", "loss", "top1", "clips_per_s", "wait_share")  # what a line of a training has
 
 
 def configure(geometry: Geometry) -> ModelConfig:
@@ -42,10 +45,8 @@ def configure(geometry: Geometry) -> ModelConfig:
 def propose(proposals: Proposals, book: Book, name: str, scores: list[float]) -> dict[str, Any]:
     """One trial from its proposal to its end."""
     proposed = proposals.suggest(name)
-    trial = book.trials[proposed["id"]]
-    trial.curve = [report_of(10 * (index + 1), score) for index, score in enumerate(scores)]
-    trial.state = "finished"
-    book.save(trial)
+    curve = tuple(report_of(10 * (index + 1), score) for index, score in enumerate(scores))
+    book.save(replace(book.trials[proposed["id"]], curve=curve, state="finished"))
     proposals.on_trial_complete(name)
     return proposed
 
@@ -112,7 +113,7 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
     assert proposals.suggest("2") == Searcher.FINISHED
 
 
-def test_a_killed_sweep_keeps_what_ended_and_begins_with_what_did_not(tmp_path: Path) -> None:
+def test_a_killed_search_keeps_what_ended_and_begins_with_what_did_not(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     proposals = Proposals(book, SEARCH, configure)
     for index in range(3):
@@ -127,36 +128,43 @@ def test_a_killed_sweep_keeps_what_ended_and_begins_with_what_did_not(tmp_path: 
     assert resumed.suggest("1")["id"] not in book.trials
 
 
-def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_sweep(tmp_path: Path) -> None:
+def test_a_failed_trial_is_written_down_and_tried_again_by_the_next_search(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     proposals = Proposals(book, SEARCH, configure)
     proposed = proposals.suggest("0")
-    told: list[Trial] = []
+    ended: list[Trial] = []
     failed = SimpleNamespace(config=proposed, get_error=lambda: RuntimeError("first line\nno memory is left"))
-    Records(book, told.append).on_trial_error(1, [], failed)
+    BookKeeper(book, ended.append).on_trial_error(1, [], failed)
     proposals.on_trial_complete("0", error=True)
-    assert told[0].reason == "no memory is left"
+    assert ended[0].reason == "no memory is left"
     assert proposals.suggest("1")["id"] != proposed["id"]
     again = Book(str(tmp_path), PAPER)
     assert again.trials[PAPER].state == "failed"
     assert Proposals(again, SEARCH, configure).suggest("0")["id"] == PAPER
 
 
-def test_a_report_that_a_killed_sweep_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
+def test_a_report_that_a_killed_search_did_not_hear_of_is_read_from_the_run(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     book.save(make_trial(0, [report_of(10, 0.3)], "running"))
     lines = [
-        {"kind": "train", "step": 15},
-        *({"kind": "validation", **report_of(step, step / 100)} for step in (10, 20)),
+        {"kind": "train", "step": 15, "clips": 120, **dict.fromkeys(TRAINED, 0.5)},
+        *({"kind": "validation", **vars(report_of(step, step / 100))} for step in (10, 20)),
     ]
     log = tmp_path / "trials" / PAPER / "metrics.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     curve = Book(str(tmp_path), PAPER).trials[PAPER].curve
-    assert [(point["step"], point["val_top1"]) for point in curve] == [(10, 0.3), (20, 0.2)]
+    assert [(report.step, report.val_top1) for report in curve] == [(10, 0.3), (20, 0.2)]
+
+
+def test_a_trial_s_process_gets_the_geometry_as_it_was_proposed() -> None:
+    geometry = SPACE.paper() | {"inflation": "center", "learning_rate": 0.5}
+    job = TrialJob.from_json({"id": "x", "geometry": geometry, "seconds_before": 1.5}, where="here")
+    assert job == TrialJob(id="x", geometry=geometry)
+    assert identify(job.geometry) == identify(geometry)
 
 
 def result_of(trial: Trial, step: int, score: float) -> tuple[Any, dict[str, Any]]:
-    return type("TuneTrial", (), {"config": {"id": trial.id}, "trial_id": "x"})(), report_of(step, score)
+    return type("TuneTrial", (), {"config": {"id": trial.id}, "trial_id": "x"})(), vars(report_of(step, score))
 
 
 def test_rungs_stop_the_worse_but_never_the_papers(tmp_path: Path) -> None:
@@ -209,7 +217,7 @@ def test_an_outage_fails_a_trial_and_the_next_search_goes_on_with_it(tmp_path: P
     away = RunError("the training was given up: OutageError: s3://shards cannot be read")
     tune_trial = SimpleNamespace(config={"id": struck.id}, trial_id="x", get_error=lambda: away)
     Rungs(book, SEARCH).on_trial_error(None, tune_trial)
-    Records(book, lambda trial: None).on_trial_error(1, [], tune_trial)
+    BookKeeper(book, lambda trial: None).on_trial_error(1, [], tune_trial)
     again = Book(str(tmp_path), PAPER)
     assert (again.trials[struck.id].state, again.trials[struck.id].curve) == ("failed", [])
     assert "s3://shards cannot be read" in again.trials[struck.id].reason
@@ -224,7 +232,7 @@ def test_rungs_survive_a_kill(tmp_path: Path) -> None:
     book.save(newcomer)
     weak = result_of(newcomer, 10, 0.5)
     assert Rungs(Book(str(tmp_path), PAPER), SEARCH).on_trial_result(None, *weak) == TrialScheduler.STOP
-    assert Rungs(Book(str(tmp_path / "new"), PAPER), SEARCH).judge(newcomer.id, weak[1]) == TrialScheduler.CONTINUE
+    assert Rungs(Book(str(tmp_path / "new"), PAPER), SEARCH).judge(newcomer.id, 10, 0.5) == TrialScheduler.CONTINUE
 
 
 def test_the_front_is_of_finished_trials_that_none_beats(tmp_path: Path) -> None:
@@ -246,17 +254,17 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
             run = tmp_path / "confirm" / f"{trial.id}-seed-{seed}"
             run.mkdir(parents=True)
             run.joinpath("result.json").write_text(
-                json.dumps({"last": "a", "best": "a", "metrics": report_of(90, score)})
+                json.dumps({"last": "a", "best": "a", "metrics": vars(report_of(90, score))})
             )
     assert [trial.number for trial in chosen_few(book, 2)] == [1, 3, 0]
     outcome = conclude(book, SEARCH, num_best=2)
     assert outcome is not None
-    assert outcome.best.trial.number == 3
-    assert outcome.best.scores == [0.7, 0.7, 0.7]
+    assert outcome.best.number == 3
+    assert outcome.best.seeds == (0.7, 0.7, 0.7)
     assert outcome.paper is not None
-    assert outcome.paper.scores == [0.6]
-    make_sweep(tmp_path, book=book)
-    page = Path(write_sweep_report(str(tmp_path))).read_text()
+    assert outcome.paper.seeds == (0.6,)
+    make_finished(tmp_path, book=book)
+    page = Path(write_search_report(str(tmp_path))).read_text()
     assert page.count("<svg") == 3
     assert "not the flow over s frames" in page
     assert "70.0% ± 0.0%" in page
@@ -264,7 +272,7 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
     assert [row["seeds"] for row in table] == [[0.6], [0.8, 0.2, 0.2], [0.5], [0.7, 0.7, 0.7], [], []]
 
 
-def test_a_sweep_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:
+def test_a_search_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:
     book = Book(str(tmp_path), PAPER)
     book.save(make_trial(0, [], "failed"))
     assert conclude(book, SEARCH, num_best=2) is None
@@ -312,7 +320,7 @@ def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], words
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     log = (tmp_path / "log").open("wb")
     first = subprocess.Popen(tune(motion_shards, output), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
@@ -349,6 +357,6 @@ def test_a_killed_sweep_goes_on_and_its_best_is_trained(motion_shards: str, tmp_
     command += [str(tmp_path / "run"), *["--stream", "flow", "--preset", "debug", "--steps", "4", "--num-workers", "1"]]
     trained = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert trained.returncode == 0, trained.stdout + trained.stderr
-    best = read_outcome(str(output))["best"]["settings"]
+    best = json.loads((output / "result.json").read_text())["best"]["settings"]
     found = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
     assert {name: found[name] for name in best} == best

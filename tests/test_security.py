@@ -9,6 +9,7 @@ import re
 import socket
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from jobs.train import Train
 from jobs.tune import Tune
 from jobs.verify import Verify
 from models.checkpoint import load_training_state
+from pipelines import records
 from pipelines.datasets import shards
 from pipelines.datasets.annotations import is_id, make_id, read_annotations
+from pipelines.datasets.records import ShardConvention, read_dataset
 from pipelines.datasets.shards import ShardSettings
 from pipelines.datasets.video_index import read_index
 from pipelines.errors import CatalogError, DataError, InputError, NetworkError, VideoError
@@ -91,7 +94,7 @@ def test_no_member_of_a_tar_leads_out_of_the_folder_that_it_is_unpacked_in(tmp_p
         rows = [(name, "../../class", 0, 10) for name in names]
         csv.writer(file).writerows([("youtube_id", "label", "time_start", "time_end"), *rows])
     ids = [row.id for row in read_annotations([str(tmp_path / "k.csv")]).rows]
-    convention = {"members": {"rgb": "rgb.mp4", "flow": "flow.mp4"}}
+    convention = ShardConvention(flow={}, members={"rgb": "rgb.mp4", "flow": "flow.mp4"})
     data = shards.encode_shard([make_row(name) for name in ids], ShardSettings(format="webdataset"), convention)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert len(tar.getmembers()) == 3 * len(names)
@@ -102,15 +105,16 @@ def test_no_member_of_a_tar_leads_out_of_the_folder_that_it_is_unpacked_in(tmp_p
 
 @pytest.mark.parametrize("spoil", ["id", "file"])
 def test_a_data_set_whose_names_lead_elsewhere_is_not_read(motion_shards: str, tmp_path: Path, spoil: str) -> None:
-    described = shards.read_dataset(motion_shards)
+    described = read_dataset(motion_shards)
     table = pq.read_table(f"{motion_shards}/videos.parquet")
     if spoil == "id":
         ids = pa.array(["../../x", *table["id"].to_pylist()[1:]])
         table = table.set_column(table.schema.get_field_index("id"), "id", ids)
     else:
-        described["shards"][0]["file"] = "shards/../../x.parquet"  # type: ignore[index]
+        outside = replace(described.shards[0], file="shards/../../x.parquet")
+        described = replace(described, shards=(outside, *described.shards[1:]))
     pq.write_table(table, tmp_path / "videos.parquet")
-    (tmp_path / "dataset.json").write_bytes(shards.to_json(described))
+    (tmp_path / "dataset.json").write_bytes(records.encode(described))
     with pytest.raises(DataError, match="names of videos or shards are not as"):
         read_index(str(tmp_path))
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from shard_rows import FLOW, HEIGHT, WIDTH, convention_of, describe, make_row
 
 from pipelines import storage
 from pipelines.datasets import shards
+from pipelines.datasets.records import read_dataset
 from pipelines.datasets.shards import Commit, Row, ShardFormat, ShardSettings, commit_shard, read_rows
 from pipelines.errors import ConventionError
 from pipelines.media import codec
@@ -94,25 +96,25 @@ def test_a_row_of_a_parquet_shard_costs_its_row_group_only(tmp_path: Path) -> No
 def test_the_flow_is_read_by_the_convention_beside_it(tmp_path: Path, settings: ShardSettings) -> None:
     commit(str(tmp_path), [make_row(CODEC)], settings)
     (row,) = read_rows(str(shard_path(tmp_path, settings)))
-    assert row["convention"]["flow"] == {
+    assert row["convention"].flow == {
         **{"codec": "h264", "bound_px": 20.0, "levels": 1023, "zero_code": 512},
         **{"layout": "u_over_v", "direction": "t_to_t+1", "unit": "px_per_frame"},
     }
-    assert row["convention"]["tvl1"]["kernel"] == "cpu-test"
-    flow = codec.decode_flow(row["flow"], row["convention"]["flow"])
+    assert row["convention"].tvl1["kernel"] == "cpu-test"
+    flow = codec.decode_flow(row["flow"], row["convention"].flow)
     assert flow.shape == (3, HEIGHT, WIDTH, 2)
     assert np.allclose(flow, FLOW, atol=0.2)
 
 
 @EVERY_FORMAT
 def test_another_convention_is_refused_with_both_named(tmp_path: Path, settings: ShardSettings) -> None:
-    foreign = convention_of(CODEC)
-    foreign["flow"] = {**foreign["flow"], "zero_code": 511.5}
+    ours = convention_of(CODEC)
+    foreign = replace(ours, flow={**ours.flow, "zero_code": 511.5})
     uri = str(tmp_path / f"foreign.{settings.extension}")
     storage.put(uri, shards.encode_shard([make_row(CODEC)], settings, foreign))
     (row,) = read_rows(uri)
     with pytest.raises(ConventionError, match=r"'zero_code': 511\.5.*'zero_code': 512"):
-        codec.decode_flow(row["flow"], row["convention"]["flow"])
+        codec.decode_flow(row["flow"], row["convention"].flow)
 
 
 @EVERY_FORMAT
@@ -123,13 +125,13 @@ def test_a_reader_that_expects_another_bound_refuses_with_both_named(tmp_path: P
     with pytest.raises(
         ConventionError, match=r"'codec': 'h264', 'bound_px': 20\.0.*'codec': 'jpeg', 'bound_px': 16\.0"
     ):
-        codec.check_convention(row["convention"]["flow"], expected)
+        codec.check_convention(row["convention"].flow, expected)
 
 
 @EVERY_FORMAT
 def test_another_schema_version_is_refused_with_both_named(tmp_path: Path, settings: ShardSettings) -> None:
     uri = str(tmp_path / f"later.{settings.extension}")
-    later = {**convention_of(CODEC), "schema_version": 2}
+    later = replace(convention_of(CODEC), schema_version=2)
     storage.put(uri, shards.encode_shard([make_row(CODEC)], settings, later))
     with pytest.raises(ValueError, match=r"later\.\w+ has schema version 2, this reader knows 1"):
         next(read_rows(uri))
@@ -281,10 +283,10 @@ def test_tables_appear_when_all_records_have_passed(tmp_path: Path) -> None:
 
 def test_an_unfinished_output_is_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no finished data set.*run its command again"):
-        shards.read_dataset(str(tmp_path))
+        read_dataset(str(tmp_path))
     (tmp_path / "dataset.json").write_text(json.dumps({"schema_version": 7}))
     with pytest.raises(ValueError, match="has schema version 7, this reader knows 1"):
-        shards.read_dataset(str(tmp_path))
+        read_dataset(str(tmp_path))
 
 
 def test_a_shard_holds_at_least_one_video() -> None:

@@ -21,7 +21,7 @@ from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import OutageError
 from pipelines.extraction import manifest
 from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import ExtractionSettings, begin, find_committed, iter_blocks, make_plan
+from pipelines.extraction.plan import ExtractionSettings, begin_output, find_committed, iter_blocks, make_plan
 from pipelines.media.decode import DecodeSettings
 
 PASSING = ["busy", "broken", "cut request", "cut answer", "lost answer", "busy answer", "slow"]
@@ -226,7 +226,7 @@ def make_shards(videos: str, output: str) -> dict[str, str]:
     kernel = tvl1.kernel_target("cpu")
     plan = make_plan(read_catalog(videos), settings, videos=videos, output=output, kernel=kernel)
     steps = Steps.of(plan, backend="cpu")
-    begin(plan)
+    begin_output(plan)
     for block in iter_blocks(plan, find_committed(plan), retry=False):
         rows = [steps.extract(row) for row in block.to_pylist()]
         steps.commit(pa.Table.from_pylist(rows))

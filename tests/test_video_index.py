@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.clips.loader import open_video
+from pipelines.clips.loader import open_row
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import read_index, with_fold
 from pipelines.errors import DataError
@@ -18,7 +18,7 @@ def test_every_catalog_video_is_there_with_its_fate(motion_shards: str) -> None:
     found = Counter(zip(index.table["split"].to_pylist(), index.table["status"].to_pylist(), strict=True))
     assert found == {("train", "ok"): 12, ("test", "ok"): 6, ("test", "quarantined"): 1, ("test", "missing"): 1}
     assert (index.short_side, len(index.classes)) == (40, 6)
-    assert index.convention["flow"]["bound_px"] == 20
+    assert index.convention.flow["bound_px"] == 20
 
 
 def test_usable_videos_are_found_in_their_shards(motion_shards: str) -> None:
@@ -61,5 +61,5 @@ def test_official_folds_find_videos_by_the_name_of_their_file(tmp_path: Path, mo
         (tmp_path / f"{name}_test_split2.txt").write_text("\n".join(lines) + "\n")
     divided = with_fold(read_index(motion_shards), [str(tmp_path)], 2)
     assert divided.table["status"].to_pylist() == ["ok"] * 4
-    assert open_video(divided.row(0), ["flow"])("flow", 0, 5).shape[0] == 5
+    assert open_row(divided.row(0), ["flow"])("flow", 0, 5).shape[0] == 5
     assert divided.table["split"].to_pylist().count("train") == 2

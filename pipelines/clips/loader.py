@@ -35,7 +35,7 @@ from torch import Tensor
 from models.contract import InputContract
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_clip, empty_clip
-from pipelines.clips.sampling import ClipSettings, Protocol, cut_test_frames, scale_clips
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, scale_clips
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import OutageError
@@ -88,7 +88,7 @@ class NumberedClips(ABC):
         found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         for again in (True, False):
             try:
-                return found | cut(video, open_video(video, list(self.contract.train.streams)))
+                return found | cut(video, open_row(video, list(self.contract.train.streams)))
             except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
@@ -116,7 +116,7 @@ def check_storage(data: str, error: Exception) -> None:
         raise OutageError(f"{data} cannot be read: {error}") from reason
 
 
-def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
+def open_row(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
     """A reader of the frames of one row of a `VideoIndex`; what it fetches is only the streams asked for.
 
     Raises ValueError where the shard holds another video there.
@@ -128,7 +128,7 @@ def open_video(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
     def read(stream: str, start: int, stop: int | None) -> npt.NDArray:
         if stream == "rgb":
             return decode_rgb(row["rgb"], start=start, stop=stop)
-        return decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=stop)
+        return decode_flow(row["flow"], row["convention"].flow, start=start, stop=stop)
 
     return read
 
@@ -170,7 +170,7 @@ class ValidationClips(NumberedClips):
     videos: VideoIndex
     contract: InputContract
     settings: ClipSettings
-    protocol: Protocol
+    protocol: EvaluationProtocol
 
     def cut(self, number: int) -> Clip:
         if number >= len(self.videos):
@@ -290,7 +290,7 @@ def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> It
     data set cannot be reached.
     """
     if "flow" in clips.contract.train.streams:
-        check_convention(clips.videos.convention["flow"])
+        check_convention(clips.videos.convention.flow)
     steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // share.batch)
     for done in range(0, share.steps, steps_at_once):
         segment = share.part(done, min(steps_at_once, share.steps - done))

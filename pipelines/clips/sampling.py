@@ -61,7 +61,7 @@ class ClipSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class EvaluationProtocol:
     """What of a video is tested: its scores are the mean over all clips.
 
     `num_clips` clips of the training length are spread evenly over the whole video; None: the clips of the model's own
@@ -73,10 +73,10 @@ class Protocol:
     flip: bool = False
 
 
-PROTOCOLS: dict[ProtocolName, Protocol] = {
-    "paper": Protocol(),
-    "10-clips": Protocol(num_clips=10),
-    "10x3": Protocol(num_clips=10, num_crops=3),
+PROTOCOLS: dict[ProtocolName, EvaluationProtocol] = {
+    "paper": EvaluationProtocol(),
+    "10-clips": EvaluationProtocol(num_clips=10),
+    "10x3": EvaluationProtocol(num_clips=10, num_crops=3),
 }
 
 
@@ -210,7 +210,7 @@ def cut_test_clips(
     video: Mapping[str, npt.NDArray],
     contract: InputContract,
     settings: ClipSettings,
-    protocol: Protocol = PROTOCOLS["paper"],
+    protocol: EvaluationProtocol = PROTOCOLS["paper"],
 ) -> dict[str, Tensor]:
     """The test clips of a video as the model takes them, (N, C, T, size, size); see `cut_test_frames`."""
     cut = cut_test_frames(video, contract, settings, protocol)
@@ -224,7 +224,7 @@ def cut_test_frames(
     video: Mapping[str, npt.NDArray],
     contract: InputContract,
     settings: ClipSettings,
-    protocol: Protocol = PROTOCOLS["paper"],
+    protocol: EvaluationProtocol = PROTOCOLS["paper"],
 ) -> dict[str, npt.NDArray]:
     """The frames of a video's test clips, (N, T, size, size, C) for each stream that the contract names.
 
@@ -251,7 +251,9 @@ def cut_test_frames(
     return cut
 
 
-def _test_indices(length: int, contract: InputContract, protocol: Protocol) -> dict[str, list[npt.NDArray[np.int64]]]:
+def _test_indices(
+    length: int, contract: InputContract, protocol: EvaluationProtocol
+) -> dict[str, list[npt.NDArray[np.int64]]]:
     """For each stream and clip the indices of its frames, those of a short video looped alike in all streams."""
     if length == 0:
         raise ValueError("The video has no frame to make a clip of; flow needs videos of at least two frames.")

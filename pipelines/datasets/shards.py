@@ -20,7 +20,7 @@ import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
@@ -29,10 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines import storage
+from pipelines import records, storage
+from pipelines.datasets.records import ShardConvention
 from pipelines.errors import DataError, SettingsError
+from pipelines.records import Record, Values
 
-SCHEMA_VERSION = 1
 ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -121,23 +122,18 @@ def commit_uri(output: str, name: str) -> str:
     return storage.join(output, "commits", f"{name}.json")
 
 
-def to_json(value: object) -> bytes:
-    """Canonical JSON: sorted keys, so that equal values are equal bytes."""
-    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
 def digest(value: object) -> str:
     """Sha256 of a value's canonical JSON."""
-    return hashlib.sha256(to_json(value)).hexdigest()
+    return hashlib.sha256(records.encode(value)).hexdigest()
 
 
-def encode_shard(rows: Sequence[Row], settings: ShardSettings, convention: Mapping[str, Any]) -> bytes:
+def encode_shard(rows: Sequence[Row], settings: ShardSettings, convention: ShardConvention) -> bytes:
     """The bytes of a shard; `convention`, how flow and RGB are read, goes into the schema metadata or each sample."""
     return {"parquet": _parquet_bytes, "webdataset": _tar_bytes}[settings.format](rows, convention)
 
 
-def _parquet_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
-    schema = ROW_SCHEMA.with_metadata({"convention": json.dumps(convention, sort_keys=True)})
+def _parquet_bytes(rows: Sequence[Row], convention: ShardConvention) -> bytes:
+    schema = ROW_SCHEMA.with_metadata({"convention": json.dumps(convention.to_json(), sort_keys=True)})
     sink = io.BytesIO()
     # Blobs are compressed already, and statistics of them would be copies of them.
     with pq.ParquetWriter(
@@ -149,17 +145,17 @@ def _parquet_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
     return sink.getvalue()
 
 
-def _tar_bytes(rows: Sequence[Row], convention: Mapping[str, Any]) -> bytes:
-    members = convention["members"]
+def _tar_bytes(rows: Sequence[Row], convention: ShardConvention) -> bytes:
+    described = convention.to_json()
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for row in rows:
             facts = {name: row[name] for name in FACTS}
             facts.update({name: ABSENT for name in OPTIONAL_FACTS if row[name] is None})
             key = _sample_key(row["id"])
-            _add_member(tar, f"{key}.json", to_json({**facts, "convention": dict(convention)}))
+            _add_member(tar, f"{key}.json", records.encode({**facts, "convention": described}))
             for blob in BLOBS:
-                _add_member(tar, f"{key}.{members[blob]}", _as_bytes(row[blob]))
+                _add_member(tar, f"{key}.{convention.members[blob]}", _as_bytes(row[blob]))
     return sink.getvalue()
 
 
@@ -180,7 +176,7 @@ def _as_bytes(value: object) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commit:
+class Commit(Record):
     """What vouches for a shard: written after it, read at a restart and when the data set is assembled."""
 
     shard: str
@@ -192,12 +188,9 @@ class Commit:
     fingerprint: str
     videos: list[Row]
 
-    def to_bytes(self) -> bytes:
-        return to_json(vars(self))
-
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Commit:
-        return cls(**json.loads(data))
+    def to_json(self) -> Values:
+        """The record as plain values, whose rows are not copies."""
+        return dict(vars(self))
 
 
 def commit_shard(
@@ -207,7 +200,7 @@ def commit_shard(
     videos: Sequence[Row],
     *,
     settings: ShardSettings,
-    convention: Mapping[str, Any],
+    convention: ShardConvention,
     fingerprint: str,
 ) -> Commit:
     """Put the shard, then its commit record, each atomically; `rows` are the usable videos, `videos` all planned.
@@ -231,7 +224,7 @@ def commit_shard(
         fingerprint=fingerprint,
         videos=list(videos),
     )
-    storage.put(commit_uri(output, name), commit.to_bytes())
+    storage.put(commit_uri(output, name), records.encode(commit))
     return commit
 
 
@@ -240,7 +233,8 @@ def read_commits(output: str) -> Iterator[Commit]:
     folder = storage.join(output, "commits")
     if storage.is_dir(folder):
         uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
-        yield from map(Commit.from_bytes, storage.read_many(uris))
+        for uri, data in zip(uris, storage.read_many(uris), strict=True):
+            yield Commit.from_json(records.parse(data, uri), where=uri)
 
 
 def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:
@@ -266,8 +260,8 @@ def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
-    while held := list(itertools.islice(iterator, size)):
-        yield held
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
 def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -288,32 +282,10 @@ def read_table(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         raise DataError(f"{uri} is damaged, or no Parquet file: {error}. Run the job that wrote it again") from error
 
 
-def read_dataset(output: str) -> dict[str, object]:
-    """`dataset.json` of a finished data set; one clear error where there is none or its version is another one."""
-    try:
-        dataset = json.loads(storage.read_bytes(storage.join(output, "dataset.json")))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{output} holds no finished data set (no dataset.json). "
-            "If an extraction was interrupted, run its command again: it resumes."
-        ) from error
-    _check_version(dataset, output)
-    return dict(dataset)
-
-
-def _check_version(described: Mapping[str, Any], where: str) -> None:
-    version = described.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{where} has schema version {version}, this reader knows {SCHEMA_VERSION}: "
-            "use the release that wrote it, or extract again"
-        )
-
-
 def read_rows(uri: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
     """The rows of one shard file (.parquet or .tar), in order, with the blobs as bytes.
 
-    Each row carries `convention`, the dict that says how its flow and RGB are to be read: hand it to the codec, which
+    Each row carries `convention`, which says how its flow and RGB are to be read: hand its `flow` to the codec, which
     refuses one it does not know. Raises ValueError where the file is no shard, or of another schema version.
     """
     if uri.endswith(".tar"):
@@ -325,8 +297,7 @@ def read_rows(uri: str, columns: Sequence[str] | None = None) -> Iterator[Row]:
 def _read_parquet(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
     with storage.open_read(uri) as file:
         parquet = pq.ParquetFile(file)
-        convention = json.loads((parquet.schema_arrow.metadata or {}).get(b"convention", b"{}"))
-        _check_version(convention, uri)
+        convention = _convention_of(parquet, uri)
         for group in range(parquet.num_row_groups):
             for row in parquet.read_row_group(group, columns=list(columns) if columns else None).to_pylist():
                 yield {**row, "convention": convention}
@@ -338,14 +309,14 @@ def _read_tar(uri: str, columns: Sequence[str] | None) -> Iterator[Row]:
         members = iter(tar)
         for member in members:
             facts = json.loads(_member_bytes(tar, member)) if member.name.endswith(".json") else {}
-            _check_version(facts.get("convention", {}), uri)
+            convention = ShardConvention.from_json(facts.get("convention"), where=uri)
             row = {name: facts[name] for name in FACTS if name in wanted}
             row.update({name: None for name in OPTIONAL_FACTS if row.get(name) == ABSENT})
             for blob in BLOBS:
                 member = next(members)
                 if blob in wanted:
                     row[blob] = _member_bytes(tar, member)
-            yield {**row, "convention": facts["convention"]}
+            yield {**row, "convention": convention}
 
 
 def read_row(uri: str, index: int, blobs: Sequence[str], *, version: str = "") -> Row:
@@ -359,12 +330,16 @@ def read_row(uri: str, index: int, blobs: Sequence[str], *, version: str = "") -
 
 
 @lru_cache(maxsize=64)
-def _parquet_footer(uri: str, version: str) -> tuple[pq.FileMetaData, dict[str, Any]]:
+def _parquet_footer(uri: str, version: str) -> tuple[pq.FileMetaData, ShardConvention]:
     with storage.open_read(uri) as file:
         parquet = pq.ParquetFile(file)
-        convention = json.loads((parquet.schema_arrow.metadata or {}).get(b"convention", b"{}"))
-        _check_version(convention, uri)
+        convention = _convention_of(parquet, uri)
         return parquet.metadata, convention
+
+
+def _convention_of(parquet: pq.ParquetFile, uri: str) -> ShardConvention:
+    text = (parquet.schema_arrow.metadata or {}).get(b"convention", b"{}")
+    return ShardConvention.from_json(records.parse(text, uri), where=uri)
 
 
 def _read_parquet_row(uri: str, index: int, blobs: Sequence[str], version: str) -> Row:
@@ -392,15 +367,15 @@ def _read_tar_row(uri: str, index: int, blobs: Sequence[str], version: str) -> R
     samples = _tar_samples(uri, version)
     if index >= len(samples):
         raise IndexError(f"{uri} has {len(samples)} rows; asked for was row {index}")
-    found = {}
+    parts = {}
     with storage.open_read(uri) as file:
         for name in ("json", *blobs):
             offset, size = samples[index][name]
             file.seek(offset)
-            found[name] = file.read(size)
-    facts = json.loads(found.pop("json"))
-    _check_version(facts.get("convention", {}), uri)
-    return {"id": facts["id"], **found, "convention": facts["convention"]}
+            parts[name] = file.read(size)
+    facts = json.loads(parts.pop("json"))
+    convention = ShardConvention.from_json(facts.get("convention"), where=uri)
+    return {"id": facts["id"], **parts, "convention": convention}
 
 
 def _member_bytes(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

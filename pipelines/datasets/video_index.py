@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.annotations import Annotation, is_id, read_annotations
+from pipelines.datasets.records import ListedShard, ShardConvention, read_dataset
 from pipelines.errors import DataError
 
 COLUMNS = ("id", "label", "class_name", "split", "source", "status", "shard", "num_frames", "error_kind")
@@ -36,7 +37,7 @@ class VideoIndex:
     data: str
     table: pa.Table
     classes: tuple[str, ...]
-    convention: Mapping[str, Any]
+    convention: ShardConvention
     short_side: int
 
     def __len__(self) -> int:
@@ -44,16 +45,16 @@ class VideoIndex:
 
     def usable(self) -> VideoIndex:
         """The labelled videos that lie in shards."""
-        kept = pc.and_(pc.equal(self.table["status"], "ok"), pc.greater_equal(self.table["label"], 0))
-        return replace(self, table=self.table.filter(kept))
+        usable = pc.and_(pc.equal(self.table["status"], "ok"), pc.greater_equal(self.table["label"], 0))
+        return replace(self, table=self.table.filter(usable))
 
     def of_split(self, split: str) -> VideoIndex:
         """The videos of one split. Raises DataError, with the splits there are, where it has none."""
-        found = self.table.filter(pc.equal(self.table["split"], split))
-        if not len(found):
+        videos = self.table.filter(pc.equal(self.table["split"], split))
+        if not len(videos):
             splits = ", ".join(sorted(set(self.table["split"].to_pylist())))
             raise DataError(f"{self.data} has no split {split!r}: choose one of {splits}")
-        return replace(self, table=found)
+        return replace(self, table=videos)
 
     def row(self, index: int) -> dict[str, Any]:
         """One video as a dict."""
@@ -73,25 +74,26 @@ def read_index(data: str) -> VideoIndex:
     """The index of a finished data set, on disk or s3://. Raises DataError where there is none."""
     data = storage.absolute(data)
     try:
-        dataset: dict[str, Any] = shards.read_dataset(data)
+        dataset = read_dataset(data)
+        short_side = dataset.sampling.short_side
         table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
     except (ValueError, OSError) as error:
         raise DataError(str(error)) from error
-    _check_names(data, table["id"].to_pylist(), [entry["file"] for entry in dataset["shards"]])
-    files = {posixpath.splitext(posixpath.basename(entry["file"]))[0]: entry for entry in dataset["shards"]}
+    _check_names(data, table["id"].to_pylist(), [shard.file for shard in dataset.shards])
+    listed = {posixpath.splitext(posixpath.basename(shard.file))[0]: shard for shard in dataset.shards}
     return VideoIndex(
         data=data,
-        table=_locate(table, data, files),
-        classes=tuple(dataset["classes"]),
-        convention=dataset["convention"],
-        short_side=int(dataset["settings"]["decode"]["short_side"]),
+        table=_locate(table, data, listed),
+        classes=dataset.classes,
+        convention=dataset.convention,
+        short_side=short_side,
     )
 
 
-def _check_names(data: str, ids: Sequence[object], files: Sequence[object]) -> None:
+def _check_names(data: str, ids: Sequence[object], files: Sequence[str]) -> None:
     """DataError where a name would lead out of the folder that it is to lie in: shards come from anywhere."""
     wrong = [name for name in ids if not is_id(name)]
-    wrong += [name for name in files if not (isinstance(name, str) and re.fullmatch(r"shards/[\w-]+\.\w+", name))]
+    wrong += [name for name in files if not re.fullmatch(r"shards/[\w-]+\.\w+", name)]
     if wrong:
         raise DataError(
             f"{data} was not written by jobs/extract_flow.py: {len(wrong)} names of videos or shards are not as that "
@@ -99,13 +101,13 @@ def _check_names(data: str, ids: Sequence[object], files: Sequence[object]) -> N
         )
 
 
-def _locate(table: pa.Table, data: str, files: Mapping[str, Any]) -> pa.Table:
+def _locate(table: pa.Table, data: str, listed: Mapping[str, ListedShard]) -> pa.Table:
     """The table with the file, version and row of each usable video; a shard's rows are in the table's order."""
     rows, places, uris, versions = Counter[str](), [], [], []
     for name, status in zip(table["shard"].to_pylist(), table["status"].to_pylist(), strict=True):
         usable = status == "ok"
-        uris.append(storage.join(data, files[name]["file"]) if usable else None)
-        versions.append(files[name]["sha256"] if usable else None)
+        uris.append(storage.join(data, listed[name].file) if usable else None)
+        versions.append(listed[name].sha256 if usable else None)
         places.append(rows[name] if usable else None)
         rows[name] += usable
     located = {"file": (uris, pa.string()), "version": (versions, pa.string()), "row": (places, pa.int32())}
@@ -122,10 +124,10 @@ def with_fold(index: VideoIndex, annotations: Sequence[str], fold: int) -> Video
     """
     annotated = read_annotations(annotations, fold=fold)
     places = _places(index.table)
-    found = [_find(places, row) for row in annotated.rows]
+    rows = [_find(places, row) for row in annotated.rows]
     labels = {name: label for label, name in enumerate(annotated.classes)}
-    columns = index.table.take(pa.array(found, pa.int64()))  # a null place takes a row of nulls
-    told = {
+    columns = index.table.take(pa.array(rows, pa.int64()))  # a null place takes a row of nulls
+    division = {
         # A video keeps the id that its row of the shard has; the annotations' id is for those that have none.
         "id": [own or row.id for own, row in zip(columns["id"].to_pylist(), annotated.rows, strict=True)],
         "label": [labels.get(row.class_name, -1) for row in annotated.rows],
@@ -133,7 +135,7 @@ def with_fold(index: VideoIndex, annotations: Sequence[str], fold: int) -> Video
         "split": [row.split for row in annotated.rows],
         "status": pc.fill_null(columns["status"], "missing").to_pylist(),
     }
-    for name, values in told.items():
+    for name, values in division.items():
         field = columns.schema.field(name)
         columns = columns.set_column(columns.schema.get_field_index(name), field, pa.array(values, field.type))
     return replace(index, table=columns, classes=annotated.classes)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import av
 import cv2
@@ -21,17 +20,16 @@ import torch
 
 from models.contract import FRAMES_PER_SECOND
 from models.i3d import I3D
-from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
+from pipelines.clips.loader import MAX_WORKER_DEATHS, open_row
 from pipelines.clips.sampling import centre_crop, decoded_side, resize_for_crop, scale_clips
+from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import NetworkError, SettingsError, VideoError
-from pipelines.evaluation.raw_video import compute_flow, read_frames
-from pipelines.evaluation.scoring import Entry, configure_ray_data
+from pipelines.evaluation.raw_video import compute_flow, decode_frames
+from pipelines.evaluation.scoring import NetworkSource, configure_ray_data
 from pipelines.training.trained_network import Network
 
 BATCH = 8  # windows that go through a network at a time
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +59,8 @@ class ReadVideo:
         """All frames of the network's stream, (T, H, W, C): uint8 RGB, or flow in pixels."""
         stream = network.streams[0]
         if isinstance(self.source, VideoIndex):
-            return open_video(self.source.row(place), [stream])(stream, 0, None)
-        frames = read_frames(self.source[place], short_side=decoded_side(network.model.contract, network.settings))
+            return open_row(self.source.row(place), [stream])(stream, 0, None)
+        frames = decode_frames(self.source[place], short_side=decoded_side(network.model.contract, network.settings))
         return frames if stream == "rgb" else compute_flow(frames, self.flow_preset)
 
 
@@ -70,13 +68,13 @@ class ReadVideo:
 class Extractor:
     """What features are extracted with; `use_gpu`: one GPU for each worker."""
 
-    entries: tuple[Entry, ...]
+    sources: tuple[NetworkSource, ...]
     windows: Windows
     num_workers: int = 1
     use_gpu: bool = False
 
 
-class ExtractFeatures:
+class ComputeFeatures:
     """The step from a video's place to its feature vectors; keeps its networks from video to video."""
 
     def __init__(self, extractor: Extractor, read: ReadVideo) -> None:
@@ -84,19 +82,19 @@ class ExtractFeatures:
         cv2.setNumThreads(1)
         self.windows, self.read = extractor.windows, read
         self.device = torch.device("cuda" if extractor.use_gpu else "cpu")
-        self.networks = _load_networks(extractor.entries)
+        self.networks = _load_networks(extractor.sources)
         for network in self.networks.values():
             network.model.eval().to(self.device)  # CUDA: not measured
 
     def __call__(self, row: Row) -> Row:
         place = int(row["id"])
-        found: Row = {"place": place, "error": ""}
+        extracted: Row = {"place": place, "error": ""}
         try:
-            found |= {f"features_{name}": self._extract(place, network) for name, network in self.networks.items()}
+            extracted |= {f"features_{name}": self._extract(place, network) for name, network in self.networks.items()}
         except (ValueError, LookupError, OSError, VideoError, av.FFmpegError, cv2.error) as error:
             empty = {f"features_{name}": np.zeros((0, 0), np.float32) for name in self.networks}
-            found |= {"error": f"{type(error).__name__}: {error}"[:500], **empty}
-        return found
+            extracted |= {"error": f"{type(error).__name__}: {error}"[:500], **empty}
+        return extracted
 
     @torch.no_grad()
     def _extract(self, place: int, network: Network) -> npt.NDArray[np.float32]:
@@ -114,11 +112,11 @@ class ExtractFeatures:
         return torch.cat(vectors).numpy()
 
 
-def load_i3d(entry: Entry) -> Network:
-    """The network of an entry; NetworkError where it is no I3D."""
-    network = entry.load()
+def load_i3d(source: NetworkSource) -> Network:
+    """The network that lies there; NetworkError where it is no I3D."""
+    network = source.load()
     if not isinstance(network.model, I3D):
-        raise NetworkError(f"--{entry.name} {entry.uri}: features are I3D's; this is another network")
+        raise NetworkError(f"--{source.name} {source.uri}: features are I3D's; this is another network")
     return network
 
 
@@ -137,12 +135,12 @@ class ExtractOnCpu:
     read: ReadVideo
 
     def __call__(self, row: Row) -> Row:
-        return ExtractFeatures(self.extractor, self.read)(row)
+        return ComputeFeatures(self.extractor, self.read)(row)
 
 
 @lru_cache(maxsize=1)
-def _load_networks(entries: tuple[Entry, ...]) -> dict[str, Network]:
-    return {entry.name: load_i3d(entry) for entry in entries}
+def _load_networks(sources: tuple[NetworkSource, ...]) -> dict[str, Network]:
+    return {source.name: load_i3d(source) for source in sources}
 
 
 def extract_features(extractor: Extractor, read: ReadVideo, places: range) -> list[Row]:
@@ -152,7 +150,7 @@ def extract_features(extractor: Extractor, read: ReadVideo, places: range) -> li
     if extractor.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=extractor.num_workers)
         given = (extractor, read)
-        graph = graph.map(ExtractFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
+        graph = graph.map(ComputeFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=extractor.num_workers)
         step = ExtractOnCpu(extractor=extractor, read=read)

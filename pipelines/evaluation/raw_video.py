@@ -15,7 +15,7 @@ from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 
 
-def read_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> Frames:
+def decode_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> Frames:
     """The frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, the first `num_frames` where that is given.
 
     Raises OSError where the file cannot be fetched, VideoError where it cannot be decoded.

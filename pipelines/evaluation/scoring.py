@@ -1,8 +1,8 @@
 """How good networks are on the videos of a split: one Ray Data graph from shards to logits, and figures from those.
 
 Every video that the split should have is counted. What is missing, quarantined or cannot be decoded is wrong, unless
-it is told to be left out; both figures are always there. Streams are fused by adding their logits with equal weight
-(the paper's); the sweep over other weights beside it is chosen on the very videos it is shown for, and says so.
+such videos are ignored by request; both figures are always there. Streams are fused by adding their logits with equal
+weight (the paper's). Other weights are shown beside it, and that they were tried on the very videos they are shown for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,11 +25,13 @@ from ray.data import DataContext
 
 import models
 from models.folding import fold
-from pipelines.clips.loader import MAX_WORKER_DEATHS, check_storage, is_of_storage, open_video
-from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
+from pipelines.clips.loader import MAX_WORKER_DEATHS, check_storage, is_of_storage, open_row
+from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
+from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError, OutageError
 from pipelines.evaluation import metrics
+from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
 from pipelines.media.codec import check_convention
 from pipelines.training.trained_network import Network, load_network
 from pipelines.training.weights_files import Which
@@ -37,12 +39,10 @@ from pipelines.training.weights_files import Which
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One network to evaluate: where it lies, and the stream it must be of (None: whatever it sees)."""
+class NetworkSource:
+    """A network to evaluate: where it lies, and the stream it must be of (None: whatever it sees)."""
 
     name: str  # "rgb", "flow" or "model"
     uri: str
@@ -60,8 +60,8 @@ class Entry:
 class Scorer:
     """What scores are made with; `use_gpu`: one GPU for each actor."""
 
-    entries: tuple[Entry, ...]
-    protocol: Protocol
+    sources: tuple[NetworkSource, ...]
+    protocol: EvaluationProtocol
     precision: str = "fp32"
     num_workers: int = 1
     use_gpu: bool = False
@@ -83,13 +83,13 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
                 f"--{name} knows {network.model.config.num_classes} classes, {index.data} has {len(index.classes)}"
             )
         if "flow" in network.streams:
-            check_convention(index.convention["flow"])
+            check_convention(index.convention.flow)
 
 
 class CutVideo:
     """The step from a video's place in the index to the frames of its test clips, for each network and stream."""
 
-    def __init__(self, index: VideoIndex, networks: Mapping[str, Network], protocol: Protocol) -> None:
+    def __init__(self, index: VideoIndex, networks: Mapping[str, Network], protocol: EvaluationProtocol) -> None:
         self.index, self.protocol = index, protocol
         self.wanted = {name: (network.model.contract, network.settings) for name, network in networks.items()}
 
@@ -98,7 +98,7 @@ class CutVideo:
         video = self.index.row(int(row["id"]))
         streams = sorted({stream for contract, _ in self.wanted.values() for stream in contract.test.streams})
         try:
-            read = open_video(video, streams)
+            read = open_row(video, streams)
             frames = {stream: read(stream, 0, self._end(stream)) for stream in streams}
             cut = {
                 f"{name}.{stream}": clips
@@ -134,7 +134,7 @@ class ScoreVideo:
         torch.set_num_threads(1)
         self.scorer = scorer
         self.device = torch.device("cuda" if scorer.use_gpu else "cpu")
-        self.networks = {entry.name: entry.load() for entry in scorer.entries}
+        self.networks = {source.name: source.load() for source in scorer.sources}
         self.models = {name: self._prepare(network) for name, network in self.networks.items()}
 
     def _prepare(self, network: Network) -> Any:
@@ -144,11 +144,11 @@ class ScoreVideo:
         return placed  # not measured
 
     def __call__(self, row: Row) -> Row:
-        found: Row = {"place": row["place"], "error": row["error"]}
+        scored: Row = {"place": row["place"], "error": row["error"]}
         for name, network in self.networks.items():
             logits = np.zeros(0, np.float32) if row["error"] else self._score(name, network, row)
-            found[f"logits_{name}"] = logits.tolist()
-        return found
+            scored[f"logits_{name}"] = logits.tolist()
+        return scored
 
     def _score(self, name: str, network: Network, row: Row) -> npt.NDArray[np.float32]:
         clips = {}
@@ -168,11 +168,11 @@ class CutAndScore:
     scorer: Scorer
 
     def __call__(self, row: Row) -> Row:
-        return _kept_scorer(self.scorer)(self.cut(row))
+        return _cached_scorer(self.scorer)(self.cut(row))
 
 
 @lru_cache(maxsize=1)
-def _kept_scorer(scorer: Scorer) -> ScoreVideo:
+def _cached_scorer(scorer: Scorer) -> ScoreVideo:
     return ScoreVideo(scorer)
 
 
@@ -217,18 +217,18 @@ def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: 
     their sum `predicted` and `rank` (classes before the true one). Of a video with a score that is not finite,
     `predicted` is null and its class comes last.
     """
-    found = {usable.row(row["place"])["id"]: row for row in rows}
+    scored = {usable.row(row["place"])["id"]: row for row in rows}
     table: list[Row] = []
     for video in index.table.select(["id", "label", "class_name", "status", "error_kind"]).to_pylist():
         if video["label"] < 0:
             continue
-        row = found.get(video["id"], {})
+        row = scored.get(video["id"], {})
         error = row.get("error") or video["error_kind"] or ""
         status = "failed" if row.get("error") else video["status"]
-        kept = {"id": video["id"], "label": video["label"], "class_name": video["class_name"]}
+        facts = {"id": video["id"], "label": video["label"], "class_name": video["class_name"]}
         logits = {f"logits_{name}": list(row[f"logits_{name}"]) if status == "ok" else None for name in names}
         table.append(
-            {**kept, "status": status, "error": error, **logits, **_place(list(logits.values()), video["label"])}
+            {**facts, "status": status, "error": error, **logits, **_place(list(logits.values()), video["label"])}
         )
     kinds = {
         "predicted": pa.int32(),
@@ -247,10 +247,17 @@ def _place(logits: list[Any], label: int) -> Row:
     return {"predicted": predicted, "rank": int(metrics.ranks(total, np.array([label]))[0])}
 
 
-def summarise(table: pa.Table, names: Sequence[str], classes: Sequence[str], *, ignore_missing: bool) -> Row:
-    """All figures of an evaluation, from its table of scores."""
+def summarise(
+    table: pa.Table,
+    names: Sequence[str],
+    classes: Sequence[str],
+    *,
+    ignore_missing: bool,
+    settings: Mapping[str, object] | None = None,
+) -> Evaluation:
+    """All figures of an evaluation, from its table of scores; `settings` are what they were made with."""
     status = table["status"].to_pylist()
-    scored = table.filter(pa.array([found == "ok" for found in status]))
+    scored = table.filter(pa.array([state == "ok" for state in status]))
     labels = np.array(scored["label"].to_pylist(), np.int64)
     logits = {name: _matrix(scored, name, len(classes)) for name in names}
     total = sum(logits.values(), np.zeros((len(labels), len(classes)), np.float32))
@@ -258,49 +265,50 @@ def summarise(table: pa.Table, names: Sequence[str], classes: Sequence[str], *, 
     expected, evaluated = len(status), len(labels)
     not_finite = int((~np.isfinite(total).all(axis=1)).sum())
     figures = {name: _figures(scores, labels, expected) for name, scores in (logits | {"fused": total}).items()}
-    headline = figures["fused"]["of_evaluated" if ignore_missing else "of_expected"]
+    headline = figures["fused"].of_evaluated if ignore_missing else figures["fused"].of_expected
     matrix = metrics.confusion(total, labels)
     counted = labels if ignore_missing else np.array(table["label"].to_pylist(), np.int64)
     shares = metrics.per_class(matrix, np.bincount(counted, minlength=len(classes)).tolist())
     known = [share for share in shares if share is not None]
     count = evaluated if ignore_missing else expected
-    return {
-        "expected": expected,
-        "evaluated": evaluated,
+    return Evaluation(
+        expected=expected,
+        evaluated=evaluated,
         **counts,
-        "not_finite": not_finite,
-        "ignore_missing": ignore_missing,
-        "top1": headline["top1"],
-        "top5": headline["top5"],
-        "top1_interval_95": metrics.wilson(headline["top1"], count) if headline["top1"] is not None else None,
-        "mean_per_class": sum(known) / len(known) if known else None,
-        "figures": figures,
-        "per_class": dict(zip(classes, shares, strict=True)),
-        "confusion": matrix.tolist(),
-        "fusion_sweep": sweep_fusion(logits, labels, count),
-    }
+        not_finite=not_finite,
+        ignore_missing=ignore_missing,
+        top1=headline.top1,
+        top5=headline.top5,
+        top1_interval_95=metrics.wilson(headline.top1, count) if headline.top1 is not None else None,
+        mean_per_class=sum(known) / len(known) if known else None,
+        figures=figures,
+        per_class=dict(zip(classes, shares, strict=True)),
+        confusion=tuple(map(tuple, matrix.tolist())),
+        fusion_sweep=tuple(weigh_fusion(logits, labels, count)),
+        classes=tuple(classes),
+        settings=settings or {},
+    )
 
 
 def _matrix(table: pa.Table, name: str, num_classes: int) -> npt.NDArray[np.float32]:
     return np.array(table[f"logits_{name}"].to_pylist(), np.float32).reshape(-1, num_classes)
 
 
-def _figures(scores: metrics.Scores, labels: metrics.Labels, expected: int) -> Row:
+def _figures(scores: metrics.Scores, labels: metrics.Labels, expected: int) -> NetworkAccuracy:
     """Top-1 and top-5 with lost videos wrong, and without them."""
-    return {
-        kind: {f"top{k}": metrics.top(k, scores, labels, count) for k in (1, 5)}
-        for kind, count in (("of_expected", expected), ("of_evaluated", len(labels)))
-    }
+    of_expected, of_evaluated = (
+        Accuracy(top1=metrics.top(1, scores, labels, count), top5=metrics.top(5, scores, labels, count))
+        for count in (expected, len(labels))
+    )
+    return NetworkAccuracy(of_expected=of_expected, of_evaluated=of_evaluated)
 
 
-def sweep_fusion(logits: Mapping[str, metrics.Scores], labels: metrics.Labels, count: int) -> list[Row]:
+def weigh_fusion(logits: Mapping[str, metrics.Scores], labels: metrics.Labels, count: int) -> list[FusionAccuracy]:
     """Top-1 at each weight of RGB's logits, 1 - weight of flow's; none where there are not these two."""
     if set(logits) != {"rgb", "flow"}:
         return []
     mixed = {weight: weight * logits["rgb"] + (1 - weight) * logits["flow"] for weight in WEIGHTS}
-    return [{"rgb_weight": weight, "top1": metrics.top(1, scores, labels, count)} for weight, scores in mixed.items()]
-
-
-def describe(scorer: Scorer) -> Row:
-    """The scorer's settings as plain values."""
-    return {"networks": [asdict(entry) for entry in scorer.entries], "protocol": asdict(scorer.protocol)}
+    return [
+        FusionAccuracy(rgb_weight=weight, top1=metrics.top(1, scores, labels, count))
+        for weight, scores in mixed.items()
+    ]

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -32,9 +31,10 @@ from ray.data import DataContext
 
 from pipelines import storage, tvl1
 from pipelines.datasets import shards
+from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
 from pipelines.errors import OutageError, VideoError
-from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin, find_committed, iter_blocks
+from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin_output, find_committed, iter_blocks
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
@@ -212,8 +212,8 @@ class Steps:
         if not kept:
             return {}
         uri = shards.shard_uri(self.output, name, self.settings.shards.extension)
-        held = (row for row in shards.read_rows(uri) if row["id"] in kept)
-        return {row["id"]: {**kept[row["id"]], **row, "status": "ok"} for row in held}
+        rows = (row for row in shards.read_rows(uri) if row["id"] in kept)
+        return {row["id"]: {**kept[row["id"]], **row, "status": "ok"} for row in rows}
 
 
 class _Video:
@@ -261,15 +261,14 @@ class FlowActor:
         return self.steps.flow(row)
 
 
-def make_convention(settings: ExtractionSettings, kernel: str) -> dict[str, Any]:
+def make_convention(settings: ExtractionSettings, kernel: str) -> ShardConvention:
     """How the blobs of a row were made and are to be read; it travels inside every shard."""
-    return {
-        "schema_version": shards.SCHEMA_VERSION,
-        "flow": settings.codec.flow_convention(),
-        "tvl1": {"preset": settings.flow_preset, "kernel": kernel, **asdict(tvl1.PRESETS[settings.flow_preset])},
-        "rgb": {"codec": settings.codec.rgb_codec},
-        "members": {"rgb": "rgb.mp4", "flow": settings.codec.flow_extension},
-    }
+    return ShardConvention(
+        flow=settings.codec.flow_convention(),
+        tvl1={"preset": settings.flow_preset, "kernel": kernel, **asdict(tvl1.PRESETS[settings.flow_preset])},
+        rgb={"codec": settings.codec.rgb_codec},
+        members={"rgb": "rgb.mp4", "flow": settings.codec.flow_extension},
+    )
 
 
 @contextmanager
@@ -383,7 +382,7 @@ def extract(
     Ray must be running, and the caller hold the output's lock. Raises SettingsChangedError where the output holds
     another plan. Whatever stops it, the same call goes on where it stopped.
     """
-    begin(plan)
+    begin_output(plan)
     storage.sweep(plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs")))
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.datasets import shards
+from pipelines.datasets.records import DATASET, Dataset, ListedShard, SplitCounts, StoredFlowError, Totals
 from pipelines.datasets.shards import Commit, Row
 from pipelines.extraction.graph import make_convention
 from pipelines.extraction.plan import Plan, read_own_commits
@@ -23,7 +23,7 @@ class _Tally:
     """Adds up commit records as they pass by."""
 
     def __init__(self) -> None:
-        self.shards: list[Row] = []
+        self.shards: list[ListedShard] = []
         self.splits: dict[str, Counter[str]] = {}
         self.totals: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -32,8 +32,7 @@ class _Tally:
     def watch(self, commits: Iterable[Commit]) -> Iterator[Commit]:
         for commit in commits:
             if commit.file is not None:
-                entry = {"file": commit.file, "split": commit.split, "rows": commit.num_rows}
-                self.shards.append({**entry, "bytes": commit.num_bytes, "sha256": commit.sha256})
+                self.shards.append(_list_shard(commit))
             for row in commit.videos:
                 self._add(row)
             yield commit
@@ -53,21 +52,29 @@ class _Tally:
             if row["flow_error_mean"] is not None:
                 self.errors.append(tuple(row[name] for name in ERROR_COLUMNS))
 
-    def flow_error(self) -> Row | None:
-        """Px over the sampled videos: mean, root of the mean square, and the largest p99.9 and maximum of a video."""
+    def flow_error(self) -> StoredFlowError | None:
+        """The error of the sampled videos together; None where there is none."""
         if not self.errors:
             return None
         mean, rms, p999, largest = zip(*self.errors, strict=True)
-        return {
-            "videos": len(self.errors),
-            "mean": sum(mean) / len(mean),
-            "rms": (sum(value * value for value in rms) / len(rms)) ** 0.5,
-            "p999": max(p999),
-            "max": max(largest),
-        }
+        return StoredFlowError(
+            videos=len(self.errors),
+            mean=sum(mean) / len(mean),
+            rms=(sum(value * value for value in rms) / len(rms)) ** 0.5,
+            p999=max(p999),
+            max=max(largest),
+        )
 
 
-def assemble(plan: Plan) -> dict[str, Any]:
+def _list_shard(commit: Commit) -> ListedShard:
+    assert commit.file is not None
+    assert commit.sha256 is not None
+    return ListedShard(
+        file=commit.file, split=commit.split, rows=commit.num_rows, bytes=commit.num_bytes, sha256=commit.sha256
+    )
+
+
+def assemble(plan: Plan) -> Dataset:
     """Write videos.parquet and quarantine.parquet, and return what dataset.json is to hold.
 
     Raises UnfinishedError where a planned shard was not committed.
@@ -77,20 +84,19 @@ def assemble(plan: Plan) -> dict[str, Any]:
     unfinished = plan.spans.keys() - committed
     if unfinished:
         raise UnfinishedError(f"{len(unfinished)} shards of {plan.output} are not committed, such as {min(unfinished)}")
-    return {
-        "schema_version": shards.SCHEMA_VERSION,
-        "fingerprint": plan.fingerprint,
-        "settings": plan.record["settings"],
-        "convention": make_convention(plan.settings, plan.kernel),
-        "classes": list(plan.classes),
-        "splits": {name: dict(counts) for name, counts in tally.splits.items()},
-        "totals": dict(tally.totals),
-        "quarantine_reasons": dict(tally.reasons),
-        "flow_error_px": tally.flow_error(),
-        "shards": tally.shards,
-    }
+    return Dataset(
+        fingerprint=plan.fingerprint,
+        settings=plan.record.settings,
+        convention=make_convention(plan.settings, plan.kernel),
+        classes=plan.classes,
+        splits={name: SplitCounts(**counts) for name, counts in tally.splits.items()},
+        totals=Totals(**tally.totals),
+        quarantine_reasons=dict(tally.reasons),
+        flow_error_px=tally.flow_error(),
+        shards=tuple(tally.shards),
+    )
 
 
-def finish(plan: Plan, dataset: dict[str, Any]) -> None:
+def finish(plan: Plan, dataset: Dataset) -> None:
     """Write dataset.json, the last file of a data set: whoever finds it finds all the others."""
-    storage.put(storage.join(plan.output, "dataset.json"), shards.to_json(dataset))
+    records.write(storage.join(plan.output, DATASET), dataset)

@@ -12,17 +12,19 @@ import hashlib
 import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import storage, tvl1
+from pipelines import records, storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import Catalog
+from pipelines.datasets.records import SCHEMA_VERSION
 from pipelines.datasets.shards import Commit, ShardSettings
+from pipelines.extraction.records import PLAN, PlannedCatalog, PlanRecord
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
+from pipelines.records import Values
 from pipelines.resume import was_begun
 from pipelines.tvl1.params import FlowPreset
 
@@ -71,7 +73,7 @@ class Plan:
     kernel: str  # flow kernel and the kind of processor it was made for
     classes: tuple[str, ...]
     table: pa.Table  # PLAN_SCHEMA; the rows of a shard are contiguous
-    record: Mapping[str, Any]  # what plan.json holds
+    record: PlanRecord
     fingerprint: str
 
     @functools.cached_property
@@ -102,12 +104,12 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
         "shard": names,
         "status": ["missing" if path is None else "new" for path in paths],
     }
-    record = {
-        "schema_version": shards.SCHEMA_VERSION,
-        "settings": {**_name_settings(settings), "kernel": kernel},
-        "derived": _derive(settings),
-        "catalog": {"videos": len(table), "classes": list(catalog.classes), "sha256": hash_catalog(table)},
-    }
+    record = PlanRecord(
+        schema_version=SCHEMA_VERSION,
+        settings={**_name_settings(settings), "kernel": kernel},
+        derived=_derive(settings),
+        catalog=PlannedCatalog(videos=len(table), classes=catalog.classes, sha256=hash_catalog(table)),
+    )
     return Plan(
         output=output,
         settings=settings,
@@ -119,14 +121,14 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
     )
 
 
-def _name_settings(settings: ExtractionSettings) -> dict[str, Any]:
+def _name_settings(settings: ExtractionSettings) -> Values:
     named = asdict(settings)
     for limit in LIMITS:
         del named["decode"][limit]
     return named
 
 
-def _derive(settings: ExtractionSettings) -> dict[str, Any]:
+def _derive(settings: ExtractionSettings) -> Values:
     """What the names and Nones among the settings stand for in this version, and the libraries that make the bytes."""
     return {
         "flow_quality": settings.codec.resolved_flow_quality,
@@ -161,14 +163,14 @@ def hash_catalog(table: pa.Table) -> str:
     return sha.hexdigest()
 
 
-def begin(plan: Plan) -> None:
+def begin_output(plan: Plan) -> None:
     """Write plan.json, or find the same one there; the caller holds the output's lock.
 
     Raises SettingsChangedError, which names every setting that differs.
     """
-    uri = storage.join(plan.output, "plan.json")
-    if not was_begun(uri, plan.record):
-        storage.put(uri, shards.to_json(plan.record))
+    uri = storage.join(plan.output, PLAN)
+    if not was_begun(uri, plan.record.to_json()):
+        records.write(uri, plan.record)
 
 
 def read_own_commits(plan: Plan) -> Iterator[Commit]:
@@ -202,8 +204,8 @@ def iter_blocks(plan: Plan, committed: Mapping[str, frozenset[str]], *, retry: b
         yield pa.concat_tables([rows, _pad(shard, size - len(rows))]).combine_chunks()
 
 
-def _keep(rows: pa.Table, held: frozenset[str]) -> pa.Table:
-    status = ["kept" if row["id"] in held else row["status"] for row in rows.to_pylist()]
+def _keep(rows: pa.Table, in_shard: frozenset[str]) -> pa.Table:
+    status = ["kept" if row["id"] in in_shard else row["status"] for row in rows.to_pylist()]
     return rows.set_column(rows.column_names.index("status"), "status", pa.array(status, pa.string()))
 
 

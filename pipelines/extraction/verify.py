@@ -6,26 +6,26 @@ Each check yields findings, one for everything that is wrong; none means that it
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
 import numpy as np
 import pyarrow as pa
 
-from pipelines import storage, tvl1
+from pipelines import records, storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import split_rank
+from pipelines.datasets.records import DATASET, Dataset, ListedShard, ShardConvention
 from pipelines.datasets.shards import Commit, Row
 from pipelines.datasets.video_index import VideoIndex
-from pipelines.errors import VideoError
+from pipelines.errors import RecordError, VideoError
 from pipelines.extraction.plan import hash_catalog
-from pipelines.media.codec import FlowError, decode_flow, decode_rgb, flow_error
+from pipelines.extraction.records import PLAN, PlanRecord
+from pipelines.media.codec import FlowError, decode_flow, decode_rgb, flow_error, scale_of
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 
@@ -40,10 +40,10 @@ class Finding:
     what: str
 
 
-def check_shards(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
+def check_shards(output: str, dataset: Dataset) -> Iterator[Finding]:
     """Each shard's bytes, hash and rows against its commit record and dataset.json, and files that no record knows."""
     commits = {commit.shard: commit for commit in shards.read_commits(output)}
-    listed = {entry["file"]: entry for entry in dataset["shards"]}
+    listed = {shard.file: shard for shard in dataset.shards}
     known = {commit.file for commit in commits.values() if commit.file}
     for file in sorted(listed.keys() - known):
         yield Finding(file, "dataset.json lists it, but no commit record vouches for it")
@@ -51,16 +51,16 @@ def check_shards(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
         if commit.file is not None:
             yield from _check_shard(output, commit, listed.get(commit.file))
     folder = storage.join(output, "shards")
-    found = {f"shards/{file.path}" for file in storage.list_files(folder)} if storage.is_dir(folder) else set()
-    for file in sorted(found - known):
+    files = {f"shards/{file.path}" for file in storage.list_files(folder)} if storage.is_dir(folder) else set()
+    for file in sorted(files - known):
         yield Finding(file, "no commit record vouches for it")
 
 
-def _check_shard(output: str, commit: Commit, listed: Mapping[str, Any] | None) -> Iterator[Finding]:
+def _check_shard(output: str, commit: Commit, listed: ListedShard | None) -> Iterator[Finding]:
     assert commit.file is not None
     if listed is None:
         yield Finding(commit.file, "dataset.json does not list it")
-    elif (listed["rows"], listed["bytes"], listed["sha256"]) != (commit.num_rows, commit.num_bytes, commit.sha256):
+    elif (listed.rows, listed.bytes, listed.sha256) != (commit.num_rows, commit.num_bytes, commit.sha256):
         yield Finding(commit.file, "dataset.json and the commit record differ about it")
     try:
         data = storage.read_bytes(storage.join(output, commit.file))
@@ -73,35 +73,37 @@ def _check_shard(output: str, commit: Commit, listed: Mapping[str, Any] | None) 
         yield Finding(commit.file, "its bytes are not those of its record (sha256)")
 
 
-def check_catalog(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
+def check_catalog(output: str, dataset: Dataset) -> Iterator[Finding]:
     """Whether the commit records account for the catalog that the run began with: each of its rows, once."""
+    uri = storage.join(output, PLAN)
     try:
-        plan = json.loads(storage.read_bytes(storage.join(output, "plan.json")))
-    except (OSError, ValueError) as error:
-        yield Finding("plan.json", f"cannot be read: {error}")
+        values = records.parse(storage.read_bytes(uri), uri)
+    except (OSError, RecordError) as error:
+        yield Finding(PLAN, f"cannot be read: {error}")
         return
-    if shards.digest(plan) != dataset["fingerprint"]:
-        yield Finding("plan.json", "its settings are not those that dataset.json was made with (fingerprint)")
+    if shards.digest(values) != dataset.fingerprint:
+        yield Finding(PLAN, "its settings are not those that dataset.json was made with (fingerprint)")
         return  # what it says of the catalog says nothing of these records
+    catalog = PlanRecord.from_json(values, where=uri).catalog
     commits = sorted(shards.read_commits(output), key=_place_in_catalog)
     for commit in commits:
-        if commit.fingerprint != dataset["fingerprint"]:
+        if commit.fingerprint != dataset.fingerprint:
             yield Finding(f"commits/{commit.shard}.json", "was made with other settings (fingerprint)")
     rows = [row for commit in commits for row in commit.videos]
     for name, count in Counter(row["id"] for row in rows).items():
         if count > 1:
             yield Finding(name, f"{count} commit records hold it")
-    if len(rows) != plan["catalog"]["videos"]:
-        yield Finding("plan.json", f"the catalog has {plan['catalog']['videos']:,} videos, the records {len(rows):,}")
-    elif hash_catalog(pa.Table.from_pylist(rows, schema=shards.VIDEO_SCHEMA)) != plan["catalog"]["sha256"]:
-        yield Finding("plan.json", "the records' ids, labels or splits are not those of the catalog (sha256)")
+    if len(rows) != catalog.videos:
+        yield Finding(PLAN, f"the catalog has {catalog.videos:,} videos, the records {len(rows):,}")
+    elif hash_catalog(pa.Table.from_pylist(rows, schema=shards.VIDEO_SCHEMA)) != catalog.sha256:
+        yield Finding(PLAN, "the records' ids, labels or splits are not those of the catalog (sha256)")
 
 
 def _place_in_catalog(commit: Commit) -> tuple[int, str, int]:
     return (*split_rank(commit.split), int(commit.shard.rpartition("-")[2]))
 
 
-def check_tables(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
+def check_tables(output: str, dataset: Dataset) -> Iterator[Finding]:
     """videos.parquet, quarantine.parquet and dataset.json against what the commit records say of each video."""
     expected = [row for commit in shards.read_commits(output) for row in commit.videos]
     videos = _read_table(output, "videos.parquet")
@@ -109,18 +111,18 @@ def check_tables(output: str, dataset: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding("videos.parquet", "cannot be read")
         return
     columns = ("id", "split", "status", "shard", "num_frames", "source_sha256")
-    told = Counter(tuple(row[name] for name in columns) for row in expected)
-    found = Counter(tuple(row[name] for name in columns) for row in videos)
-    for row in sorted(((told - found) + (found - told)).elements(), key=str)[:20]:
-        side = "the commit records" if row in told else "videos.parquet"
+    committed = Counter(tuple(row[name] for name in columns) for row in expected)
+    tabulated = Counter(tuple(row[name] for name in columns) for row in videos)
+    for row in sorted(((committed - tabulated) + (tabulated - committed)).elements(), key=str)[:20]:
+        side = "the commit records" if row in committed else "videos.parquet"
         yield Finding("videos.parquet", f"only {side} say: {dict(zip(columns, row, strict=True))}")
     quarantined = {row["id"] for row in videos if row["status"] == "quarantined"}
     if {row["id"] for row in _read_table(output, "quarantine.parquet") or []} != quarantined:
         yield Finding("quarantine.parquet", "does not hold exactly the quarantined videos of videos.parquet")
-    for split, counts in dataset["splits"].items():
+    for split, counts in dataset.splits.items():
         statuses = Counter(row["status"] for row in videos if row["split"] == split)
-        if any(counts[name] != statuses[name] for name in ("ok", "missing", "quarantined")):
-            yield Finding("dataset.json", f"counts of split {split} are not those of videos.parquet")
+        if any(getattr(counts, name) != statuses[name] for name in ("ok", "missing", "quarantined")):
+            yield Finding(DATASET, f"counts of split {split} are not those of videos.parquet")
 
 
 def _read_table(output: str, name: str) -> list[Row] | None:
@@ -142,7 +144,7 @@ def check_sample(video: Row) -> Iterator[Finding]:
     try:
         row = shards.read_row(video["file"], video["row"], ["rgb", "flow"], version=video["version"])
         rgb = decode_rgb(row["rgb"])
-        flow = decode_flow(row["flow"], row["convention"]["flow"], size=rgb.shape[1:3])
+        flow = decode_flow(row["flow"], row["convention"].flow, size=rgb.shape[1:3])
     except (OSError, ValueError, LookupError, av.FFmpegError) as error:
         yield Finding(video["id"], f"cannot be decoded: {type(error).__name__}: {error}")
         return
@@ -162,7 +164,7 @@ class Recomputed:
     error: FlowError
 
 
-def compare_source(video: Row, facts: Row, videos: str, dataset: Mapping[str, Any]) -> Finding | Recomputed:
+def compare_source(video: Row, facts: Row, videos: str, dataset: Dataset) -> Finding | Recomputed:
     """Decodes the source of a sample again and computes its flow; a finding where source or frames are others.
 
     `facts` is the video's row of videos.parquet.
@@ -172,8 +174,7 @@ def compare_source(video: Row, facts: Row, videos: str, dataset: Mapping[str, An
             data = Path(path).read_bytes()
             if hashlib.sha256(data).hexdigest() != facts["source_sha256"]:
                 return Finding(video["id"], f"{facts['source']} is not the file that it was made of (sha256)")
-            decode = dataset["settings"]["decode"]
-            settings = DecodeSettings(fps=decode["fps"], short_side=decode["short_side"])
+            settings = DecodeSettings(fps=dataset.sampling.fps, short_side=dataset.sampling.short_side)
             frames = np.stack(list(process_decoder(settings).frames(path, start=facts["start"], end=facts["end"])))
     except (OSError, VideoError) as error:
         return Finding(video["id"], f"{facts['source']}: {error}")
@@ -182,21 +183,21 @@ def compare_source(video: Row, facts: Row, videos: str, dataset: Mapping[str, An
             video["id"], f"{facts['source']} gives {len(frames)} frames; {video['num_frames']} were recorded"
         )
     row = shards.read_row(video["file"], video["row"], ["flow"], version=video["version"])
-    convention = row["convention"]
+    convention: ShardConvention = row["convention"]
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    computed = tvl1.flow(grey, preset=convention["tvl1"]["preset"])
-    stored = decode_flow(row["flow"], convention["flow"], size=grey.shape[1:])
-    return Recomputed(video=video["id"], error=flow_error(computed, stored, convention["flow"]["bound_px"]))
+    computed = tvl1.flow(grey, preset=str(convention.tvl1["preset"]))
+    stored = decode_flow(row["flow"], convention.flow, size=grey.shape[1:])
+    return Recomputed(video=video["id"], error=flow_error(computed, stored, scale_of(convention.flow).bound))
 
 
-def judge(found: Sequence[Recomputed], dataset: Mapping[str, Any]) -> Iterator[Finding]:
+def judge(samples: Sequence[Recomputed], dataset: Dataset) -> Iterator[Finding]:
     """Findings where recomputed flow is further from the stored one than storing it explains."""
-    measured = dataset["flow_error_px"]
-    scale = dataset["convention"]["flow"]
-    step = 2 * scale["bound_px"] / scale["levels"]
-    allowed = TOLERANCE * max(measured["mean"] if measured else 0.0, step) + step
-    for entry in found:
-        if entry.error.mean > allowed:
+    measured = dataset.flow_error_px
+    scale = scale_of(dataset.convention.flow)
+    step = 2 * scale.bound / scale.levels
+    allowed = TOLERANCE * max(measured.mean if measured else 0.0, step) + step
+    for sample in samples:
+        if sample.error.mean > allowed:
             yield Finding(
-                entry.video, f"recomputed flow differs by {entry.error.mean:.3f} px, allowed is {allowed:.3f}"
+                sample.video, f"recomputed flow differs by {sample.error.mean:.3f} px, allowed is {allowed:.3f}"
             )

@@ -48,7 +48,7 @@ def make_environment() -> jinja2.Environment:
     }
     script = (TEMPLATES / "previews.js").read_text()
     environment.globals |= {
-        "found_count": lambda found: Count(**{name: found[name] for name in STATUSES}),
+        "count_of": lambda counts: Count(**{name: getattr(counts, name) for name in STATUSES}),
         "script": markupsafe.Markup(script),
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
@@ -87,7 +87,7 @@ def _flatten(value: object, name: str = "") -> dict[str, object]:
     if not isinstance(value, Mapping):
         return {name: "not set" if value is None else _round(value)}
     parts = [_flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
-    return {key: part for found in parts for key, part in found.items()}
+    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 def _round(value: object) -> object:

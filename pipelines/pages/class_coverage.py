@@ -71,9 +71,9 @@ def cover_classes(videos: pa.Table, names: Iterable[str], still_px: float) -> li
     motion = _measure_motion(videos.filter(pc.equal(videos["status"], "ok")))
     entries = [
         ClassCoverage(
-            name=name, splits={split: Count(**count) for split, count in found.items()}, motion=motion.get(name)
+            name=name, splits={split: Count(**count) for split, count in by_split.items()}, motion=motion.get(name)
         )
-        for name, found in counts.items()
+        for name, by_split in counts.items()
     ]
     usual = _find_usual(entries)
     noted = [replace(entry, notes=dict(_find_oddities(entry, usual, still_px))) for entry in entries]
@@ -123,11 +123,11 @@ def _find_oddities(entry: ClassCoverage, usual: _Usual, still_px: float) -> Iter
 def group_troubles(entries: Iterable[ClassCoverage]) -> dict[str, list[tuple[ClassCoverage, str]]]:
     """Heading → the classes that it is true of, each with what is odd about it; the headings that some class has."""
     entries = list(entries)
-    found = {
+    troubles = {
         heading: [(entry, entry.notes[kind]) for entry in entries if kind in entry.notes]
         for kind, heading in TROUBLES.items()
     }
-    return {heading: odd for heading, odd in found.items() if odd}
+    return {heading: odd for heading, odd in troubles.items() if odd}
 
 
 def _suspicion(entry: ClassCoverage) -> tuple[object, ...]:

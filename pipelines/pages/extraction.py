@@ -5,12 +5,10 @@ The page is made from what the extraction wrote: videos.parquet, the shards (for
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import markupsafe
 import numpy as np
@@ -18,9 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.datasets import shards
-from pipelines.datasets.shards import Row, to_json
+from pipelines.datasets.records import Dataset, ShardConvention
+from pipelines.datasets.shards import Row
+from pipelines.extraction.records import RUNS, ExtractionRun
 from pipelines.media.codec import scale_of
 from pipelines.pages import plotting
 from pipelines.pages.base import NUM_OPEN_CLASSES, make_environment, put_page
@@ -44,78 +44,62 @@ _SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
 _ERROR_LABELS = {"mean": "mean", "rms": "RMS", "p999": "99.9%", "max": "max"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One start of the extraction command. `timeline`: (seconds, videos, frames, quarantined), adding up."""
-
-    started: str
-    host: str
-    seconds: float
-    timeline: Sequence[Sequence[float]] = ()
-    placement: Mapping[str, object] = field(default_factory=dict)
-    versions: Mapping[str, object] = field(default_factory=dict)
-
-    @property
-    def frames(self) -> int:
-        return int(self.timeline[-1][2]) if self.timeline else 0
-
-    @property
-    def videos(self) -> int:
-        return int(self.timeline[-1][1]) if self.timeline else 0
-
-
-def write_extraction_report(output: str, dataset: Mapping[str, Any]) -> str:
+def write_extraction_report(output: str, dataset: Dataset) -> str:
     """Make report.html of an output and put it there; returns its URI.
 
     `dataset` is what dataset.json holds or is about to hold; videos.parquet and the shards must be in place.
     """
-    dataset = json.loads(to_json(dataset))  # in the order in which it is read again
+    dataset = records.in_file_order(dataset)
     videos = shards.read_table(storage.join(output, "videos.parquet"), COLUMNS)
-    chosen = choose_videos(videos, still_px=find_still_px(dataset), clipped_share=HEAVILY_CLIPPED)
-    files = {Path(shard["file"]).stem: shard["file"] for shard in dataset["shards"]}
+    chosen = choose_videos(videos, still_px=find_still_px(dataset.convention), clipped_share=HEAVILY_CLIPPED)
+    files = {Path(shard.file).stem: shard.file for shard in dataset.shards}
     cards = make_cards(output, files, chosen)
     return put_page(output, render_extraction(output, dataset, videos, runs=read_runs(output), cards=cards))
 
 
-def find_still_px(dataset: Mapping[str, Any]) -> float:
+def find_still_px(convention: ShardConvention) -> float:
     """Px of mean |flow| below which a video counts as nearly static; a codec without a code for zero adds to it."""
-    scale = scale_of(dataset["convention"]["flow"])
+    scale = scale_of(convention.flow)
     stored_zero = abs(round(scale.zero_code) - scale.zero_code) * scale.step
     return NEAR_STATIC_PX + math.hypot(stored_zero, stored_zero)
 
 
-def read_runs(output: str) -> list[Run]:
+def read_runs(output: str) -> list[ExtractionRun]:
     """The records of all runs of the command, oldest first; none where none was left."""
-    folder = storage.join(output, "runs")
+    folder = storage.join(output, RUNS)
     if not storage.is_dir(folder):
         return []
     uris = [storage.join(folder, file.path) for file in storage.list_files(folder) if file.path.endswith(".json")]
-    names = Run.__dataclass_fields__
-    records = map(json.loads, storage.read_many(uris))
-    return [Run(**{name: value for name, value in record.items() if name in names}) for record in records]
+    contents = zip(uris, storage.read_many(uris), strict=True)
+    return [ExtractionRun.from_json(records.parse(data, uri), where=uri) for uri, data in contents]
 
 
 def render_extraction(
-    output: str, dataset: Mapping[str, Any], videos: pa.Table, *, runs: Sequence[Run] = (), cards: Sequence[Card] = ()
+    output: str,
+    dataset: Dataset,
+    videos: pa.Table,
+    *,
+    runs: Sequence[ExtractionRun] = (),
+    cards: Sequence[Card] = (),
 ) -> str:
     """The page as HTML. `videos`: the columns COLUMNS of videos.parquet, one row per catalog video."""
-    still_px = find_still_px(dataset)
+    still_px = find_still_px(dataset.convention)
     usable = videos.filter(pc.equal(videos["status"], "ok"))
-    classes = cover_classes(videos, dataset["classes"], still_px)
+    classes = cover_classes(videos, dataset.classes, still_px)
     return (
         make_environment()
         .get_template("extraction.html.j2")
         .render(
             output=output,
             dataset=dataset,
+            convention=dict(sorted(dataset.convention.to_json().items())),
             runs=runs,
             cards=cards,
             classes=classes,
-            splits=sorted(dataset["splits"], key=lambda name: (_SPLIT_ORDER.get(name, 3), name)),
+            splits=sorted(dataset.splits, key=lambda name: (_SPLIT_ORDER.get(name, 3), name)),
             total=sum((entry.total for entry in classes), Count()),
             widest={
-                split: max(entry.splits.get(split, Count()).expected for entry in classes)
-                for split in dataset["splits"]
+                split: max(entry.splits.get(split, Count()).expected for entry in classes) for split in dataset.splits
             },
             # Not the 95% of the liveliest class: one outlier would press all the others against zero.
             liveliest=max((1.2 * entry.motion[3] for entry in classes if entry.motion), default=0) or 1.0,
@@ -135,17 +119,25 @@ def render_extraction(
     )
 
 
-def find_suspects(usable: pa.Table, still_px: float) -> dict[str, Row]:
+@dataclass(frozen=True, kw_only=True)
+class Suspects:
+    """Videos that look wrong in the same way: how many there are, and rows of videos.parquet of the worst."""
+
+    count: int
+    videos: list[Row]
+
+
+def find_suspects(usable: pa.Table, still_px: float) -> dict[str, Suspects]:
     """Near-static and heavily clipped videos: how many there are, and the worst of them."""
     kinds = {
         "still": (pc.less(usable["flow_mean"], still_px), [("flow_mean", "ascending")]),
         "clipped": (pc.greater(usable["flow_clipped"], HEAVILY_CLIPPED), [("flow_clipped", "descending")]),
     }
-    found = {}
+    suspects = {}
     for name, (mask, order) in kinds.items():
         table = usable.filter(mask).sort_by([*order, ("id", "ascending")])
-        found[name] = {"count": len(table), "videos": table.slice(0, NUM_SUSPECTS).to_pylist()}
-    return found
+        suspects[name] = Suspects(count=len(table), videos=table.slice(0, NUM_SUSPECTS).to_pylist())
+    return suspects
 
 
 def describe_videos(usable: pa.Table) -> dict[str, str]:
@@ -169,7 +161,7 @@ def _values(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
     return np.asarray(table[name].drop_null().to_numpy(), np.float64)
 
 
-def _plot_all(usable: pa.Table, runs: Sequence[Run], still_px: float) -> dict[str, markupsafe.Markup]:
+def _plot_all(usable: pa.Table, runs: Sequence[ExtractionRun], still_px: float) -> dict[str, markupsafe.Markup]:
     """The plots there are numbers for; they hold no text of the data, so they alone go into the page unescaped."""
     plots: dict[str, str] = {}
     timelines = [run.timeline for run in runs if run.frames and run.timeline[-1][0] > 0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,15 +95,15 @@ def _sureness(row: Row) -> float:
 
 def list_guesses(row: Row, classes: Sequence[str]) -> list[Guess]:
     """The first few classes of each network and the true one, the most probable by all networks together first."""
-    found: Probabilities = row["probabilities"]
-    orders = {name: np.argsort(-values, kind="stable") for name, values in found.items()}
+    probabilities: Probabilities = row["probabilities"]
+    orders = {name: np.argsort(-values, kind="stable") for name, values in probabilities.items()}
     labels = {int(label) for order in orders.values() for label in order[:NUM_FIRST]} | {row["label"]}
-    joint = list(found.values())[-1]
+    joint = list(probabilities.values())[-1]
     return [
         Guess(
             name=classes[label],
             is_true=label == row["label"],
-            probabilities={name: float(values[label]) for name, values in found.items()},
+            probabilities={name: float(values[label]) for name, values in probabilities.items()},
             first_of=[name for name, order in orders.items() if order[0] == label],
         )
         for label in sorted(labels, key=lambda label: (-joint[label], label))
@@ -147,11 +146,10 @@ def _locate(data: str, ids: Iterable[str]) -> dict[str, Row]:
     fps = {row["id"]: row["fps"] for row in facts.filter(pc.is_in(facts["id"], wanted)).to_pylist()}
     # Not its usable ones: other annotations may have labelled a video that has no label here.
     chosen = pc.and_(pc.equal(index.table["status"], "ok"), pc.is_in(index.table["id"], wanted))
-    found = index.table.filter(chosen).to_pylist()
-    return {row["id"]: row | {"fps": fps[row["id"]]} for row in found}
+    return {row["id"]: row | {"fps": fps[row["id"]]} for row in index.table.filter(chosen).to_pylist()}
 
 
-def _preview(place: Mapping[str, Any]) -> Preview | PreviewError:
+def _preview(place: Row) -> Preview | PreviewError:
     try:
         row = shards.read_row(place["file"], place["row"], ["rgb", "flow"], version=place["version"])
     except (ValueError, LookupError, OSError) as error:

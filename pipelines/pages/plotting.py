@@ -198,10 +198,10 @@ def plot_parallel(columns: Mapping[str, Sequence[float | str]], scores: Values, 
         else:
             options = sorted(set(values), key=lambda value: (str(type(value)), value))
             places[:, index] = [options.index(value) / max(1, len(options) - 1) for value in values]
-            told = options if len(options) <= 6 else [options[0], options[-1]]
+            labelled = options if len(options) <= 6 else [options[0], options[-1]]
             ticks = {
                 value if isinstance(value, str) else f"{value:g}": options.index(value) / max(1, len(options) - 1)
-                for value in told
+                for value in labelled
             }
         axes.axvline(index, color=_GRID, linewidth=1)
         for text, place in ticks.items():

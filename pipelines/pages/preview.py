@@ -107,7 +107,7 @@ def make_preview(row: Row) -> Preview:
     start = (row["num_frames"] - 1 - num_frames) // 2
     try:
         rgb = decode_rgb(row["rgb"], start=start, stop=start + num_frames)
-        flow = decode_flow(row["flow"], row["convention"]["flow"], start=start, stop=start + num_frames)
+        flow = decode_flow(row["flow"], row["convention"].flow, start=start, stop=start + num_frames)
         return _encode(rgb, flow, row["fps"])
     except (ValueError, OSError, av.error.FFmpegError) as error:
         raise PreviewError(f"frames {start} to {start + num_frames} cannot be shown: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -12,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from models.i3d import I3D
-from pipelines import storage
+from pipelines import records, storage
 from pipelines.errors import DataError
 from pipelines.pages import plotting
 from pipelines.pages.base import make_environment, put_page
 from pipelines.pages.preview import colour_flow
-from pipelines.training.config import INITIAL, SCORE, Metrics
+from pipelines.training.config import INITIAL, SCORE
+from pipelines.training.records import RESULT, RUN, MetricsLog, RunRecord, RunResult, read_metrics
 from pipelines.training.trained_network import load_network
 from pipelines.training.weights_files import find_checkpoint
 
@@ -35,54 +35,57 @@ CURVES = (
 
 def write_training_report(output: str) -> str:
     """Make report.html of a finished or unfinished run's folder; returns its URI. Raises ValueError where none is."""
-    uri = storage.join(output, "run.json")
+    uri = storage.join(output, RUN)
     if not storage.exists(uri):
         raise DataError(f"{output} holds no run: {uri} is not there. Give the --output of jobs/train.py")
-    run = json.loads(storage.read_bytes(uri))
-    log = storage.join(output, "metrics.jsonl")
-    lines = [json.loads(line) for line in storage.read_text(log).splitlines()] if storage.exists(log) else []
-    result_uri = storage.join(output, "result.json")
-    result = json.loads(storage.read_bytes(result_uri)) if storage.exists(result_uri) else None
+    run = records.read(uri, RunRecord)
+    result_uri = storage.join(output, RESULT)
+    result = records.read(result_uri, RunResult) if storage.exists(result_uri) else None
     drawn = {
         name: first_filters(uri)
         for name, uri in (("trained", find_checkpoint(output)), ("initial", storage.join(output, INITIAL)))
         if result and storage.exists(storage.join(uri, "model.json"))
     }
     filters = {name: squares for name, squares in drawn.items() if squares}
-    return put_page(output, render_training(output, run, lines, result, filters))
+    return put_page(output, render_training(output, run, read_metrics(output), result, filters))
 
 
 def render_training(
     output: str,
-    run: Metrics,
-    lines: Sequence[Metrics],
-    result: Metrics | None,
+    run: RunRecord,
+    log: MetricsLog,
+    result: RunResult | None,
     filters: Mapping[str, Sequence[bytes]],
 ) -> str:
     """The page as HTML: what run.json, metrics.jsonl and result.json hold, and the filters, a PNG a time step."""
-    steps = [line for line in lines if line["kind"] == "train"]
     return (
         make_environment()
         .get_template("training.html.j2")
         .render(
             output=output,
             run=run,
-            last=steps[-1] if steps else None,
+            settings=dict(sorted(run.to_json().items())),
+            last=log.train[-1] if log.train else None,
             result=result,
-            failed=sum(line["failed"] for line in steps),
-            errors=[error for line in lines for error in line.get("errors", ())][:50],
-            waiting=_mean([line["wait_share"] for line in steps]),
-            speed=_mean([line["clips_per_s"] for line in steps]),
-            plots=_plot_all(lines),
+            score=result.number(SCORE) if result else None,
+            steps=int(result.number("step") or 0) if result else 0,
+            failed=sum(line.failed for line in log.train),
+            errors=[
+                *(error for line in log.train for error in line.errors),
+                *(error for line in log.validation for error in line.errors),
+            ][:50],
+            waiting=_mean([line.wait_share for line in log.train]),
+            speed=_mean([line.clips_per_s for line in log.train]),
+            plots=_plot_all(log),
             filters=filters,
         )
     )
 
 
-def _plot_all(lines: Sequence[Metrics]) -> dict[str, markupsafe.Markup]:
+def _plot_all(log: MetricsLog) -> dict[str, markupsafe.Markup]:
     plots = {}
     for title, kind, name, factor in CURVES:
-        points = [(line["step"], factor * line[name]) for line in lines if line["kind"] == kind and name in line]
+        points = [(line.step, factor * getattr(line, name)) for line in getattr(log, kind)]
         values = np.array([point for point in points if math.isfinite(point[1])], np.float64)
         if len(values) > 1:
             plots[title] = markupsafe.Markup(plotting.plot_curves([(values[:, 0], values[:, 1])], y=title))

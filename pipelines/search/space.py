@@ -1,4 +1,4 @@
-"""What a search may choose of I3D's temporal geometry, what the paper chose, and what a search found; no Ray.
+"""What a search may choose of I3D's temporal geometry, and what the paper chose; no Ray.
 
 A choice is a name and a value; a geometry is one value for each name. Flow at input stride s is every s-th frame of the
 flow between neighbouring frames, not the flow over s frames.
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from tyro import conf
@@ -18,12 +18,11 @@ from tyro.conf import arg
 
 from models.inception import POOLS, TemporalExtents
 from models.inflation import Mode
-from pipelines import storage
-from pipelines.errors import DataError, SettingsError
-from pipelines.training.config import RESULT, Metrics
+from pipelines.errors import SettingsError
+from pipelines.records import Values
 from pipelines.training.settings import TrainingSettings
 
-Geometry = dict[str, Any]
+Geometry = Mapping[str, int | float | str]
 
 PAPER = TemporalExtents()
 POOL_CHOICES = tuple(name.split("_")[1] for name in POOLS)  # 2a, 3a, 4a, 5a
@@ -71,18 +70,18 @@ class Space:
             **{f"pool_{pool}_stride": self.pool_strides for pool in POOL_CHOICES},
             "inflation": self.inflation,
         }
-        found: dict[str, BaseDistribution] = {
+        distributions: dict[str, BaseDistribution] = {
             name: CategoricalDistribution(tuple(sorted({value, *tried[name]})))
             for name, value in self.paper().items()
             if name in tried
         }
         if self.learning_rate:
-            found["learning_rate"] = FloatDistribution(*self.learning_rate, log=True)
-        return found
+            distributions["learning_rate"] = FloatDistribution(*self.learning_rate, log=True)
+        return distributions
 
     def paper(self) -> Geometry:
         """The paper's own geometry (Figure 3), at the learning rate of the run."""
-        chosen: Geometry = {
+        chosen: dict[str, int | float | str] = {
             "frame_step": 1,
             "frames": self.paper_frames,
             "conv1_kernel": PAPER.conv1_kernel,
@@ -99,17 +98,18 @@ class Space:
         return chosen
 
 
-def identify(geometry: Mapping[str, Any]) -> str:
+def identify(geometry: Geometry) -> str:
     """A short name that equal geometries share."""
     return hashlib.sha256(json.dumps(dict(geometry), sort_keys=True).encode()).hexdigest()[:10]
 
 
-def model_settings(geometry: Mapping[str, Any]) -> dict[str, Any]:
+def model_settings(geometry: Geometry) -> Values:
     """The settings of I3DConfig that a geometry means."""
+    frames, frame_step = int(geometry["frames"]), int(geometry["frame_step"])
     return {
-        "frames": geometry["frames"],
-        "frame_step": geometry["frame_step"],
-        "test_frames": max(geometry["frames"], TEST_SPAN // geometry["frame_step"]),
+        "frames": frames,
+        "frame_step": frame_step,
+        "test_frames": max(frames, TEST_SPAN // frame_step),
         "conv1_kernel": geometry["conv1_kernel"],
         "conv1_stride": geometry["conv1_stride"],
         "pool_kernels": tuple(geometry[f"pool_{pool}_kernel"] for pool in POOL_CHOICES),
@@ -123,28 +123,17 @@ def with_geometry(settings: TrainingSettings, geometry: Geometry) -> TrainingSet
     chosen = tuple(f"{name}={json.dumps(value)}" for name, value in words.items())
     network, rate, inflation = settings.network, settings.schedule.learning_rate, settings.initial.inflation
     return settings.change(
-        network={"frames": geometry["frames"], "set": (*network.set, *chosen)},
+        network={"frames": int(geometry["frames"]), "set": (*network.set, *chosen)},
         schedule={"learning_rate": geometry.get("learning_rate", rate)},
         initial={"inflation": geometry.get("inflation", inflation)},
     )
 
 
-def describe_geometry(geometry: Mapping[str, Any]) -> str:
+def describe_geometry(geometry: Geometry) -> str:
     """A line such as `16 frames, conv1 7/2, pools 1/1 1/1 3/2 2/2` (kernel/stride)."""
     pools = " ".join(f"{geometry[f'pool_{pool}_kernel']}/{geometry[f'pool_{pool}_stride']}" for pool in POOL_CHOICES)
-    step = f" every {geometry['frame_step']}" if geometry["frame_step"] > 1 else ""
+    step = f" every {geometry['frame_step']}" if int(geometry["frame_step"]) > 1 else ""
     rate = f", learning rate {geometry['learning_rate']:.3g}" if "learning_rate" in geometry else ""
     inflation = f", {geometry['inflation']} inflation" if "inflation" in geometry else ""
     conv1 = f"{geometry['conv1_kernel']}/{geometry['conv1_stride']}"
     return f"{geometry['frames']} frames{step}, conv1 {conv1}, pools {pools}{rate}{inflation}"
-
-
-def read_outcome(output: str) -> Metrics:
-    """What result.json of a finished sweep holds. Raises ValueError where there is none."""
-    uri = storage.join(output, RESULT)
-    if not storage.exists(uri):
-        raise DataError(f"{output} holds no finished sweep: {uri} is not there. Run jobs/tune.py to its end")
-    found: Metrics = json.loads(storage.read_bytes(uri))
-    if not isinstance(found.get("best"), dict):
-        raise DataError(f"{uri} is not the result of a sweep: give the --output of jobs/tune.py")
-    return found

@@ -7,106 +7,74 @@
     SWEEP/result.json            what came out
     SWEEP/report.html            the page
 
-What is known of a trial lies in its trial.json, written at each report. A sweep that was killed is rebuilt from these:
+What is known of a trial lies in its trial.json, written at each report. A search that was killed is rebuilt from these:
 ended trials are told to Optuna and to ASHA's rungs again and are not repeated, the others go on first, from the
 checkpoints of their runs. So nothing hangs on the pickles that Tune keeps, which lose ASHA's rungs.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 import optuna
 from optuna.trial import TrialState
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from models.contract import ModelConfig
 from models.cost import count_flops
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
+from pipelines.records import Record, Values
+from pipelines.search.records import ENDED, TRIAL, Trial, TrialReport
 from pipelines.search.space import Geometry, Space, identify
-from pipelines.training.config import SCORE, Metrics, Run, Scale
+from pipelines.training.config import SCORE, Run, Scale
 from pipelines.training.initial_weights import InitialWeights, make_model
+from pipelines.training.records import RESULT, read_metrics
 from pipelines.training.trainer import train
 
-State = Literal["waiting", "running", "finished", "stopped", "failed"]
-ENDED: tuple[State, ...] = ("finished", "stopped")
 TRIALS, CONFIRM = "trials", "confirm"
-REPORTED = ("step", "clips", SCORE, "val_loss")
+TuneReport = Mapping[str, float]  # what a worker reported, and Tune's own clocks
+
 MAX_GUESSES = 20  # in a row that are invalid or known; then chance proposes, for Optuna would insist
 MAX_DRAWS = 500  # by chance, in a row: then the space is taken for searched
 
 
-@dataclass(kw_only=True)
-class Trial:
-    """One geometry, and what came of it. A report is {step, clips, seconds, val_top1, val_loss}."""
-
-    id: str
-    number: int
-    geometry: Geometry
-    gflops: float  # of one test video
-    state: State = "waiting"
-    seconds: float = 0.0  # of all starts
-    curve: list[Metrics] = field(default_factory=list)
-    reason: str = ""
-
-    @property
-    def score(self) -> float | None:
-        """Top-1 of the last report."""
-        return float(self.curve[-1][SCORE]) if self.curve else None
-
-    @property
-    def step(self) -> int:
-        return int(self.curve[-1]["step"]) if self.curve else 0
-
-    @property
-    def clips(self) -> int:
-        """Clips that training has seen."""
-        return int(self.curve[-1]["clips"]) if self.curve else 0
-
-    @property
-    def rank(self) -> tuple[float, float, float]:
-        """Sorts the best first: top-1, then loss, then what it costs."""
-        last = self.curve[-1]
-        loss = float(last["val_loss"])
-        # NaN is neither smaller nor larger: sorted by it, any trial could come first.
-        return -float(last[SCORE]), loss if math.isfinite(loss) else math.inf, self.gflops
-
-
 class Book:
-    """The trials of a sweep by their ids, as they lie in its folder."""
+    """The trials of a search by their ids, as they lie in its folder."""
 
     def __init__(self, output: str, paper: str) -> None:
         self.output, self.paper = output, paper
         self.trials: dict[str, Trial] = {}
         folder = storage.join(output, TRIALS)
         if storage.is_dir(folder):
-            found = [file.path for file in storage.list_files(folder) if file.path.endswith("/trial.json")]
-            read = [
-                Trial(**json.loads(data)) for data in storage.read_many([storage.join(folder, path) for path in found])
-            ]
-            self.trials = {trial.id: trial for trial in sorted(read, key=lambda trial: trial.number)}
-            for trial in self.trials.values():
-                if trial.state not in ENDED:
-                    self._complete(trial)
+            files = [file.path for file in storage.list_files(folder) if file.path.endswith(f"/{TRIAL}")]
+            uris = [storage.join(folder, file) for file in files]
+            contents = zip(uris, storage.read_many(uris), strict=True)
+            stored = [Trial.from_json(records.parse(data, uri), where=uri) for uri, data in contents]
+            trials = [trial if trial.state in ENDED else self._complete(trial) for trial in stored]
+            self.trials = {trial.id: trial for trial in sorted(trials, key=lambda trial: trial.number)}
 
-    def _complete(self, trial: Trial) -> None:
-        """Add what the run has written of itself: a sweep that is killed may not have heard of its last report."""
-        uri = storage.join(self.folder(trial.id), "metrics.jsonl")
-        lines = map(json.loads, storage.read_text(uri).splitlines()) if storage.exists(uri) else ()
-        for line in lines:
-            if line["kind"] == "validation" and line["step"] > trial.step:
-                report = {name: line[name] for name in REPORTED}
-                trial.curve.append(report | {"seconds": round(trial.seconds, 1)})
+    def _complete(self, trial: Trial) -> Trial:
+        """Add what the run has written of itself: a search that is killed may not have heard of its last report."""
+        missed = (line for line in read_metrics(self.folder(trial.id)).validation if line.step > trial.step)
+        reports = [
+            TrialReport(
+                step=line.step,
+                clips=line.clips,
+                val_top1=line.val_top1,
+                val_loss=line.val_loss,
+                seconds=round(trial.seconds, 1),
+            )
+            for line in missed
+        ]
+        return replace(trial, curve=(*trial.curve, *reports))
 
     def folder(self, trial_id: str) -> str:
         """Where a trial's run and record lie."""
@@ -115,7 +83,7 @@ class Book:
     def save(self, trial: Trial) -> None:
         """Write what is known of a trial."""
         self.trials[trial.id] = trial
-        storage.put(storage.join(self.folder(trial.id), "trial.json"), shards.to_json(asdict(trial)))
+        records.write(storage.join(self.folder(trial.id), TRIAL), trial)
 
     def ended(self) -> list[Trial]:
         """Finished and stopped trials."""
@@ -177,21 +145,21 @@ class Proposals(Searcher):
             self.first = [search.space.paper()]
         self.open: dict[str, tuple[str, optuna.Trial]] = {}
 
-    def suggest(self, trial_id: str) -> Any:
+    def suggest(self, trial_id: str) -> Values | str:
         """The next trial's id and geometry; FINISHED where there are enough, or no more to be found."""
         if self.first:
-            self.study.enqueue_trial(self.first.pop(0))
+            self.study.enqueue_trial(dict(self.first.pop(0)))
             return self._start(trial_id, self.study.ask(self.distributions))
         if len(self.book.trials) >= self.search.num_trials:
             return Searcher.FINISHED
         for attempt in range(MAX_GUESSES + MAX_DRAWS):
             self.study.sampler = self.tpe if attempt < MAX_GUESSES else self.chance
-            asked = self.study.ask(self.distributions)
-            known = self.book.trials.get(identify(asked.params))
-            if known is None and self._is_valid(asked.params):
-                return self._start(trial_id, asked)
+            proposal = self.study.ask(self.distributions)
+            known = self.book.trials.get(identify(proposal.params))
+            if known is None and self._is_valid(proposal.params):
+                return self._start(trial_id, proposal)
             # To Optuna this is a trial that failed: it leaves no trace in what is proposed next.
-            self.study.tell(asked, state=TrialState.FAIL)
+            self.study.tell(proposal, state=TrialState.FAIL)
         return Searcher.FINISHED
 
     def _is_valid(self, geometry: Geometry) -> bool:
@@ -201,8 +169,8 @@ class Proposals(Searcher):
             return False
         return True
 
-    def _start(self, trial_id: str, asked: optuna.Trial) -> dict[str, Any]:
-        geometry = dict(asked.params)
+    def _start(self, trial_id: str, proposal: optuna.Trial) -> Values:
+        geometry = dict(proposal.params)
         name = identify(geometry)
         trial = self.book.trials.get(name) or Trial(
             id=name,
@@ -210,25 +178,24 @@ class Proposals(Searcher):
             geometry=geometry,
             gflops=count_flops(self.configure(geometry), test=True) / 1e9,
         )
-        trial.state, trial.reason = "running", ""
-        self.book.save(trial)
-        self.open[trial_id] = (name, asked)
+        self.book.save(replace(trial, state="running", reason=""))
+        self.open[trial_id] = (name, proposal)
         return {"id": name, "geometry": geometry, "seconds_before": trial.seconds}
 
-    def on_trial_complete(self, trial_id: str, result: Metrics | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: TuneReport | None = None, error: bool = False) -> None:
         """Tell Optuna."""
-        name, asked = self.open.pop(trial_id)
+        name, proposal = self.open.pop(trial_id)
         trial = self.book.trials[name]
         if error or not trial.curve:
-            self.study.tell(asked, state=TrialState.FAIL)
+            self.study.tell(proposal, state=TrialState.FAIL)
             return
         for report in trial.curve if self.search.objective == "accuracy" else ():
-            asked.report(report[SCORE], report["step"])
+            proposal.report(report.val_top1, report.step)
         stopped = trial.state == "stopped" and self.search.objective == "accuracy"
         if stopped:
-            self.study.tell(asked, state=TrialState.PRUNED)
+            self.study.tell(proposal, state=TrialState.PRUNED)
         else:
-            self.study.tell(asked, self._values(trial))
+            self.study.tell(proposal, self._values(trial))
 
     def _values(self, trial: Trial) -> list[float]:
         assert trial.score is not None
@@ -238,15 +205,15 @@ class Proposals(Searcher):
         accuracy = self.search.objective == "accuracy"
         stopped = trial.state == "stopped" and accuracy
         return optuna.trial.create_trial(
-            params=trial.geometry,
+            params=dict(trial.geometry),
             distributions=self.distributions,
             values=None if stopped else self._values(trial),
-            intermediate_values={report["step"]: report[SCORE] for report in trial.curve} if accuracy else {},
+            intermediate_values={report.step: report.val_top1 for report in trial.curve} if accuracy else {},
             state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
         )
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the trials' records are what a sweep is resumed from."""
+        """Nothing: the trials' records are what a search is resumed from."""
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
@@ -268,64 +235,69 @@ class Rungs(ASHAScheduler):
         self.book, self.steps = book, search.steps
         for trial in book.trials.values():
             for report in trial.curve:
-                self.judge(trial.id, report)
+                self.judge(trial.id, report.step, report.val_top1)
 
-    def judge(self, trial_id: str, report: Mapping[str, Any]) -> str:
+    def judge(self, trial_id: str, step: int, score: float) -> str:
         """Whether a trial goes on after a report; it is entered into its rung by its id in the book."""
-        return self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), report["step"], report[SCORE])
+        return self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), step, score)
 
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: Metrics) -> str:
+    def on_trial_result(self, tune_controller: object, trial: TuneTrial, result: TuneReport) -> str:
         name = trial.config["id"]
-        decision = self.judge(name, result)
+        decision = self.judge(name, int(result["step"]), result[SCORE])
         if decision != TrialScheduler.STOP or name == self.book.paper or result["step"] >= self.steps:
             return TrialScheduler.CONTINUE
-        self.book.trials[name].state = "stopped"
+        self.book.trials[name] = replace(self.book.trials[name], state="stopped")
         return TrialScheduler.STOP
 
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Metrics) -> None:
+    def on_trial_complete(self, tune_controller: object, trial: TuneTrial, result: TuneReport) -> None:
         """The last report has been judged already."""
 
-    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+    def on_trial_remove(self, tune_controller: object, trial: TuneTrial) -> None:
         """Its place in the rungs stays."""
 
 
-class Records(tune.Callback):
+class BookKeeper(tune.Callback):
     """Keeps the book, and tells of trials that end."""
 
     def __init__(self, book: Book, on_end: Callable[[Trial], None]) -> None:
         self.book, self.on_end = book, on_end
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Metrics, **info: Any) -> None:
-        found = self.book.trials[trial.config["id"]]
-        if result["step"] > found.step:
-            found.seconds = trial.config["seconds_before"] + result["time_total_s"]
-            report = {name: result[name] for name in REPORTED}
-            found.curve.append(report | {"seconds": round(found.seconds, 1)})
-            self.book.save(found)
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: TuneReport, **info: object
+    ) -> None:
+        entry = self.book.trials[trial.config["id"]]
+        if result["step"] > entry.step:
+            seconds = trial.config["seconds_before"] + result["time_total_s"]
+            report = TrialReport(
+                step=int(result["step"]),
+                clips=int(result["clips"]),
+                val_top1=result[SCORE],
+                val_loss=result["val_loss"],
+                seconds=round(seconds, 1),
+            )
+            self.book.save(replace(entry, seconds=seconds, curve=(*entry.curve, report)))
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        found = self.book.trials[trial.config["id"]]
-        if found.state == "running":
-            found.state = "finished"
-        self.book.save(found)
-        self.on_end(found)
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        entry = self.book.trials[trial.config["id"]]
+        self._end(replace(entry, state="finished") if entry.state == "running" else entry)
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        found = self.book.trials[trial.config["id"]]
-        found.state = "failed"
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         text = str(trial.get_error() or "its processes died").strip()
-        found.reason = text.splitlines()[-1][:500]
-        self.book.save(found)
-        self.on_end(found)
+        entry = self.book.trials[trial.config["id"]]
+        self._end(replace(entry, state="failed", reason=text.splitlines()[-1][:500]))
+
+    def _end(self, trial: Trial) -> None:
+        self.book.save(trial)
+        self.on_end(trial)
 
 
 def search_geometries(
     book: Book, search: Search, prepare: Prepare, configure: Configure, *, on_end: Callable[[Trial], None]
 ) -> None:
-    """Run trials until `num_trials` geometries are in the book, and those that a killed sweep left unfinished.
+    """Run trials until `num_trials` geometries are in the book, and those that a killed search left unfinished.
 
     Ray must be running, and the caller hold the lock of the book's folder. A failed trial is written down and does
-    not end the sweep; the next sweep on this folder tries it again.
+    not end the search; the next search on this folder tries it again.
     """
     proposals = Proposals(book, search, configure)
     missing = max(0, search.num_trials - len(book.trials)) + len(proposals.first) - (0 if book.trials else 1)
@@ -336,20 +308,20 @@ def search_geometries(
             num_samples=missing,
             max_concurrent_trials=search.concurrent,
         )
-        _fit(book, search, prepare, config, callbacks=[Records(book, on_end)])
+        _fit(book, search, prepare, config, callbacks=[BookKeeper(book, on_end)])
 
 
 def confirm_geometries(book: Book, search: Search, prepare: Prepare, *, num_best: int, num_seeds: int) -> None:
     """Train the paper's geometry and the best few again at full length, from seeds 1 to `num_seeds` - 1."""
-    wanted = [
-        {"id": f"{trial.id}-seed-{seed}", "geometry": trial.geometry, "seed": seed}
+    missing = [
+        {"id": f"{trial.id}-seed-{seed}", "geometry": dict(trial.geometry), "seed": seed}
         for trial in chosen_few(book, num_best)
         for seed in range(1, num_seeds)
-        if not storage.exists(storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}", "result.json"))
+        if not storage.exists(storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}", RESULT))
     ]
-    if wanted:
+    if missing:
         config = tune.TuneConfig(max_concurrent_trials=search.concurrent, num_samples=1)
-        _fit(book, search, prepare, config, space={"job": tune.grid_search(wanted)})
+        _fit(book, search, prepare, config, space={"job": tune.grid_search(missing)})
 
 
 def chosen_few(book: Book, num_best: int) -> list[Trial]:
@@ -365,8 +337,8 @@ def _fit(
     prepare: Prepare,
     config: tune.TuneConfig,
     *,
-    space: dict[str, Any] | None = None,
-    callbacks: list[Any] | None = None,
+    space: Values | None = None,
+    callbacks: list[tune.Callback] | None = None,
 ) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable = tune.with_parameters(run_trial, prepare=prepare, output=book.output, scale=search.scale)
@@ -383,18 +355,27 @@ def _fit(
 
 
 class _Silent(tune.ProgressReporter):
-    def should_report(self, trials: list[Any], done: bool = False) -> bool:
+    def should_report(self, trials: list[TuneTrial], done: bool = False) -> bool:
         return False
 
-    def report(self, trials: list[Any], done: bool, *sys_info: Any) -> None:
+    def report(self, trials: list[TuneTrial], done: bool, *sys_info: object) -> None:
         """Nothing: ended trials are told of by the book."""
 
 
-def run_trial(config: Metrics, *, prepare: Prepare, output: str, scale: Scale) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TrialJob(Record):
+    """What Tune hands a trial's process; `seed`: 0 is the search's own, the others confirm it."""
+
+    id: str
+    geometry: Geometry
+    seed: int = 0
+
+
+def run_trial(config: Values, *, prepare: Prepare, output: str, scale: Scale) -> None:
     """One trial: a run of `pipelines.training.trainer`, which goes on from its checkpoint where it has one."""
-    job = config.get("job", config)
-    folder = storage.join(output, CONFIRM if "seed" in job else TRIALS, job["id"])
-    prepared = prepare(job["geometry"], job.get("seed", 0))
+    job = TrialJob.from_json(config.get("job", config), where="a trial's configuration")
+    folder = storage.join(output, CONFIRM if job.seed else TRIALS, job.id)
+    prepared = prepare(job.geometry, job.seed)
     run = prepared.run
     model = make_model(run.model, prepared.initial, run.train.classes, seed=run.seed)
     result = train(run, model, folder, scale, callbacks=[TuneReportCallback()])

@@ -16,7 +16,7 @@ from models import checkpoint
 from models.contract import ModelConfig
 from models.cost import blank_clips
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.sampling import ClipSettings, Protocol
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import DataError, RunError, SettingsError
 from pipelines.training.schedule import Schedule
@@ -25,7 +25,6 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Metrics = dict[str, Any]
 
 INITIAL = "initial"  # folder of a run with the weights it begins with
-RESULT = "result.json"  # of a run or a sweep; written last
 SCORE = "val_top1"  # what the best checkpoint is best by
 
 
@@ -83,9 +82,9 @@ class Reporting:
             )
 
     @property
-    def validation(self) -> Protocol:
+    def validation(self) -> EvaluationProtocol:
         """What of a video a validation scores."""
-        return Protocol(num_clips=self.validation_clips)
+        return EvaluationProtocol(num_clips=self.validation_clips)
 
     def to_json(self) -> dict[str, object]:
         """As run.json has them."""
@@ -156,7 +155,7 @@ class Run:
         flow = "flow" in models.contract_of(self.model).train.streams
         return checkpoint.Metadata(
             classes=self.train.classes,
-            flow_convention=self.train.convention["flow"] if flow else None,
+            flow_convention=self.train.convention.flow if flow else None,
             clips=self.clips.to_json(),
             extra={"run": self.describe(), **extra},
         )

@@ -149,7 +149,7 @@ def make_run(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> Run
         raise SettingsError(
             "--sync-bn and --precision fp16 need GPUs, and this run has none: leave them out, or use bf16"
         )
-    bound = settings.clips.flow_bound or float(index.convention["flow"]["bound_px"])
+    bound = settings.clips.flow_bound or float(index.convention.flow["bound_px"])
     return Run(
         model=settings.network.configure(len(index.classes)),
         clips=replace(settings.clips, flow_bound=bound, short_side=index.short_side),

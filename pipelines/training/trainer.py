@@ -30,12 +30,12 @@ from ray.train.torch import TorchTrainer
 
 from models import checkpoint
 from models.contract import VideoModel
-from pipelines import storage
-from pipelines.datasets import shards
+from pipelines import records, storage
 from pipelines.errors import DivergedError, RunError
 from pipelines.resume import was_begun
-from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_run
+from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check_run
 from pipelines.training.loop import train_worker
+from pipelines.training.records import RESULT, RUN, RunResult
 
 CHECKPOINTS = "checkpoints"
 
@@ -66,7 +66,7 @@ def train(
     """
     check_run(run, scale.min_workers or scale.num_workers)
     run = keep_interval(run, output)
-    if begin(run, model, output):
+    if begin_run(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
         trainer = TorchTrainer(
@@ -121,20 +121,20 @@ def keep_interval(run: Run, output: str) -> Run:
     return replace(run, reporting=replace(run.reporting, checkpoint_every=begun))
 
 
-def begin(run: Run, model: VideoModel, output: str) -> bool:
+def begin_run(run: Run, model: VideoModel, output: str) -> bool:
     """Write run.json and the initial weights, or find in `output` the same run; whether that is finished.
 
     Raises SettingsChangedError, which names every setting that differs, where it holds another one.
     """
     described = run.describe()
-    uri = storage.join(output, "run.json")
+    uri = storage.join(output, RUN)
     if was_begun(uri, described):
         return storage.exists(storage.join(output, RESULT))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(folder, model, run.metadata())
         for path in Path(folder).iterdir():  # before run.json: whoever finds that finds these
             storage.put(storage.join(output, INITIAL, path.name), path.read_bytes())
-    storage.put(uri, shards.to_json(described))
+    storage.put(uri, records.encode(described))
     return False
 
 
@@ -195,13 +195,13 @@ def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
     if run.validation is not None and kept:
         saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
         best = posixpath.basename(saved.path)
-    files = {"last": f"{CHECKPOINTS}/{last}", "best": f"{CHECKPOINTS}/{best}"}
-    storage.put(storage.join(output, RESULT), shards.to_json({**files, "metrics": metrics}))
+    written = RunResult(last=f"{CHECKPOINTS}/{last}", best=f"{CHECKPOINTS}/{best}", metrics=metrics)
+    records.write(storage.join(output, RESULT), written)
     return read_result(output)
 
 
 def read_result(output: str) -> Result:
     """The result of a finished run."""
-    held = json.loads(storage.read_bytes(storage.join(output, RESULT)))
-    uris = {which: storage.join(output, held[which]) for which in ("last", "best")}
-    return Result(last=uris["last"], best=uris["best"], metrics=held["metrics"])
+    result = records.read(storage.join(output, RESULT), RunResult)
+    last, best = (storage.join(output, result.checkpoint(which)) for which in ("last", "best"))
+    return Result(last=last, best=best, metrics=dict(result.metrics))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pipelines import storage
+from pipelines import records, storage
+from pipelines.training.records import RESULT, RunResult
 
 Which = Literal["last", "best"]
 
@@ -47,7 +47,7 @@ def _parts(uri: str) -> dict[str, str]:
 
 def find_checkpoint(uri: str, which: Which = "last") -> str:
     """The checkpoint that a URI means: of a run's folder its last or its best one, else the URI itself."""
-    result = storage.join(uri, "result.json")
+    result = storage.join(uri, RESULT)
     if not storage.exists(result):
         return uri
-    return storage.join(uri, str(json.loads(storage.read_bytes(result))[which]))
+    return storage.join(uri, records.read(result, RunResult).checkpoint(which))
