@@ -25,7 +25,7 @@ from models.inflation import Mode
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol, Resize
-from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
+from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.lock import lock_output
 from pipelines.search.space import Geometry, describe_geometry, model_settings, read_outcome
 from pipelines.training.config import Optimisation, Reporting, Run, Scale
@@ -215,6 +215,8 @@ def test_fold(config: Train, run: str, fold: int) -> float:
 
 def train_one(config: Train, index: VideoIndex, output: str) -> Result:
     """One run on one division of the videos."""
+    for note in check_trainable(index, config.train_split):
+        print(f"note        {note}")
     with lock_output(output):
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)  # one to compute and one to decode, be they shares
         print(f"ray         {connect(num_cpus=num_cpus, log_to_driver=False)}", flush=True)
