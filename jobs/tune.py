@@ -23,7 +23,7 @@ from models.contract import ModelConfig
 from models.inflation import Mode
 from pipelines import storage
 from pipelines.datasets import shards
-from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index
 from pipelines.lock import lock_output
 from pipelines.search.space import Geometry, Space, describe_geometry, identify
 from pipelines.training.config import Run, Scale
@@ -97,6 +97,8 @@ def run(config: Tune) -> Outcome:
     index = read_index(config.data)
     output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
+    for note in check_trainable(index, config.train_split):
+        print(f"note        {note}")
     with lock_output(output):
         num_cpus = max(2, config.num_cpus or os.cpu_count() or 2)
         # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
