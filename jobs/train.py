@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command, with_preset
 from pipelines import storage
-from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
+from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import SettingsError
 from pipelines.lock import lock_output
 from pipelines.search.records import read_outcome
@@ -138,6 +138,8 @@ def test_fold(config: Train, run: str, fold: int) -> float:
 
 def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, output: str) -> Result:
     """One run on one division of the videos."""
+    for note in check_trainable(index, config.settings.splits.train_split):
+        print(f"note        {note}")
     with lock_output(output):
         print(f"ray         {connect(num_cpus=embedded_cpus(config.workers), log_to_driver=False)}", flush=True)
         from pipelines.pages.training import write_training_report

@@ -19,7 +19,7 @@ from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command, with_preset
 from jobs.train import Workers, embedded_cpus
 from pipelines import records, storage
-from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
+from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import RunError, SettingsError
 from pipelines.lock import lock_output
 from pipelines.resume import was_begun
@@ -99,6 +99,8 @@ def run(config: Tune) -> Outcome:
         index = with_fold(index, config.annotations, config.fold)
     output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
+    for note in check_trainable(index, config.settings.splits.train_split):
+        print(f"note        {note}")
     with lock_output(output):
         # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
         print(

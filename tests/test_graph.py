@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -132,6 +133,18 @@ def test_broken_videos_become_rows_with_a_reason(videos: Path, tmp_path: Path) -
     assert {row["status"] for row in broken} == {"quarantined"}
     assert {row["stage"] for row in broken} == {"decode"}
     assert all(row["error_message"] and row["rgb"] is None for row in broken)
+
+
+@pytest.mark.parametrize("span", ["20,10", "5,5", "zero,10", ","])
+def test_a_span_without_time_is_quarantined_with_that_reason(tmp_path: Path, span: str) -> None:
+    write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=2, size=(32, 32))
+    rows = "label,youtube_id,time_start,time_end", "up,up_0000,0,1", f"up,up_0000,{span}"
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    catalog = read_catalog(str(tmp_path / "videos"), str(tmp_path / "list.csv"))
+    plan = make_plan(catalog, SETTINGS, videos=str(tmp_path / "videos"), output=str(tmp_path), kernel="cpu")
+    bad, good = sorted(map(steps_of(plan).extract, plan.table.to_pylist()), key=lambda row: row["status"] == "ok")
+    assert (bad["status"], bad["error_kind"], good["status"]) == ("quarantined", "empty_span", "ok")
+    json.dumps([bad["start"], bad["end"]], allow_nan=False)
 
 
 def test_a_failure_of_another_kind_costs_one_video(videos: Path, tmp_path: Path, monkeypatch: Any) -> None:

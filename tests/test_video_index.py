@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipelines.clips.loader import open_row
 from pipelines.datasets import shards
-from pipelines.datasets.video_index import read_index, with_fold
+from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import DataError
 
 
@@ -39,6 +40,40 @@ def test_an_unknown_split_is_refused_with_the_known_ones(motion_shards: str) -> 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished data set"):
         read_index(str(tmp_path))
+
+
+def label(index: VideoIndex, names: list[str]) -> VideoIndex:
+    """The index with other class names on its videos, usable ones first."""
+    index = replace(index.usable(), classes=tuple(sorted({*names} - {""})))
+    index = replace(index, table=index.table.slice(0, len(names)))
+    labels = [index.classes.index(name) if name else -1 for name in names]
+    table = index.table.drop_columns(["label", "class_name", "split"])
+    for name, values in {"label": labels, "class_name": names, "split": ["train"] * len(names)}.items():
+        table = table.append_column(name, [values])
+    return replace(index, table=table)
+
+
+def test_what_cannot_be_learnt_from_is_said_before(motion_shards: str) -> None:
+    index = read_index(motion_shards)
+    assert check_trainable(index, "train") == []
+    with pytest.raises(DataError, match=r"has no labels for these 3 videos: .*--annotations"):
+        check_trainable(label(index, ["", "", ""]), "train")
+    assert "one class (up)" in check_trainable(label(index, ["up", "up", ""]), "train")[0]
+    assert "one video" in check_trainable(label(index, ["up"]), "train")[0]
+    (said,) = check_trainable(replace(label(index, ["up", "left"]), classes=("a", "left", "up")), "train")
+    assert said == "1 of 3 classes has no video to train on, such as a"
+    lost = replace(index, table=index.table.set_column(5, "status", [["missing"] * len(index)]))
+    with pytest.raises(DataError, match=r"none of the 12 videos of split 'train' is in a shard: 12 missing"):
+        check_trainable(lost, "train")
+
+
+def test_a_data_set_is_called_as_the_user_called_it(motion_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(motion_shards).parent)
+    given = Path(motion_shards).name
+    with pytest.raises(DataError, match=f"^{given} has no split"):
+        read_index(given).of_split("val")
+    with pytest.raises(DataError, match=r"^nowhere holds no finished"):
+        read_index("nowhere")
 
 
 def test_another_division_of_the_same_videos(motion_shards: str, tmp_path: Path) -> None:

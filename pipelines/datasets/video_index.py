@@ -29,6 +29,7 @@ COLUMNS = ("id", "label", "class_name", "split", "source", "status", "shard", "n
 class VideoIndex:
     """The videos of a data set, or some of them.
 
+    `data` is its absolute URI, `given` what the user called it, for messages.
     `table` has one row per video: `COLUMNS`, and of a usable one `file` (its shard's URI), `version` (the shard's hash)
     and `row` (its place in the shard). `convention` says how RGB and flow are read, `short_side` at which shorter side
     in pixels flow was computed.
@@ -39,6 +40,7 @@ class VideoIndex:
     classes: tuple[str, ...]
     convention: ShardConvention
     short_side: int
+    given: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -53,7 +55,7 @@ class VideoIndex:
         videos = self.table.filter(pc.equal(self.table["split"], split))
         if not len(videos):
             splits = ", ".join(sorted(set(self.table["split"].to_pylist())))
-            raise DataError(f"{self.data} has no split {split!r}: choose one of {splits}")
+            raise DataError(f"{self.given or self.data} has no split {split!r}: choose one of {splits}")
         return replace(self, table=videos)
 
     def row(self, index: int) -> dict[str, Any]:
@@ -65,21 +67,21 @@ def check_labels(index: VideoIndex) -> None:
     """DataError where no video of the index has a label, so that nothing can be learned from it or counted."""
     if not pc.any(pc.greater_equal(index.table["label"], 0)).as_py():
         raise DataError(
-            f"{index.data} has no labels for these {len(index):,} videos: extract it again from class folders or with "
-            "--annotations, or give --annotations here"
+            f"{index.given or index.data} has no labels for these {len(index):,} videos: extract it again from class "
+            "folders or with --annotations, or give --annotations here"
         )
 
 
 def read_index(data: str) -> VideoIndex:
     """The index of a finished data set, on disk or s3://. Raises DataError where there is none."""
-    data = storage.absolute(data)
+    given, data = data, storage.absolute(data)
     try:
         dataset = read_dataset(data)
         short_side = dataset.sampling.short_side
         table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
     except (ValueError, OSError) as error:
-        raise DataError(str(error)) from error
-    _check_names(data, table["id"].to_pylist(), [shard.file for shard in dataset.shards])
+        raise DataError(str(error).replace(data, given)) from error
+    _check_names(given, table["id"].to_pylist(), [shard.file for shard in dataset.shards])
     listed = {posixpath.splitext(posixpath.basename(shard.file))[0]: shard for shard in dataset.shards}
     return VideoIndex(
         data=data,
@@ -87,7 +89,35 @@ def read_index(data: str) -> VideoIndex:
         classes=dataset.classes,
         convention=dataset.convention,
         short_side=short_side,
+        given=given,
     )
+
+
+def check_trainable(index: VideoIndex, split: str) -> list[str]:
+    """What whoever trains on a split should know before. Raises DataError where it holds nothing to learn from."""
+    videos = index.of_split(split)
+    usable = videos.usable()
+    check_labels(videos)
+    if not len(usable):
+        fates = Counter(videos.table["status"].to_pylist())
+        said = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
+        raise DataError(
+            f"{index.given or index.data}: none of the {len(videos)} videos of split {split!r} is in a shard: {said}. "
+            "The extraction's report.html says why"
+        )
+    used = set(usable.table["class_name"].to_pylist())
+    untrained = [name for name in index.classes if name not in used]
+    notes = []
+    if len(usable) == 1:
+        notes.append("there is one video to train on: the network will only learn that one by heart")
+    if len(used) == 1:
+        notes.append(f"all videos to train on are of one class ({min(used)}): any network is right about them")
+    elif untrained:
+        has = "has" if len(untrained) == 1 else "have"
+        notes.append(
+            f"{len(untrained)} of {len(index.classes)} classes {has} no video to train on, such as {untrained[0]}"
+        )
+    return notes
 
 
 def _check_names(data: str, ids: Sequence[object], files: Sequence[str]) -> None:
