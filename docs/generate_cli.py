@@ -44,10 +44,9 @@ def started_as(*words: str) -> Iterator[None]:
             signal.signal(signal.SIGTERM, on_stop)
 
 
-def print_help(job: str) -> str:
-    """What `python jobs/JOB.py --help` prints."""
+def print_help(script: str) -> str:
+    """What `python SCRIPT --help` prints."""
     printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # tyro draws its boxes in what this can encode
-    script = f"jobs/{job}.py"
     with started_as(script, "--help"), contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         runpy.run_path(str(ROOT / script), run_name="__main__")
     printed.seek(0)
@@ -96,7 +95,7 @@ def format_row(invocation: str, text: str) -> str:
 
 def describe_job(job: str) -> str:
     """The section of one job."""
-    description, boxes = split_help(print_help(job))
+    description, boxes = split_help(print_help(f"jobs/{job}.py"))
     parts = [f"## jobs/{job}.py", description]
     flags = [(title, read_flags(lines)) for title, lines in boxes]
     for title, rows in ((title, rows) for title, rows in flags if rows):
