@@ -60,6 +60,11 @@ def test_python_names_on_the_api_page_exist() -> None:
         assert hasattr(importlib.import_module(module), member), name
 
 
+def test_every_page_is_in_the_site() -> None:
+    configured = (ROOT / "zensical.toml").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f'"{page.name}"' not in configured] == []
+
+
 class Parsed(BaseException):
     """The flags are good; what comes after is not run."""
 
