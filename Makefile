@@ -7,7 +7,7 @@ MAKEFLAGS += --jobs=2  # the browser comes while pip works
 # Two processes, each with whole files of tests: half of the time tests wait for processes that start.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup browser demo test test-fast test-soak lint format bench
+.PHONY: setup browser demo test test-fast test-soak lint format bench docs
 
 setup: $(READY)
 
@@ -43,6 +43,10 @@ test-soak: $(READY) browser  ## those that take minutes each
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## the docs site, in out/site; stops at a dead link or a name in the API page that is gone
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	PATH=$(BIN):$$PATH $(BIN)/zensical build --strict --clean
 
 bench: $(READY)
 	for file in benchmarks/*.py; do $(BIN)/python $$file; done

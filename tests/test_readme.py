@@ -1,4 +1,4 @@
-"""Every command of the README, run: the tour as it is written, the recipes on tiny data sets of the same layout."""
+"""Every command of README and tutorial, run as it is written; the recipes on tiny data sets of the same layout."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ from pipelines.datasets.motion_videos import write_motion_videos
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+TRAINING = (ROOT / "docs" / "training.md").read_text()
+RAN_HERE = ("Five minutes", "Your own data", "Recipes")
 # Commands of other sections, by how they begin, and the tests that run them.
 TESTED_ELSEWHERE = {
     "make demo": "test_demo.py",
     "make test": "test_readme.py",
+    "make setup": "test_readme.py",  # which every other target of the Makefile begins with
+    "python jobs/tune.py --data out/debug": "test_readme.py",  # with the tour
     "python jobs/tune.py --data UT_SHARDS": "test_search.py",  # the whole search takes an hour
     "ray get-auth-token": "ray_head.py",
-    "ray job submit": "test_ray_job.py",
-    "ray job stop": "test_ray_job.py",
     "python jobs/submit.py": "test_ray_job.py",
-    # With docs/cluster-local.yaml: cluster.yaml wants machines at AWS, and the README says that those were not had.
+    # With docs/cluster-local.yaml: cluster.yaml wants machines at AWS, and the README says that none were rented.
     "ray up": "test_ray_up.py",
     "ray dashboard": "test_ray_up.py",
 }
 NOT_TESTED = ("ray down",)  # it ends every Ray of a machine that it reaches
+OWN_DATA = {"DIR": "out/debug/videos", "SHARDS": "out/own"}  # what its placeholders stand for in the test
 TINY = "--size 32 --frames 16 --num-workers 1 --batch 2 --steps 2 --checkpoint-every 2"
 # What is added to a recipe so that it takes seconds, by how it begins; the last of equal flags counts.
 SHORTER = {
@@ -46,9 +50,9 @@ SHORTER = {
 }
 
 
-def commands(section: str) -> list[str]:
+def commands(page: str, section: str) -> list[str]:
     """The commands of one section's indented blocks, without comments, lines that go on joined."""
-    text = README.split(f"\n## {section}\n")[1].split("\n## ")[0].replace("\\\n", " ")
+    text = page.split(f"\n## {section}\n")[1].split("\n## ")[0].replace("\\\n", " ")
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     found = [" ".join(shlex.split(line, comments=True)) for line in lines if re.match(r"(python|ray|make) ", line)]
     return [re.sub(r"\s+", " ", command) for command in found]
@@ -76,44 +80,56 @@ def run(command: str, tree: Path) -> str:
     return done.stdout
 
 
+def script_of(page: str) -> str:
+    """All bash blocks of a page, one after the other."""
+    return "\n".join(re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+
+
 def test_sections_hold_the_commands() -> None:
-    assert len(commands("Five minutes")) >= 9
-    assert len(commands("Recipes")) >= 8
-    jobs = {path.name for path in (ROOT / "jobs").glob("*.py")} - {"__init__.py", "cluster.py", "command.py"}
-    assert {name for name in jobs if name not in README} <= {"demo.py", "extraction_log.py"}
+    assert len(commands(README, "Five minutes")) >= 6
+    assert len(commands(README, "Your own data")) == 2
+    assert len(commands(TRAINING, "Recipes")) >= 8
+    assert script_of(TUTORIAL).count("python jobs/") >= 8
 
 
 def test_every_command_of_the_readme_is_run_by_a_test() -> None:
-    sections = re.findall(r"^## (.+)$", README, re.MULTILINE)
-    ran = {"Five minutes", "Recipes"}
-    others = [command for section in sections if section not in ran for command in commands(section)]
+    sections = [(page, name) for page in (README, TRAINING) for name in re.findall(r"^## (.+)$", page, re.MULTILINE)]
+    others = [command for page, name in sections if name not in RAN_HERE for command in commands(page, name)]
     assert [command for command in others if not command.startswith((*TESTED_ELSEWHERE, *NOT_TESTED))] == []
     assert all((ROOT / "tests" / name).exists() for name in TESTED_ELSEWHERE.values())
 
 
-def test_readme_is_short_and_its_links_lead_somewhere() -> None:
-    assert len(README.splitlines()) <= 216
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-
-
-@pytest.mark.parametrize("command", re.findall(r"`python (benchmarks/[^`]+)`", README))
-def test_benchmarks_of_the_readme_take_the_flags_they_name(command: str) -> None:
-    script, *words = command.split()
-    assert (ROOT / script).exists()
-    if flags := [word for word in words if word.startswith("--")]:
-        done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        assert all(flag in done.stdout for flag in flags)
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
 def test_the_tour_runs_as_it_is_written(tree: Path) -> None:
-    printed = {command: run(command, tree) for command in commands("Five minutes")}
-    assert len(printed) >= 9
-    pages = [path.parent.name for path in sorted((tree / "out" / "debug").rglob("report.html"))]
-    assert pages == ["evaluation", "flow", "rgb", "shards", "sweep"]
+    tour = [command for command in commands(README, "Five minutes") if command.startswith("python ")]
+    own = [f" {command} " for command in commands(README, "Your own data")]
+    for name, path in OWN_DATA.items():
+        own = [command.replace(f" {name} ", f" {path} ") for command in own]
+    search = [command for command in commands(TRAINING, "Search") if "out/debug" in command]
+    assert len(search) == 1
+    for command in [*tour, *own, *search]:
+        run(command, tree)
+    pages = [str(path.parent.relative_to(tree / "out")) for path in sorted((tree / "out").rglob("report.html"))]
+    assert pages == ["debug/evaluation", "debug/flow", "debug/rgb", "debug/shards", "debug/sweep", "own"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_the_tutorial_runs_as_it_is_written(tree: Path) -> None:
+    python = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PATH": f"{python}:{os.environ['PATH']}"}
+    words = ["bash", "-euxc", script_of(TUTORIAL)]
+    done = subprocess.run(words, cwd=tree, capture_output=True, text=True, timeout=1100, env=environment)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-5000:]}"
+    assert "Traceback" not in done.stderr
+    for shown in re.findall(r"^```text\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL):
+        first = shown.split()[0]
+        assert re.search(rf"^{re.escape(first)}\b", done.stdout, re.MULTILINE), f"the tutorial shows {first}"
 
 
 def lay_out_kinetics(videos: Path, folder: Path, bucket: str) -> None:
@@ -169,7 +185,7 @@ def test_recipes_run_on_data_of_their_layout(tree: Path, tmp_path: Path, s3: str
     lay_out_hmdb51(videos, tree)
     torch.save(as_piergiaj(released_variables(2, seed=1)), tree / "flow_imagenet.pt")
     means = []
-    for command in commands("Recipes"):
+    for command in commands(TRAINING, "Recipes"):
         more = next(flags for start, flags in SHORTER.items() if command.startswith(start))
         printed = run(f"{command} {more}".replace("s3://B", s3), tree)
         means += re.findall(r"folds +top-1 .*; mean [\d.]+%", printed)
