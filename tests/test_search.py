@@ -219,7 +219,7 @@ def test_an_outage_fails_a_trial_and_the_next_search_goes_on_with_it(tmp_path: P
     Rungs(book, SEARCH).on_trial_error(None, tune_trial)
     BookKeeper(book, lambda trial: None).on_trial_error(1, [], tune_trial)
     again = Book(str(tmp_path), PAPER)
-    assert (again.trials[struck.id].state, again.trials[struck.id].curve) == ("failed", [])
+    assert (again.trials[struck.id].state, again.trials[struck.id].curve) == ("failed", ())
     assert "s3://shards cannot be read" in again.trials[struck.id].reason
     assert Proposals(again, SEARCH, configure).suggest("0")["id"] == struck.id
 

@@ -41,7 +41,7 @@ def test_released_weights_on_s3_are_those_on_disk(s3: str, tmp_path: Path, name:
 def test_a_run_and_a_checkpoint_on_s3_are_networks(s3: str, tmp_path: Path) -> None:
     model = models.build("i3d", stream="rgb", num_classes=2, width=0.125, size=32, frames=16)
     checkpoint.save(tmp_path / "checkpoints" / "step-1", model, Metadata(classes=("a", "b")))
-    (tmp_path / "result.json").write_text(json.dumps({"last": "checkpoints/step-1"}))
+    (tmp_path / "result.json").write_text(json.dumps(dict.fromkeys(("last", "best"), "checkpoints/step-1")))
     upload(tmp_path, f"{s3}/run")
     for uri in (f"{s3}/run", f"{s3}/run/checkpoints/step-1"):
         assert load_network(uri, stream="rgb").classes == ("a", "b")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pipelines.errors import RecordError
-from pipelines.records import Record
+from pipelines.records import Record, Values
 
 EVALUATION = "evaluation.json"
 
@@ -61,6 +61,13 @@ class Evaluation(Record):
     fusion_sweep: tuple[FusionAccuracy, ...] = ()
     classes: tuple[str, ...]
     settings: Mapping[str, object] = field(default_factory=dict)
+
+    def to_json(self) -> Values:
+        """The record as plain values; scores that are not finite are counted where there are some."""
+        values = super().to_json()
+        if not self.not_finite:
+            del values["not_finite"]
+        return values
 
     @property
     def data(self) -> str:
