@@ -62,6 +62,8 @@ class ExtractFlow:
     """Pixels of the shorter side of the frames, even."""
     max_frames: int = DEFAULTS.decode.max_frames
     """Frames; a longer video or span goes to quarantine (15,000 are 10 minutes at 25 frames a second)."""
+    max_gap: float = DEFAULTS.decode.max_gap_s
+    """Seconds; a video with a longer pause between two frames goes to quarantine; repeats fill a shorter one."""
     decode_timeout: float = DEFAULTS.decode.timeout_s
     """Seconds without a sign of life after which a decoder counts as hung."""
 
@@ -153,6 +155,7 @@ def make_settings(config: ExtractFlow) -> ExtractionSettings:
             fps=config.fps,
             short_side=config.short_side,
             max_frames=config.max_frames,
+            max_gap_s=config.max_gap,
             timeout_s=config.decode_timeout,
         ),
         flow_preset=config.flow_preset,

@@ -296,6 +296,7 @@ def test_codes_of_another_depth_than_the_convention_says_are_refused() -> None:
         {"bound": 0},
         {"bound": float("nan")},
         {"keyframe_interval": 0},
+        {"keyframe_interval": 10**12},
         {"flow_quality": 52},
         {"rgb_quality": -1},
         {"flow_codec": "lossless", "flow_quality": 3},

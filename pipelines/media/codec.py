@@ -17,8 +17,8 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
 
 import av
 import cv2
@@ -34,6 +34,7 @@ Levels = npt.NDArray[np.integer]
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a zip must carry a date, and the bytes must not depend on it
 SVT_AV1_MIN_SIDE = 4
+MAX_KEYFRAME_INTERVAL = 10_000  # far beyond any use, and still a number that encoders take
 
 
 class ConventionError(ValueError):
@@ -157,8 +158,9 @@ class CodecSettings:
                 raise ValueError(f"{name} is {quality}; {codec} takes {allowed_range}, or leave it out for the default")
         if not 0 < self.bound < float("inf"):
             raise ValueError(f"bound is {self.bound}; it must be a positive number of pixels (the field uses 20)")
-        if self.keyframe_interval < 1:
-            raise ValueError(f"keyframe_interval is {self.keyframe_interval}; it must be at least 1 frame")
+        if not 1 <= self.keyframe_interval <= MAX_KEYFRAME_INTERVAL:
+            allowed_range = f"1 to {MAX_KEYFRAME_INTERVAL} frames"
+            raise ValueError(f"keyframe_interval is {self.keyframe_interval}; it must be {allowed_range}")
 
     @property
     def flow_scale(self) -> FlowScale:
@@ -180,6 +182,10 @@ class CodecSettings:
     def flow_extension(self) -> str:
         """Name of a WebDataset member of this codec: flow.mp4 or flow.zip."""
         return _FLOW_FORMATS[self.flow_codec].extension
+
+    def describe_formats(self) -> dict[str, dict[str, Any]]:
+        """What the names of the codecs stand for in this version: encoders, their options, the flow's levels."""
+        return {"flow": asdict(_FLOW_FORMATS[self.flow_codec]), "rgb": asdict(_RGB_FORMATS[self.rgb_codec])}
 
     def flow_convention(self) -> dict[str, str | int | float]:
         """What a reader must know to turn the stored codes into pixels of motion."""
