@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -140,27 +140,58 @@ def count_pictures(path: str | os.PathLike[str]) -> Counter[int]:
     return counts
 
 
-@dataclass
 class _Packets:
-    """What is gathered of the video stream's packets while they pass."""
+    """What is gathered of the packets while they pass."""
 
-    codec: str
-    rate: Fraction
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int | None] = field(default_factory=list)
-    is_picture: list[bool] = field(default_factory=list)
-    first_key: int | None = None  # position of the first keyframe
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self.container, self.stream = container, stream
+        self.frame = 1 / nominal_rate(stream)
+        self.reach = Fraction(0)  # seconds that the packets of all streams reach
+        self.pts: list[int | None] = []
+        self.dts: list[int | None] = []
+        self.is_picture: list[bool] = []
+        self.first_key: int | None = None  # position of the first keyframe
+        self.primed = False  # an edit list hides a keyframe that the first pictures shown refer to
+
+    def gather(self, span: Span | None, on_progress: Callable[[], None]) -> None:
+        """Read up to the end of the span or of the file. Raises VideoError("encrypted")."""
+        zero, end = time_zero(self.container, self.stream), None if span is None else span.end
+        for packet in read_packets(self.container, self.stream, on_progress):
+            ours, time = packet.stream_index == self.stream.index, packet_time(packet)
+            self.reach = max(self.reach, packet_end(packet, self.frame if ours else Fraction(0)))
+            if ours and end is not None and time is not None and time - zero > end:
+                return
+            if ours:
+                self.add(packet)
 
     def add(self, packet: Packet) -> None:
+        if packet.has_sidedata("encryption_info"):
+            raise VideoError("encrypted", "the video stream is encrypted (DRM); decrypt it first")
+        if packet.is_discard:
+            self.primed |= packet.is_keyframe
+            return
         if packet.is_keyframe and self.first_key is None:
             self.first_key = len(self.pts)
         self.pts.append(packet.pts)
         self.dts.append(packet.dts)
-        self.is_picture.append(holds_picture(packet, self.codec))
+        self.is_picture.append(holds_picture(packet, self.stream.codec_context.name))
 
-    def count(self, lead_in: int, first_pts: int | None) -> int:
+    def lead_in(self) -> int:
+        """Packets before the first keyframe, where the pictures themselves tell which it is."""
+        return self.first_key or 0 if format_name(self.container) in CUT_ANYWHERE else 0
+
+    def first_pts(self, timing: Timing) -> int | None:
+        """When the keyframe that decoding begins with is shown; what is shown before it may refer to what is not there.
+
+        None where times say nothing, or a container's flags claim that the file begins without a keyframe.
+        """
+        begins = not self.primed and self.first_key is not None and self.first_key == self.lead_in()
+        return self.pts[self.lead_in()] if begins and timing == "time" else None
+
+    def count(self, timing: Timing) -> int:
         """Pictures that must become a frame: those before the first keyframe, in the file or in time, need not."""
-        due = zip(self.pts[lead_in:], self.is_picture[lead_in:], strict=True)
+        first, first_pts = self.lead_in(), self.first_pts(timing)
+        due = zip(self.pts[first:], self.is_picture[first:], strict=True)
         return sum(holds and not precedes(pts, first_pts) for pts, holds in due)
 
 
@@ -172,38 +203,25 @@ def survey_packets(
     on_progress: Callable[[], None],
 ) -> Survey:
     """Read the packets, of the span or of the whole file, without decoding. Raises VideoError("encrypted")."""
-    zero, frame = time_zero(container, stream), 1 / nominal_rate(stream)
-    found, reach, name = _Packets(stream.codec_context.name, nominal_rate(stream)), Fraction(0), format_name(container)
     if offset is not None:
         container.seek(offset, stream=stream, backward=True)
-    for packet in read_packets(container, stream, on_progress):
-        ours = packet.stream_index == stream.index
-        reach = max(reach, packet_end(packet, frame if ours else Fraction(0)))
-        if not ours or packet.is_discard:
-            continue
-        if packet.has_sidedata("encryption_info"):
-            raise VideoError("encrypted", "the video stream is encrypted (DRM); decrypt it first")
-        time = packet_time(packet)
-        if span is not None and span.end is not None and time is not None and time - zero > span.end:
-            break
-        found.add(packet)
-    stamps = Stamps(found.pts, found.dts, name, tick(stream), found.rate)
+    found = _Packets(container, stream)
+    found.gather(span, on_progress)
+    stamps = Stamps(found.pts, found.dts, format_name(container), tick(stream), nominal_rate(stream))
     timing = stamps.judge()
-    lead_in = found.first_key or 0 if name in CUT_ANYWHERE else 0
-    first_pts = found.pts[found.first_key] if timing == "time" and found.first_key is not None else None
     declared = promised_duration(container, stream) if span is None else None
     return Survey(
         stream=stream.index,
         offset=offset,
         packets=len(found.pts),
-        lead_in=lead_in,
-        first_pts=first_pts,
-        pictures=found.count(lead_in, first_pts),
+        lead_in=found.lead_in(),
+        first_pts=found.first_pts(timing),
+        pictures=found.count(timing),
         timing=timing,
         seconds=stamps.length(timing),
         longest_gap=stamps.longest_gap(timing),
         declared=declared,
-        share=share_of(reach, declared, frame),
+        share=share_of(found.reach, declared, found.frame),
     )
 
 
