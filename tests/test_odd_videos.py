@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -110,6 +111,15 @@ def test_a_copy_that_begins_in_the_midst_is_whole(tmp_path: Path) -> None:
     frames, info = read(cut)
     assert indices(frames) == list(range(13, 50))
     assert not info.partial
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv"])
+def test_a_source_below_the_sampling_rate_says_so_and_repeats(tmp_path: Path, suffix: str) -> None:
+    codec = "flv" if suffix == "flv" else "libx264"
+    times = [round(1000 * i / 12) for i in range(24)]
+    frames, info = read(write_video(tmp_path / f"video.{suffix}", frames=24, codec=codec, times=times))
+    assert abs(info.source_fps - 12) < 0.2
+    assert sum(np.array_equal(a, b) for a, b in pairwise(frames)) >= 24
 
 
 # --- pauses ---

@@ -85,7 +85,7 @@ class VideoInfo:
     pixel_format: str
     source_height: int  # px, as stored, before rotation
     source_width: int
-    source_fps: float  # nominal
+    source_fps: float  # pictures a second that the file, or what was read of it for the span, really holds
     rotation: int  # degrees counterclockwise that were applied: 0, 90, 180, 270
     timing: Timing  # what placed frames in time; see `judge_timing`
     trimmed: bool  # True: cut to the span asked for; False: the whole file
@@ -387,6 +387,11 @@ class _Source:
             reach = "" if self.survey.share == 1 else f", and the file is cut off at {self.survey.share:.0%}"
             raise VideoError(kind, f"{damaged} of {count} frames are lost or decode with errors{reach}")
 
+    def mean_rate(self) -> float:
+        """Pictures a second from the first to the last: the header's claim may be anything."""
+        between = self.survey.seconds - self.frame_s
+        return float((self.survey.packets - 1) / between if between > 0 else 1 / self.frame_s)
+
     def info(self, scaler: Scaler, *, frames: int, duration: float) -> VideoInfo:
         height, width = scaler.size
         return VideoInfo(
@@ -394,7 +399,7 @@ class _Source:
             pixel_format=scaler.pixel_format,
             source_height=scaler.source_size[0],
             source_width=scaler.source_size[1],
-            source_fps=float(nominal_rate(self.stream)),
+            source_fps=self.mean_rate(),
             rotation=scaler.first_orientation.rotation,
             timing=self.survey.timing,
             trimmed=self.span is not None,
