@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -135,3 +135,33 @@ def test_spans_of_a_long_video_are_found_by_time(tmp_path: Path, suffix: str) ->
         first = round(start * 25)
         found = indices(read(path, start=start, end=start + 0.4)[0])
         assert all(abs(a - (first + k) % 62) % 61 <= 1 for k, a in enumerate(found))
+
+
+def restamp(source: Path, target: Path, stamp: Callable[[int], int]) -> Path:
+    """A copy of an FLV whose i-th tag has the stamp in ms that is given for its own."""
+    data = bytearray(source.read_bytes())
+    at = 13
+    while at + 11 <= len(data):
+        size, low, high = (int.from_bytes(data[at + a : at + b], "big") for a, b in ((1, 4), (4, 7), (7, 8)))
+        time = stamp(high << 24 | low) & 0xFFFFFFFF
+        data[at + 4 : at + 8] = (time & 0xFFFFFF).to_bytes(3, "big") + (time >> 24).to_bytes(1, "big")
+        at += 11 + size + 4
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("stamp", "expected"),
+    [
+        (lambda time: time - 2000, list(range(50))),  # before zero
+        (lambda time: time + 0xFFFFFF - 500, list(range(50))),  # across 24 bits
+        (lambda time: time if time < 1000 else time - 500, list(range(50))),  # a step back: by order
+        (lambda time: 0, list(range(50))),  # no clock at all: by order
+        (lambda time: time // 80 * 80, sorted([*range(1, 50, 2)] * 2)[:49]),  # of two with one time the later is shown
+    ],
+)
+def test_odd_clocks(tmp_path: Path, stamp: Callable[[int], int], expected: list[int]) -> None:
+    source = write_video(tmp_path / "source.flv", codec="flv", b="2M")
+    frames, info = read(restamp(source, tmp_path / "odd.flv", stamp))
+    assert indices(frames)[:49] == expected[:49]
+    assert (info.damaged_frames, info.partial) == (0, False)

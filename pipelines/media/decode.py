@@ -225,7 +225,7 @@ def rises(path: str | os.PathLike[str], survey: Survey) -> bool:
             return True
         source = _Source(container, stream, None, replace(survey, offset=None, lead_in=0, first_pts=None))
         times = [frame.pts for frame in islice(source.frames(lambda: None), PROBED_FRAMES) if frame.pts is not None]
-    return all(before < after for before, after in pairwise(times))
+    return all(before <= after for before, after in pairwise(times))
 
 
 def check_survey(survey: Survey, span: Span | None, settings: DecodeSettings) -> None:

@@ -146,7 +146,7 @@ class _Packets:
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self.container, self.stream = container, stream
         self.frame = 1 / nominal_rate(stream)
-        self.reach = Fraction(0)  # seconds that the packets of all streams reach
+        self.reach = time_zero(container, stream)  # seconds on the file's clock that the packets of all streams reach
         self.pts: list[int | None] = []
         self.dts: list[int | None] = []
         self.is_picture: list[bool] = []
@@ -158,7 +158,7 @@ class _Packets:
         zero, end = time_zero(self.container, self.stream), None if span is None else span.end
         for packet in read_packets(self.container, self.stream, on_progress):
             ours, time = packet.stream_index == self.stream.index, packet_time(packet)
-            self.reach = max(self.reach, packet_end(packet, self.frame if ours else Fraction(0)))
+            self.reach = max(self.reach, packet_end(packet, self.frame if ours else Fraction(0)) or self.reach)
             if ours and end is not None and time is not None and time - zero > end:
                 return
             if ours:
@@ -187,6 +187,11 @@ class _Packets:
         """
         begins = not self.primed and self.first_key is not None and self.first_key == self.lead_in()
         return self.pts[self.lead_in()] if begins and timing == "time" else None
+
+    def reached(self, timing: Timing, stamps: Stamps) -> Fraction:
+        """Seconds of the file that are there: up to the last stamp, or as many as the pictures fill without any."""
+        reach = self.reach - min(Fraction(0), time_zero(self.container, self.stream))
+        return max(reach, stamps.length(timing)) if timing == "order" else reach
 
     def count(self, timing: Timing) -> int:
         """Pictures that must become a frame: those before the first keyframe, in the file or in time, need not."""
@@ -221,7 +226,7 @@ def survey_packets(
         seconds=stamps.length(timing),
         longest_gap=stamps.longest_gap(timing),
         declared=declared,
-        share=share_of(found.reach, declared, found.frame),
+        share=share_of(found.reached(timing, stamps), declared, found.frame),
     )
 
 

@@ -22,7 +22,7 @@ PAUSE_S = 10.0  # a longer gap, or ten frames if they last longer, is looked at:
 JUMP_S = 10  # FFmpeg's -dts_delta_threshold: in a stream that may be joined, a longer jump is a new clock
 STEP_BACK_S = Fraction(1, 10)  # FFmpeg's tolerance for steps backward
 MAX_REORDER = 32  # packets; decoders hold back at most 16 pictures, and a picture may be two packets
-MAX_DOUBLED = 0.05  # share of pictures that may share a time with another one
+MAX_DOUBLED = 0.5  # share of pictures that may have the time of another one, as in every second of a doubled rate
 CLOCK_MAY_JUMP = 0x0200  # FFmpeg's AVFMT_TS_DISCONT: MPEG-TS, MPEG-PS, Ogg
 
 
@@ -95,7 +95,7 @@ class Stamps:
         if gaps.size == 0:
             return "time"
         steps = self.decode_steps()
-        sane = steps.min(initial=0) >= 0 and np.mean(gaps == 0) <= MAX_DOUBLED
+        sane = steps.min(initial=0) >= 0 and np.count_nonzero(gaps == 0) <= MAX_DOUBLED * len(times)
         long = [at for at in np.flatnonzero(gaps > self.pause()) if sane]
         sane = sane and all(is_pause(order, int(at)) and steps.max(initial=0) > gaps[at] / 2 for at in long)
         return "time" if sane else "order"
@@ -135,11 +135,11 @@ def packet_time(packet: Packet) -> Fraction | None:
     return None if stamp is None else stamp * packet.time_base
 
 
-def packet_end(packet: Packet, default: Fraction) -> Fraction:
-    """Seconds up to which a packet is shown or heard, `default` long where it does not say; 0 if it has no stamp."""
+def packet_end(packet: Packet, default: Fraction) -> Fraction | None:
+    """Seconds up to which a packet is shown or heard, `default` long where it does not say; None if it has no stamp."""
     stamps = [stamp for stamp in (packet.pts, packet.dts) if stamp is not None]
     if not stamps:
-        return Fraction(0)
+        return None
     return max(stamps) * packet.time_base + ((packet.duration or 0) * packet.time_base or default)
 
 
