@@ -94,6 +94,7 @@ Kind = Literal[
     "decoder_hung",
     "empty_span",
     "encrypted",
+    "long_gap",
     "no_frames",
     "no_video_stream",
     "out_of_memory",

@@ -31,7 +31,14 @@ def make_row(settings: CodecSettings, index: int = 0, *, num_frames: int = NUM_F
             flow.write(np.broadcast_to(np.array(FLOW, np.float32), (HEIGHT, WIDTH, 2)))
     row: Row = dict.fromkeys(FACTS)
     row |= {"id": f"video{index}", "label": 0, "class_name": "wave", "split": "train", "source": f"wave/{index}.mp4"}
-    row |= {"source_sha256": f"{index:064x}", "fps": 25.0, "num_frames": num_frames, "height": HEIGHT, "width": WIDTH}
+    row |= {
+        "source_sha256": f"{index:064x}",
+        "fps": 25.0,
+        "source_fps": 25.0,
+        "num_frames": num_frames,
+        "height": HEIGHT,
+        "width": WIDTH,
+    }
     row |= {"timing": "time", "partial": False, "flow_mean": flow.mean_magnitude, "flow_clipped": 0.0}
     return {**row, "rgb": rgb.close(), "flow": flow.close(), **facts}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
-from pipelines.errors import KINDS, VideoError
+from pipelines.errors import KINDS, SettingsError, VideoError
+from pipelines.media.codec import CodecSettings, RGBEncoder, decode_rgb
 from pipelines.media.decode import DecodeSettings, VideoInfo, decode, resample, resolve_span
+from pipelines.media.decoder_process import Decoder
 from pipelines.media.mp4 import ordinary_priority
 from pipelines.media.resize import RGBFrame, output_size
 
@@ -177,11 +181,43 @@ def test_resample_is_ffmpegs_fps_filter(fps: str, seed: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"fps": 0}, {"fps": math.nan}, {"short_side": 255}, {"max_frames": 0}, {"timeout_s": 0}, {"memory_limit_mb": 9}],
+    [
+        *({"fps": 0}, {"fps": math.nan}, {"fps": 0.0004}, {"fps": math.inf}),
+        *({"short_side": 255}, {"short_side": 4098}, {"max_frames": 0}),
+        *({"timeout_s": 0}, {"timeout_s": math.inf}, {"timeout_s": math.nan}, {"timeout_s": 1e300}),
+        *({"max_gap_s": 0}, {"max_gap_s": math.inf}),
+        *({"memory_limit_mb": 9}, {"memory_limit_mb": 1 << 60}, {"cpu_limit_s": 0}, {"cpu_limit_s": 1 << 60}),
+    ],
 )
 def test_settings_name_what_is_wrong(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(change))):
+    flags = {"max_gap_s": "max-gap", "timeout_s": "decode-timeout"}
+    flags |= {"memory_limit_mb": "decode-memory", "cpu_limit_s": "decode-cpu-limit"}
+    ((name, value),) = change.items()
+    with pytest.raises(
+        SettingsError, match=f"^--{flags.get(name, name.replace('_', '-'))} is {re.escape(str(value))}: "
+    ):
         DecodeSettings(**change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        *({"fps": 0.01}, {"fps": 1000}, {"short_side": 2}, {"short_side": 2048}),
+        *({"timeout_s": 86_400, "max_gap_s": 86_400}, {"timeout_s": 0.2, "cpu_limit_s": 1, "memory_limit_mb": 512}),
+        {"cpu_limit_s": 1 << 30, "memory_limit_mb": 1 << 30},
+        {"cpu_limit_s": None, "memory_limit_mb": None},
+    ],
+)
+def test_what_settings_allow_decodes_and_encodes(tmp_path: Path, extreme: dict[str, float]) -> None:
+    settings = DecodeSettings(**{"short_side": 64, **extreme})  # type: ignore[arg-type]
+    path = write_video(tmp_path / "video.mp4", frames=3, size=(16, 16))
+    with Decoder(replace(settings, timeout_s=max(10, settings.timeout_s))) as decoder:
+        frames = list(decoder.frames(path))
+    height, width = frames[0].shape[:2]
+    encoder = RGBEncoder(CodecSettings(), height=height, width=width, fps=settings.fps)
+    for frame in frames[:2]:
+        encoder.write(frame)
+    assert len(decode_rgb(encoder.close())) == min(2, len(frames))
 
 
 # --- whole videos ---

@@ -17,7 +17,7 @@ from test_decode import write_video
 
 from pipelines.errors import VideoError
 from pipelines.media.decode import DecodeSettings, decode
-from pipelines.media.decoder_process import ROOT, DecodedFrames, Decoder, process_decoder
+from pipelines.media.decoder_process import ROOT, DecodedFrames, Decoder, process_decoder, warn_of_missing_limits
 
 SMALL = DecodeSettings(short_side=32, timeout_s=20)
 
@@ -226,3 +226,99 @@ def test_video_error_pickles() -> None:
 def test_one_decoder_a_process() -> None:
     assert process_decoder(SMALL) is process_decoder(DecodeSettings(short_side=32, timeout_s=20))
     assert process_decoder(SMALL) is not process_decoder(DecodeSettings())
+
+
+# --- a child that does not do as it should, and systems that do not do as Linux does ---
+
+
+def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let children run this code when they start."""
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+
+
+# What a hijacked child does instead of serving, with `out`, its pipe, and `head`, a message's head.
+HIJACKED = """
+import os, struct, sys, time
+if "pipelines.media.decoder_process" in " ".join(sys.orig_argv):
+    out = os.dup(1)
+    head = lambda kind, size: struct.pack("=cI", kind, size)
+    picture = struct.pack("=II", 32, 48) + bytes(3 * 32 * 48)
+    try:
+{}
+    except OSError:
+        pass
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("deed", "kind"),
+    [
+        ("os.close(0), os.close(1), os.close(out), time.sleep(60)", "decoder_crashed"),
+        ("while True: os.write(out, head(b'A', 0)), time.sleep(0.01)", "decoder_hung"),
+        ("while True: os.write(out, head(b'F', len(picture)) + picture)", "decoder_crashed"),
+        ("while True: os.write(out, head(b'N', 2) + b'{{}}')", "decoder_hung"),
+        ("os.write(out, head(b'I', 2) + b'[]'), time.sleep(60)", "decoder_crashed"),
+        ("os.write(out, head(b'I', 2) + b'{{}}'), time.sleep(60)", "decoder_crashed"),
+        ("os.write(out, head(b'E', 2) + b'no'), time.sleep(60)", "decoder_crashed"),
+        ("os.write(out, head(b'F', 8) + bytes(8)), time.sleep(60)", "decoder_crashed"),
+    ],
+)
+def test_a_hijacked_child_costs_one_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path, deed: str, kind: str
+) -> None:
+    monkeypatch.setattr("pipelines.media.decoder_process.GRACE_S", 0.2)
+    monkeypatch.setattr("pipelines.media.decoder_process.MAX_SILENCE", 0.2)
+    patched(tmp_path, monkeypatch, HIJACKED.format(" " * 8 + deed.replace("{{}}", "{}")))
+    begun = time.monotonic()
+    with Decoder(DecodeSettings(short_side=32, timeout_s=5, max_frames=50)) as decoder:
+        frames = decoder.frames(video)
+        with pytest.raises(VideoError) as caught:
+            list(frames)
+        assert caught.value.kind == kind
+        assert not alive(frames.pid or 0)
+    assert time.monotonic() - begun < 5
+
+
+NO_LIMITS = """
+import resource
+def refuse(*_):
+    raise ValueError("current limit exceeds maximum limit")
+resource.setrlimit = refuse
+"""
+NOT_LINUX = """
+import fcntl, os, pathlib
+for module, names in ((fcntl, ["F_SETPIPE_SZ"]), (os, [n for n in dir(os) if n.startswith(("sched_", "SCHED_"))])):
+    for name in names:
+        delattr(module, name)
+def hide(method):
+    def hidden(self, *args, **kwargs):
+        if str(self).startswith(("/proc", "/dev/shm", "/sys")):
+            raise FileNotFoundError(str(self))
+        return method(self, *args, **kwargs)
+    return hidden
+for name in ("open", "read_text", "read_bytes", "iterdir", "readlink", "stat"):
+    setattr(pathlib.Path, name, hide(getattr(pathlib.Path, name)))
+"""
+
+
+def test_videos_decode_where_no_limit_can_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_missing_limits.cache_clear()
+    patched(tmp_path, monkeypatch, NO_LIMITS + NOT_LINUX)
+    with Decoder(SMALL) as decoder:
+        assert [len(list(decoder.frames(video, start=0, end=1))) for _ in range(2)] == [25, 25]
+    assert [record.message for record in caplog.records] == [
+        "this system does not limit the memory and processor time of decoders: a hostile file may use it up"
+    ]
+
+
+def test_videos_decode_under_a_hard_limit_below_ours(tmp_path: Path, video: Path) -> None:
+    code = "import sys; from pipelines.media.decoder_process import Decoder; "
+    code += "print(len(list(Decoder().frames(sys.argv[1], start=0, end=1))))"
+    limits = "ulimit -v 2500000; ulimit -f 1000; ulimit -t 600"
+    command = f'{limits}; exec "{sys.executable}" -c "{code}" "{video}"'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.stdout, done.stderr) == ("25\n", "")

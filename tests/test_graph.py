@@ -105,6 +105,7 @@ def test_extracted_row_is_true_to_the_video(videos: Path, tmp_path: Path) -> Non
     row = next(row for row in good_rows(plan) if "right" in row["id"])
     done = steps_of(plan).extract(dict(row))
     assert (done["status"], done["num_frames"], done["height"], done["width"]) == ("ok", 6, 64, 96)
+    assert (done["fps"], done["source_fps"]) == (25.0, 25.0)
     assert codec.decode_rgb(done["rgb"]).shape == (6, 64, 96, 3)
     flow = codec.decode_flow(done["flow"], SETTINGS.codec.flow_convention())
     assert flow.shape == (5, 64, 96, 2)

@@ -17,6 +17,7 @@ from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import SettingsChangedError
+from pipelines.extraction import plan as plan_module
 from pipelines.extraction.plan import (
     ExtractionSettings,
     Plan,
@@ -25,6 +26,7 @@ from pipelines.extraction.plan import (
     iter_blocks,
     make_plan,
 )
+from pipelines.media import codec as codec_module
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
 
@@ -213,3 +215,37 @@ def test_fingerprints_tell_settings_and_catalogs_apart_but_not_places(tmp_path: 
     other.append(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, error_sample_every=1)))
     assert len({plan.fingerprint for plan in same}) == 1
     assert len({plan.fingerprint for plan in same + other}) == 4
+
+
+def constants() -> list[tuple[str, str]]:
+    """(module, name) of whatever decides about frames without being a setting."""
+    return [(module.__name__, name) for module in plan_module.DECODING for name in vars(module) if name.isupper()]
+
+
+@pytest.mark.parametrize(("module", "name"), constants())
+def test_a_constant_that_decides_about_frames_is_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    before = plan_of(catalog_of({"train": 1}), tmp_path).fingerprint
+    monkeypatch.setattr(f"{module}.{name}", "changed")
+    after = plan_of(catalog_of({"train": 1}), tmp_path).fingerprint
+    assert (before == after) == (name in plan_module.BOUNDS)
+
+
+def test_the_constants_that_are_known_to_decide_are_found() -> None:
+    names = {name for _, name in constants()}
+    assert {"MIN_DECODED_SHARE", "TRIM_MARGIN_S", "LAST_FRAME_S", "SCALING", "MAX_ASPECT_RATIO", "PAUSE_S"} <= names
+    assert set(plan_module.BOUNDS) < names
+
+
+@pytest.mark.parametrize(("table", "codec"), [("_FLOW_FORMATS", "h264"), ("_RGB_FORMATS", "h264")])
+def test_an_encoders_options_are_in_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, codec: str
+) -> None:
+    before = plan_of(catalog_of({"train": 1}), tmp_path).fingerprint
+    formats = dict(getattr(codec_module, table))
+    video = formats[codec].video if table == "_FLOW_FORMATS" else formats[codec]
+    changed = dataclasses.replace(video, options={**video.options, "x264-params": "mbtree=1"})
+    formats[codec] = dataclasses.replace(formats[codec], video=changed) if table == "_FLOW_FORMATS" else changed
+    monkeypatch.setattr(codec_module, table, formats)
+    assert plan_of(catalog_of({"train": 1}), tmp_path).fingerprint != before

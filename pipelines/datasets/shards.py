@@ -53,6 +53,7 @@ ROW_SCHEMA = pa.schema(
         ("start", pa.float64()),  # seconds into the file where the rows' frames begin; null: the whole file
         ("end", pa.float64()),
         ("fps", pa.float64()),
+        ("source_fps", pa.float64()),  # pictures a second in the file; below fps frames repeat, with zero flow
         ("num_frames", pa.int32()),  # RGB frames; there is one flow frame fewer
         ("height", pa.int32()),
         ("width", pa.int32()),

@@ -245,6 +245,7 @@ class _Video:
             "height": self.size[0],
             "width": self.size[1],
             "fps": self.settings.decode.fps,
+            "source_fps": self.frames.info.source_fps,
             "timing": self.frames.info.timing,
             "partial": self.frames.info.partial,
             "rgb": self.encoder.close(),

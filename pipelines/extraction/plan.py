@@ -22,6 +22,7 @@ from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.records import SCHEMA_VERSION
 from pipelines.datasets.shards import Commit, ShardSettings
 from pipelines.extraction.records import PLAN, PlannedCatalog, PlanRecord
+from pipelines.media import decode, probe, resize, timestamps
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
 from pipelines.records import Values
@@ -29,7 +30,10 @@ from pipelines.resume import was_begun
 from pipelines.tvl1.params import FlowPreset
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
-LIMITS = ("max_frames", "timeout_s", "memory_limit_mb", "cpu_limit_s")
+LIMITS = ("max_frames", "max_gap_s", "timeout_s", "memory_limit_mb", "cpu_limit_s")
+DECODING = (probe, timestamps, decode, resize)  # modules whose constants decide what becomes of a video
+# Constants of theirs that bound settings, and no more: a setting that is allowed means the same whatever they are.
+BOUNDS = ("MIN_FPS", "MAX_SHORT_SIDE", "DAY_S", "MAX_LIMIT")
 ENCODERS = ("av", "numpy", "opencv-contrib-python-headless", "pyarrow")  # libraries that the bytes come from
 PLAN_SCHEMA = pa.schema(
     [
@@ -134,8 +138,16 @@ def _derive(settings: ExtractionSettings) -> Values:
         "flow_quality": settings.codec.resolved_flow_quality,
         "rgb_quality": settings.codec.resolved_rgb_quality,
         "tvl1": asdict(tvl1.PRESETS[settings.flow_preset]),
+        "decoding": _list_constants(),
+        "encoding": settings.codec.describe_formats(),
         "libraries": {name: importlib.metadata.version(name) for name in ENCODERS},
     }
+
+
+def _list_constants() -> dict[str, str]:
+    """Every constant that decides about frames beside the settings, under its name."""
+    named = [(module, name) for module in DECODING for name in vars(module) if name.isupper() and name not in BOUNDS]
+    return {f"{module.__name__.rpartition('.')[2]}.{name}": repr(getattr(module, name)) for module, name in named}
 
 
 def _shard_names(splits: Iterable[str], videos_per_shard: int) -> list[str]:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, cast
 
 import av
 import cv2
@@ -36,6 +36,7 @@ Levels = npt.NDArray[np.integer]
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a zip must carry a date, and the bytes must not depend on it
 SVT_AV1_MIN_SIDE = 4
+MAX_KEYFRAME_INTERVAL = 10_000  # far beyond any use, and still a number that encoders take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,25 +139,26 @@ class CodecSettings:
     """Largest distance between keyframes in frames; reading a window decodes up to this many frames more."""
 
     def __post_init__(self) -> None:
-        for name, codec, allowed in (
-            ("flow_codec", self.flow_codec, _FLOW_FORMATS),
-            ("rgb_codec", self.rgb_codec, _RGB_FORMATS),
+        for flag, codec, allowed in (
+            ("--codec", self.flow_codec, _FLOW_FORMATS),
+            ("--rgb-codec", self.rgb_codec, _RGB_FORMATS),
         ):
             if codec not in allowed:
-                raise SettingsError(f"{name} is {codec!r}; choose one of {', '.join(allowed)}")
-        for name, quality, codec in (
-            ("flow_quality", self.flow_quality, self.flow_codec),
-            ("rgb_quality", self.rgb_quality, self.rgb_codec),
+                raise SettingsError(f"{flag} is {codec!r}: choose one of {', '.join(allowed)}")
+        for flag, quality, codec in (
+            ("--flow-quality", self.flow_quality, self.flow_codec),
+            ("--rgb-quality", self.rgb_quality, self.rgb_codec),
         ):
             if quality is not None and not 0 <= quality <= _WORST_QUALITY[codec]:
-                allowed_range = f"0 to {_WORST_QUALITY[codec]}"
                 raise SettingsError(
-                    f"{name} is {quality}; {codec} takes {allowed_range}, or leave it out for the default"
+                    f"{flag} is {quality}: give 0 to {_WORST_QUALITY[codec]} for {codec}, or leave it out"
                 )
         if not 0 < self.bound < float("inf"):
-            raise SettingsError(f"bound is {self.bound}; it must be a positive number of pixels (the field uses 20)")
-        if self.keyframe_interval < 1:
-            raise SettingsError(f"keyframe_interval is {self.keyframe_interval}; it must be at least 1 frame")
+            raise SettingsError(f"--bound is {self.bound}: give a positive number of pixels (the field uses 20)")
+        if not 1 <= self.keyframe_interval <= MAX_KEYFRAME_INTERVAL:
+            raise SettingsError(
+                f"--keyframe-interval is {self.keyframe_interval}: give 1 to {MAX_KEYFRAME_INTERVAL} frames"
+            )
 
     @property
     def flow_scale(self) -> FlowScale:
@@ -178,6 +180,10 @@ class CodecSettings:
     def flow_extension(self) -> str:
         """Name of a WebDataset member of this codec: flow.mp4 or flow.zip."""
         return _FLOW_FORMATS[self.flow_codec].extension
+
+    def describe_formats(self) -> dict[str, dict[str, Any]]:
+        """What the names of the codecs stand for in this version: encoders, their options, the flow's levels."""
+        return {"flow": asdict(_FLOW_FORMATS[self.flow_codec]), "rgb": asdict(_RGB_FORMATS[self.rgb_codec])}
 
     def flow_convention(self) -> dict[str, str | int | float]:
         """What a reader must know to turn the stored codes into pixels of motion."""

@@ -24,26 +24,29 @@ from tyro.conf import arg
 
 from pipelines.errors import Kind, SettingsError, VideoError
 from pipelines.media.probe import (
-    MAX_GAP_S,
     Span,
     Survey,
-    Timing,
     duration_of,
-    nominal_rate,
+    find_offset,
+    format_name,
+    holds_picture,
     open_video,
-    packet_time,
+    precedes,
     read_packets,
-    seek,
     survey_packets,
-    tick,
-    time_zero,
 )
 from pipelines.media.resize import RGBFrame, Scaler, round_half_up
+from pipelines.media.timestamps import Timing, nominal_rate, stream_start, tick, time_zero
 
 T = TypeVar("T")
 MIN_DECODED_SHARE = 0.9
 PROBED_FRAMES = 16
 TRIM_MARGIN_S = 1.0
+LAST_FRAME_S = Fraction(10)  # at most, where the file does not say how long it lasts
+MIN_FPS = 0.01
+MAX_SHORT_SIDE = 2048  # px; with MAX_ASPECT_RATIO the most that H.264 encoders take
+DAY_S = 86_400
+MAX_LIMIT = 1 << 30  # seconds or MiB: more than any machine has, and still a number that the kernel takes
 WHOLE_SHARE = 0.99  # headers are off by a little: below this share of its frames a video counts as partial
 
 
@@ -57,6 +60,8 @@ class DecodeSettings:
     """Shorter side of the frames in pixels; an even number."""
     max_frames: int = 15_000
     """A video or span with more frames goes to quarantine (15,000 are 10 minutes at 25 fps)."""
+    max_gap_s: Annotated[float, arg(name="max-gap")] = 300.0
+    """A video with a longer pause between two frames, in seconds, goes to quarantine; repeats fill a shorter one."""
     timeout_s: Annotated[float, arg(name="decode-timeout")] = 60.0
     """Seconds without a sign of life after which a decoder counts as hung."""
     memory_limit_mb: Annotated[int | None, arg(name="decode-memory")] = 3072
@@ -65,20 +70,19 @@ class DecodeSettings:
     """Processor seconds that one video may take. None: no limit."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.fps <= 1000:
-            raise SettingsError(f"fps is {self.fps}; give frames a second above 0 and up to 1000")
-        if self.short_side < 2 or self.short_side % 2:
-            raise SettingsError(f"short_side is {self.short_side}; give an even number of pixels, at least 2")
+        if not MIN_FPS <= self.fps <= 1000:
+            raise SettingsError(f"--fps is {self.fps}: give {MIN_FPS:g} to 1000 frames per second")
+        if not 2 <= self.short_side <= MAX_SHORT_SIDE or self.short_side % 2:
+            raise SettingsError(f"--short-side is {self.short_side}: give an even number, 2 to {MAX_SHORT_SIDE} pixels")
         if self.max_frames < 1:
-            raise SettingsError(f"max_frames is {self.max_frames}; give at least 1")
-        if not self.timeout_s > 0:
-            raise SettingsError(f"timeout_s is {self.timeout_s}; give seconds above 0")
-        if self.cpu_limit_s is not None and self.cpu_limit_s < 1:
-            raise SettingsError(f"cpu_limit_s is {self.cpu_limit_s}; give at least 1, None for no limit")
-        if self.memory_limit_mb is not None and self.memory_limit_mb < 512:
-            raise SettingsError(
-                f"memory_limit_mb is {self.memory_limit_mb}; FFmpeg needs at least 512, None for no limit"
-            )
+            raise SettingsError(f"--max-frames is {self.max_frames}: give at least 1")
+        for flag, seconds in (("--max-gap", self.max_gap_s), ("--decode-timeout", self.timeout_s)):
+            if not 0 < seconds <= DAY_S:
+                raise SettingsError(f"{flag} is {seconds}: give seconds above 0, at most {DAY_S}")
+        limits = (("--decode-cpu-limit", self.cpu_limit_s, 1), ("--decode-memory", self.memory_limit_mb, 512))
+        for flag, limit, least in limits:
+            if limit is not None and not least <= limit <= MAX_LIMIT:
+                raise SettingsError(f"{flag} is {limit}: give {least} to {MAX_LIMIT:,}, or None for no limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ class VideoInfo:
     pixel_format: str
     source_height: int  # px, as stored, before rotation
     source_width: int
-    source_fps: float  # nominal
+    source_fps: float  # pictures a second that the file, or what was read of it for the span, really holds
     rotation: int  # degrees counterclockwise that were applied: 0, 90, 180, 270
     timing: Timing  # what placed frames in time; see `judge_timing`
     trimmed: bool  # True: cut to the span asked for; False: the whole file
@@ -115,19 +119,15 @@ def decode(
     One thread, memory independent of the video's length. `start` and `end` (seconds) cut an untrimmed file, see
     `resolve_span`. Resizing is one bilinear swscale step from the source's pixel format (its support grows when it
     shrinks, so it does not alias), bit-exact on every CPU. Colours follow the stream's matrix and range tags (BT.601,
-    limited range where it has none); HDR is not tone-mapped, transparency is dropped, fields are not deinterlaced.
+    limited range where it has none); HDR is not tone-mapped, transparency is dropped, fields are not separated.
     Raises VideoError, possibly after some frames: a file is kept, and flagged partial, if at least MIN_DECODED_SHARE of
     its frames are there and decode without error. `on_progress` is called for every packet.
     """
     fps = Fraction(settings.fps).limit_denominator(1001)
     with explain_errors():
-        with open_video(path) as (container, stream):
-            span = resolve_span(start, end, duration_of(container))
-            survey = survey_packets(container, stream, span, on_progress)
+        span, survey = survey_file(path, start, end, on_progress)
         check_survey(survey, span, settings)
-        if survey.timing == "time" and not rises(path, survey):
-            survey = replace(survey, timing="order", seekable=False)
-        with open_video(path) as (container, stream):
+        with open_video(path, survey.stream) as (container, stream):
             source, scaler, count = _Source(container, stream, span, survey), Scaler(settings.short_side), 0
             for frame, repeats in resample(source.timed_frames(on_progress), fps=fps, slots=count_slots(span, fps)):
                 count += repeats
@@ -140,6 +140,23 @@ def decode(
             if count == 0:
                 raise VideoError("empty_span", f"the video ends before the span, which starts at {start} s")
             return source.info(scaler, frames=count, duration=float(count / fps))
+
+
+def survey_file(
+    path: str | os.PathLike[str], start: float | None, end: float | None, on_progress: Callable[[], None]
+) -> tuple[Span | None, Survey]:
+    """What is to be cut out of a file, and what its packets say of it. Raises VideoError."""
+    with open_video(path) as (container, stream):
+        index, span = stream.index, resolve_span(start, end, duration_of(container))
+        offset = None if span is None else find_offset(container, stream, span.start)
+        if offset is None and span is None:
+            survey = survey_packets(container, stream, span, offset, on_progress)
+    if span is not None:  # looking for the offset moved the first one on
+        with open_video(path, index) as (container, stream):
+            survey = survey_packets(container, stream, span, offset, on_progress)
+    if survey.timing == "time" and not rises(path, survey):
+        survey = replace(survey, timing="order", offset=None)
+    return span, survey
 
 
 @contextmanager
@@ -211,18 +228,19 @@ def resample(
 
 def rises(path: str | os.PathLike[str], survey: Survey) -> bool:
     """Whether the decoder puts out a video's first frames in the order of their presentation times."""
-    with open_video(path) as (container, stream):
+    with open_video(path, survey.stream) as (container, stream):
         if not stream.codec_context.has_b_frames:
             return True
-        source = _Source(container, stream, None, survey)
+        source = _Source(container, stream, None, replace(survey, offset=None, lead_in=0, first_pts=None))
         times = [frame.pts for frame in islice(source.frames(lambda: None), PROBED_FRAMES) if frame.pts is not None]
-    return all(before < after for before, after in pairwise(times))
+    return all(before <= after for before, after in pairwise(times))
 
 
 def check_survey(survey: Survey, span: Span | None, settings: DecodeSettings) -> None:
     """Raise VideoError for a video not worth decoding: nothing in it, cut off, or longer than the limit."""
     if survey.packets == 0 and span is not None:
-        raise VideoError("empty_span", f"the file holds no picture from {span.start:g} s on")
+        until = "on" if span.end is None else f"to {span.end:g} s"
+        raise VideoError("empty_span", f"the file holds no picture from {span.start:g} s {until}")
     if survey.packets == 0 and survey.declared:
         raise VideoError("truncated", f"the header promises {survey.declared:g} s, but the file holds no picture")
     if survey.packets == 0:
@@ -230,6 +248,12 @@ def check_survey(survey: Survey, span: Span | None, settings: DecodeSettings) ->
     if survey.share < MIN_DECODED_SHARE:
         raise VideoError(
             "truncated", f"the file is cut off: only {survey.share:.0%} of the duration in its header is there"
+        )
+    if survey.longest_gap > settings.max_gap_s:
+        raise VideoError(
+            "long_gap",
+            f"between two frames lie {survey.longest_gap:.0f} s, which would be filled with repeats; the limit is "
+            f"max_gap_s={settings.max_gap_s:g}: cut the file there, or raise it",
         )
     seconds = float(survey.seconds)
     if span is not None:
@@ -251,56 +275,109 @@ class _Source:
 
     def __init__(self, container: InputContainer, stream: VideoStream, span: Span | None, survey: Survey) -> None:
         self.container, self.stream, self.span, self.survey = container, stream, span, survey
-        self.decoded = self.lost = self.corrupt = 0
+        self.decoded = self.interlaced = self.lost = self.corrupt = 0
+        self.repeats = 0  # frames of an AVI that are not stored, because they equal the one before
+        self.waiting: list[int | None] = []  # stamps of the pictures fed before the first frame came out
+        self.undecodable = 0  # of these, the ones shown before that frame, in a recording that begins in the midst
         self.finished = False  # the file was read to its end, not only to the end of the span
-        self.origin = Fraction(0)
+        self.zero = time_zero(container, stream)
+        self.frame_s = 1 / nominal_rate(stream)
+        self.next_number: int | None = None  # of an AVI, whose packets are numbered: what the next one should have
 
     def timed_frames(self, on_progress: Callable[[], None]) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-        """(time, end time, frame), in seconds from the span's start or from the first frame, times rising."""
-        frame_s, by_time = 1 / nominal_rate(self.stream), self.survey.timing == "time"
+        """(time, end time, frame), in seconds from the span's start or from the first frame, times never falling."""
         first = None if self.span is None else Fraction(self.span.start)
         previous: Fraction | None = None
         for index, frame in enumerate(self.frames(on_progress)):
-            time = frame_time(frame, self.stream) if by_time else self.origin + (index + self.lost) * frame_s
-            if time is None or (previous is not None and time <= previous):
+            time = self.frame_time(frame, index)
+            if time is None or (previous is not None and time < previous):
                 self.corrupt += 1
                 continue
-            previous, first = time, time if first is None else first
-            seconds = (frame.duration or 0) * tick(self.stream) if by_time else frame_s
-            yield time - first, time - first + min(seconds or frame_s, Fraction(MAX_GAP_S)), frame
+            before, previous, first = previous, time, time if first is None else first
+            yield time - first, self.end_of(frame, time, before) - first, frame
         self.finished = True
+
+    def frame_time(self, frame: VideoFrame, index: int) -> Fraction | None:
+        """Seconds at which a player shows the frame, the `index`-th that was decoded; None where nothing says."""
+        if self.survey.timing == "time":
+            return None if frame.pts is None else frame.pts * tick(self.stream) - self.zero
+        start = max(Fraction(0), stream_start(self.stream) - self.zero) if self.span is not None else Fraction(0)
+        return start + (index + self.lost + self.repeats) * self.frame_s
+
+    def end_of(self, frame: VideoFrame, time: Fraction, before: Fraction | None) -> Fraction:
+        """Seconds up to which a frame is shown if it is the last: as long as it says, or as the one before it was."""
+        if self.survey.timing == "order":
+            return time + self.frame_s
+        seconds = (frame.duration or 0) * tick(self.stream) or (time - before if before is not None else self.frame_s)
+        length = self.file_end()
+        limit = time + LAST_FRAME_S if length is None else max(length, time + self.frame_s)
+        return min(time + (seconds or self.frame_s), limit)
+
+    def file_end(self) -> Fraction | None:
+        """Seconds at which a player shows the last of the stream, as the header has it; None where it does not say."""
+        if self.stream.duration is not None and format_name(self.container) == "mov":
+            return stream_start(self.stream) + self.stream.duration * tick(self.stream) - self.zero
+        return None if self.container.duration is None else Fraction(self.container.duration, av.time_base)
 
     def frames(self, on_progress: Callable[[], None]) -> Iterator[VideoFrame]:
         """Decode packet by packet; one that cannot be decoded is counted and passed over."""
-        if self.span is not None and self.survey.seekable:
-            seek(self.container, self.stream, self.span.start)
-        first = True
-        for packet in read_packets(self.container, on_progress):
+        if self.survey.offset is not None:
+            self.container.seek(self.survey.offset, stream=self.stream, backward=True)
+        lead_in = self.survey.lead_in
+        for packet in read_packets(self.container, self.stream, on_progress):
             if packet.stream_index != self.stream.index:
                 continue
-            if first and self.survey.seekable:
-                self.origin = (packet_time(packet) or Fraction(0)) - time_zero(self.stream)
-            first = False
+            if lead_in > 0:
+                lead_in -= 1
+                continue
+            self.count_repeats(packet)
             yield from self.decode_packet(packet)
         yield from self.decode_packet(None)
 
+    def count_repeats(self, packet: Packet) -> None:
+        """Keep an AVI's frames in time: its packets are numbered, and a number that is left out is a repeat."""
+        if format_name(self.container) != "avi" or packet.dts is None:
+            return
+        number = round(packet.dts * tick(self.stream) / self.frame_s)
+        if self.next_number is None:
+            self.next_number = number if self.survey.offset is None else 0
+        self.repeats += max(0, number - self.next_number)
+        self.next_number = number + 1
+
     def decode_packet(self, packet: Packet | None) -> Iterator[VideoFrame]:
+        before_start = packet is not None and precedes(packet.pts, self.survey.first_pts)
+        if self.decoded == 0 and packet is not None:
+            self.waiting.append(packet.pts)
         try:
             frames = self.stream.codec_context.decode(packet)
         except av.error.MemoryError:
             raise
         except av.error.FFmpegError:
-            self.lost += 1
+            self.lost += not before_start
             return
+        if frames and self.decoded == 0 and self.survey.lead_in:
+            self.undecodable = sum(precedes(pts, frames[0].pts) for pts in self.waiting)
+            self.lost = max(0, self.lost - self.undecodable)
+        if not frames and packet is not None and self.is_placeholder(packet):
+            self.repeats += 1
         for frame in frames:
+            if frame.is_corrupt and precedes(frame.pts, self.survey.first_pts):
+                continue  # it refers to what was cut off; a player would not show it either
             self.decoded += 1
+            self.interlaced += frame.interlaced_frame
             self.corrupt += frame.is_corrupt
             yield frame
+
+    def is_placeholder(self, packet: Packet) -> bool:
+        """Whether an AVI's packet stands for a repeat of the picture before."""
+        avi = format_name(self.container) == "avi"
+        return avi and not holds_picture(packet, self.stream.codec_context.name)
 
     def damaged(self) -> int:
         """Frames lost or decoded with errors; a loss without any error shows once the whole file was read."""
         if self.finished and self.span is None:
-            self.lost = max(self.lost, self.survey.pictures - self.decoded)
+            # The two fields of an interlaced frame may be a packet each.
+            self.lost = max(self.lost, self.survey.pictures - self.undecodable - self.decoded - self.interlaced)
         return self.lost + self.corrupt
 
     def share(self) -> float:
@@ -318,6 +395,11 @@ class _Source:
             reach = "" if self.survey.share == 1 else f", and the file is cut off at {self.survey.share:.0%}"
             raise VideoError(kind, f"{damaged} of {count} frames are lost or decode with errors{reach}")
 
+    def mean_rate(self) -> float:
+        """Pictures a second from the first to the last: the header's claim may be anything."""
+        between = self.survey.seconds - self.frame_s
+        return float((self.survey.packets - 1) / between if between > 0 else 1 / self.frame_s)
+
     def info(self, scaler: Scaler, *, frames: int, duration: float) -> VideoInfo:
         height, width = scaler.size
         return VideoInfo(
@@ -325,20 +407,15 @@ class _Source:
             pixel_format=scaler.pixel_format,
             source_height=scaler.source_size[0],
             source_width=scaler.source_size[1],
-            source_fps=float(nominal_rate(self.stream)),
+            source_fps=self.mean_rate(),
             rotation=scaler.first_orientation.rotation,
             timing=self.survey.timing,
             trimmed=self.span is not None,
             duration=duration,
             source_frames=self.decoded,
             damaged_frames=self.damaged(),
-            partial=self.share() < WHOLE_SHARE,
+            partial=self.share() < WHOLE_SHARE or self.survey.lead_in > (1 - WHOLE_SHARE) * self.survey.packets,
             frames=frames,
             height=height,
             width=width,
         )
-
-
-def frame_time(frame: VideoFrame, stream: VideoStream) -> Fraction | None:
-    """Seconds at which a frame is shown, 0 where a player shows 0:00; None where the decoder does not say."""
-    return None if frame.pts is None else frame.pts * tick(stream) - time_zero(stream)

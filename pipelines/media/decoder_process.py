@@ -40,15 +40,19 @@ from pipelines.media.resize import MAX_ASPECT_RATIO, RGBFrame
 
 HEADER = struct.Struct("=cI")  # message type, bytes that follow
 SIZE = struct.Struct("=II")  # height and width, before a frame's pixels
-FRAME, ALIVE, INFO, ERROR = b"F", b"A", b"I", b"E"
+FRAME, ALIVE, NOTE, INFO, ERROR = b"F", b"A", b"N", b"I", b"E"
 MAX_JSON = 65_536  # bytes
 ALIVE_EVERY_S = 1.0
+MAX_SILENCE = 60  # timeouts that may pass without a frame, whatever signs of life there are
+GRACE_S = 5.0  # for a child that is as good as dead to end
 PIPE_BYTES = 1 << 20  # room for the next frames while the parent works on one
 WRITABLE_BYTES = 1 << 20  # of any file, its error log among them; pipes have no limit
 
 # What Python, the loader and the C library need; everything else, credentials above all, stays with the parent.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ")
 ROOT = Path(__file__).resolve().parents[2]
+
+logger = logging.getLogger(__name__)
 
 
 class Request(TypedDict):
@@ -176,7 +180,8 @@ class _Child:
     def stop(self) -> None:
         """Kill and reap the process, whatever it is doing."""
         self.process.kill()
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the system still waits for a disk: it dies afterwards
+            self.process.wait(GRACE_S)
         for pipe in (self.requests, self.answers, self.stderr):
             pipe.close()
 
@@ -185,17 +190,34 @@ class _Child:
         self.busy = True
         with contextlib.suppress(BrokenPipeError):  # a dead child shows below, with the reason
             self.requests.write(json.dumps(request).encode() + b"\n")
-        while True:
+        count, deadline = 0, patience(settings)
+        while time.monotonic() < deadline:
             kind, size = HEADER.unpack(self.receive(HEADER.size, settings))
-            if kind == FRAME:
+            if kind == FRAME and count < settings.max_frames:
                 yield self.receive_frame(size, settings)
+                count, deadline = count + 1, patience(settings)
             elif kind in (INFO, ERROR) and size <= MAX_JSON:
-                return self.conclude(kind, json.loads(self.receive(size, settings)))
+                return self.conclude(kind, self.receive_json(size, settings))
+            elif kind == NOTE and size <= MAX_JSON:
+                warn_of_missing_limits(str(self.receive_json(size, settings).get("unlimited")))
             elif kind != ALIVE or size:
-                raise VideoError("decoder_crashed", "the decoder process sent nonsense")
+                raise nonsense()
+        raise VideoError("decoder_hung", f"no frame came for {MAX_SILENCE} times {settings.timeout_s:g} s")
+
+    def receive_json(self, size: int, settings: DecodeSettings) -> dict[str, Any]:
+        """A message's content. Raises VideoError where it is none."""
+        try:
+            answer = json.loads(self.receive(size, settings))
+        except (ValueError, RecursionError) as error:
+            raise nonsense() from error
+        if not isinstance(answer, dict):
+            raise nonsense()
+        return answer
 
     def conclude(self, kind: bytes, answer: dict[str, Any]) -> VideoInfo:
         """The VideoInfo or the VideoError that ends a video; a child that ran out of memory is not used again."""
+        if kind == INFO and answer.keys() != VideoInfo.__dataclass_fields__.keys():
+            raise nonsense()
         error = answer.get("kind", "unreadable")
         self.busy = kind == ERROR and error == "out_of_memory"
         if kind == INFO:
@@ -207,7 +229,7 @@ class _Child:
         height, width = SIZE.unpack(self.receive(SIZE.size, settings))
         limit = settings.short_side * MAX_ASPECT_RATIO
         if not (0 < height <= limit and 0 < width <= limit and size == SIZE.size + 3 * height * width):
-            raise VideoError("decoder_crashed", "the decoder process sent nonsense")
+            raise nonsense()
         frame = np.empty((height, width, 3), np.uint8)
         self.receive_into(frame.data.cast("B"), settings)
         return frame
@@ -231,7 +253,10 @@ class _Child:
 
     def explain_death(self, settings: DecodeSettings) -> VideoError:
         """How the child ended, with the last line it wrote."""
-        code = self.process.wait()
+        try:
+            code = self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            return VideoError("decoder_crashed", "the decoder process stopped answering and did not end")
         if code == -signal.SIGXCPU:
             limit = f"cpu_limit_s={settings.cpu_limit_s}"
             return VideoError("too_slow", f"decoding needs more processor time than {limit}")
@@ -248,13 +273,28 @@ class _Child:
         return f"the decoder process was ended by {signal.Signals(-code).name}{hint}{last}"
 
 
+def patience(settings: DecodeSettings) -> float:
+    """When the next frame must have come, on the monotonic clock."""
+    return time.monotonic() + MAX_SILENCE * settings.timeout_s
+
+
+def nonsense() -> VideoError:
+    return VideoError("decoder_crashed", "the decoder process sent nonsense")
+
+
+@functools.cache
+def warn_of_missing_limits(what: str) -> None:
+    """Say, once in a process, what this system does not limit."""
+    logger.warning("this system does not limit the %s of decoders: a hostile file may use it up", what)
+
+
 def serve() -> None:
     """The child: answer requests until the parent closes the pipe or is gone."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=PIPE_BYTES)
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (WRITABLE_BYTES, WRITABLE_BYTES))
+    set_limit("RLIMIT_CORE", 0, hard=True)
+    set_limit("RLIMIT_FSIZE", WRITABLE_BYTES, hard=True)
     silence_ffmpeg()
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=watch, args=(requests, lines), daemon=True).start()
@@ -280,8 +320,9 @@ def watch(requests: BinaryIO, lines: queue.SimpleQueue[bytes]) -> None:
 def answer(request: Request, answers: BinaryIO) -> None:
     """Decode one video and write its frames and its VideoInfo, or the error."""
     settings = DecodeSettings(**request["settings"])
-    limit_memory(settings.memory_limit_mb)
-    limit_time(settings.cpu_limit_s)
+    unlimited = set_limits(settings)
+    if unlimited:
+        send(answers, NOTE, json.dumps({"unlimited": " and ".join(unlimited)}).encode())
     try:
         frames = decode(
             request["path"],
@@ -302,17 +343,31 @@ def answer(request: Request, answers: BinaryIO) -> None:
         send_error(answers, "unreadable", f"{type(error).__name__}: {error}")
 
 
-def limit_memory(limit_mb: int | None) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (hard if limit_mb is None else limit_mb << 20, hard))
+def set_limits(settings: DecodeSettings) -> list[str]:
+    """Limit memory, and end the process by SIGXCPU once it has computed for too long from now on.
+
+    Returns what the system does not limit: macOS refuses a limit of the address space.
+    """
+    memory, seconds = settings.memory_limit_mb, settings.cpu_limit_s
+    limited = {
+        "memory": set_limit("RLIMIT_AS", None if memory is None else memory << 20),
+        "processor time": set_limit(
+            "RLIMIT_CPU", None if seconds is None else math.ceil(time.process_time() + seconds)
+        ),
+    }
+    return [name for name, done in limited.items() if not done]
 
 
-def limit_time(limit_s: int | None) -> None:
-    """End the process by SIGXCPU once it has computed for so long from now on."""
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    spent = time.process_time()
-    soft = hard if limit_s is None else math.ceil(spent + limit_s)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+def set_limit(name: str, value: int | None, *, hard: bool = False) -> bool:
+    """Lower one of the kernel's limits as far as the one in force allows; None: take it off. False: it is refused."""
+    limit = getattr(resource, name)
+    try:
+        _, most = resource.getrlimit(limit)
+        soft = most if value is None else value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(limit, (soft, soft if hard else most))
+    except (OSError, ValueError):
+        return value is None
+    return True
 
 
 def reached_limit(limit_mb: int | None) -> bool:

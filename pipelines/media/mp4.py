@@ -94,15 +94,22 @@ def ordinary_priority() -> Iterator[None]:
     SVT-AV1, started by root, gives it to its own threads and to the one that calls it, whose child processes inherit
     it: a training among them that uses all cores then keeps even Ray and the shell from running.
     """
-    before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None  # Linux has it
+    ordinary = hasattr(os, "sched_getscheduler") and os.sched_getscheduler(0) == os.SCHED_OTHER  # Linux has it
     try:
         yield
     finally:
-        for path in Path("/proc/self/task").iterdir() if before == os.SCHED_OTHER else ():
-            thread = int(path.name)
+        for thread in list_threads() if ordinary else ():
             with contextlib.suppress(ProcessLookupError):  # it has ended
                 if os.sched_getscheduler(thread) == os.SCHED_FIFO:
                     os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+
+
+def list_threads() -> list[int]:
+    """The threads of this process as the kernel numbers them; the calling one only where there is no /proc to ask."""
+    try:
+        return [int(path.name) for path in Path("/proc/self/task").iterdir()]
+    except OSError:
+        return [0]
 
 
 def read_frames(data: bytes, *, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:

@@ -8,7 +8,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from av.filter import Graph
 from av.sidedata.sidedata import SideData
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -73,6 +75,40 @@ def read_orientation(frame: VideoFrame) -> Orientation:
     return Orientation(True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else Orientation(False, a < 0, d < 0)
 
 
+class ProgressiveView:
+    """Frames as whole pictures, also those that are flagged as two fields.
+
+    swscale scales the fields of a flagged frame one by one, which combs every edge of what is or only claims to be
+    interlaced; FFmpeg's scale filter takes the picture as a whole unless it is told otherwise. Nothing is deinterlaced:
+    at half the height and less the two fields are averaged.
+    """
+
+    def __init__(self) -> None:
+        self.kind: tuple[int, int, str] | None = None
+        self.graph: Graph | None = None
+
+    def of(self, frame: VideoFrame) -> VideoFrame:
+        """The frame, its pixels shared, without the flag."""
+        if not frame.interlaced_frame:
+            return frame
+        kind = frame.width, frame.height, frame.format.name
+        if self.graph is None or kind != self.kind:
+            self.kind, self.graph = kind, build_setfield(*kind)
+        frame.pts, frame.time_base = 0, Fraction(1, 25)  # a filter minds times, and the picture's is known by now
+        self.graph.push(frame)
+        view = self.graph.pull()
+        assert isinstance(view, VideoFrame)
+        return view
+
+
+def build_setfield(width: int, height: int, pixel_format: str) -> Graph:
+    """A filter graph that takes the interlaced flag off frames."""
+    graph = Graph()
+    source = graph.add_buffer(width=width, height=height, format=VideoFormat(pixel_format), time_base=Fraction(1, 25))
+    graph.link_nodes(source, graph.add("setfield", "prog"), graph.add("buffersink")).configure()
+    return graph
+
+
 class Scaler:
     """Frames of any size, pixel format and rotation → RGB of the one size that the first frame sets."""
 
@@ -83,6 +119,7 @@ class Scaler:
         self.degrees: int | None = None  # the display matrix that `orientation` was read from, as PyAV sums it up
         self.pixel_format = ""
         self.reformatter = VideoReformatter()
+        self.progressive = ProgressiveView()
 
     def convert(self, frame: VideoFrame) -> RGBFrame:
         """(H,W,3) uint8. Raises VideoError("bad_shape")."""
@@ -92,7 +129,7 @@ class Scaler:
             self.begin(frame)
         height, width = self.size[::-1] if self.orientation.transposed else self.size
         rgb = self.reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=SCALING, threads=1
+            self.progressive.of(frame), width=width, height=height, format="rgb24", interpolation=SCALING, threads=1
         )
         return self.orientation.apply(rgb.to_ndarray().astype(np.uint8, copy=False))
 
