@@ -147,11 +147,12 @@ def survey_file(
 ) -> tuple[Span | None, Survey]:
     """What is to be cut out of a file, and what its packets say of it. Raises VideoError."""
     with open_video(path) as (container, stream):
-        index, span = stream.index, resolve_span(start, end, duration_of(container))
-        offset = None if span is None else find_offset(container, stream, span.start)
-        if offset is None and span is None:
+        index, span, offset = stream.index, resolve_span(start, end, duration_of(container)), None
+        if span is None:
             survey = survey_packets(container, stream, span, offset, on_progress)
-    if span is not None:  # looking for the offset moved the first one on
+        else:
+            offset = find_offset(container, stream, span.start)
+    if span is not None:  # from the start again: looking for the offset moved the container on
         with open_video(path, index) as (container, stream):
             survey = survey_packets(container, stream, span, offset, on_progress)
     if survey.timing == "time" and not rises(path, survey):
