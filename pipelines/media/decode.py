@@ -24,16 +24,16 @@ from tyro.conf import arg
 
 from pipelines.errors import Kind, SettingsError, VideoError
 from pipelines.media.probe import (
+    Probe,
     Span,
-    Survey,
     duration_of,
     find_offset,
     format_name,
     holds_picture,
     open_video,
     precedes,
+    probe_packets,
     read_packets,
-    survey_packets,
 )
 from pipelines.media.resize import RGBFrame, Scaler, round_half_up
 from pipelines.media.timestamps import Timing, nominal_rate, stream_start, tick, time_zero
@@ -125,10 +125,10 @@ def decode(
     """
     fps = Fraction(settings.fps).limit_denominator(1001)
     with explain_errors():
-        span, survey = survey_file(path, start, end, on_progress)
-        check_survey(survey, span, settings)
-        with open_video(path, survey.stream) as (container, stream):
-            source, scaler, count = _Source(container, stream, span, survey), Scaler(settings.short_side), 0
+        span, probe = probe_file(path, start, end, on_progress)
+        check_probe(probe, span, settings)
+        with open_video(path, probe.stream) as (container, stream):
+            source, scaler, count = _Source(container, stream, span, probe), Scaler(settings.short_side), 0
             for frame, repeats in resample(source.timed_frames(on_progress), fps=fps, slots=count_slots(span, fps)):
                 count += repeats
                 if count > settings.max_frames:
@@ -142,22 +142,22 @@ def decode(
             return source.info(scaler, frames=count, duration=float(count / fps))
 
 
-def survey_file(
+def probe_file(
     path: str | os.PathLike[str], start: float | None, end: float | None, on_progress: Callable[[], None]
-) -> tuple[Span | None, Survey]:
+) -> tuple[Span | None, Probe]:
     """What is to be cut out of a file, and what its packets say of it. Raises VideoError."""
     with open_video(path) as (container, stream):
         index, span, offset = stream.index, resolve_span(start, end, duration_of(container)), None
         if span is None:
-            survey = survey_packets(container, stream, span, offset, on_progress)
+            probe = probe_packets(container, stream, span, offset, on_progress)
         else:
             offset = find_offset(container, stream, span.start)
     if span is not None:  # from the start again: looking for the offset moved the container on
         with open_video(path, index) as (container, stream):
-            survey = survey_packets(container, stream, span, offset, on_progress)
-    if survey.timing == "time" and not rises(path, survey):
-        survey = replace(survey, timing="order", offset=None)
-    return span, survey
+            probe = probe_packets(container, stream, span, offset, on_progress)
+    if probe.timing == "time" and not rises(path, probe):
+        probe = replace(probe, timing="order", offset=None)
+    return span, probe
 
 
 @contextmanager
@@ -227,36 +227,36 @@ def resample(
         yield held[0], end_slot - filled
 
 
-def rises(path: str | os.PathLike[str], survey: Survey) -> bool:
+def rises(path: str | os.PathLike[str], probe: Probe) -> bool:
     """Whether the decoder puts out a video's first frames in the order of their presentation times."""
-    with open_video(path, survey.stream) as (container, stream):
+    with open_video(path, probe.stream) as (container, stream):
         if not stream.codec_context.has_b_frames:
             return True
-        source = _Source(container, stream, None, replace(survey, offset=None, lead_in=0, first_pts=None))
+        source = _Source(container, stream, None, replace(probe, offset=None, lead_in=0, first_pts=None))
         times = [frame.pts for frame in islice(source.frames(lambda: None), PROBED_FRAMES) if frame.pts is not None]
     return all(before <= after for before, after in pairwise(times))
 
 
-def check_survey(survey: Survey, span: Span | None, settings: DecodeSettings) -> None:
+def check_probe(probe: Probe, span: Span | None, settings: DecodeSettings) -> None:
     """Raise VideoError for a video not worth decoding: nothing in it, cut off, or longer than the limit."""
-    if survey.packets == 0 and span is not None:
+    if probe.packets == 0 and span is not None:
         until = "on" if span.end is None else f"to {span.end:g} s"
         raise VideoError("empty_span", f"the file holds no picture from {span.start:g} s {until}")
-    if survey.packets == 0 and survey.declared:
-        raise VideoError("truncated", f"the header promises {survey.declared:g} s, but the file holds no picture")
-    if survey.packets == 0:
+    if probe.packets == 0 and probe.declared:
+        raise VideoError("truncated", f"the header promises {probe.declared:g} s, but the file holds no picture")
+    if probe.packets == 0:
         raise VideoError("no_frames", "the file holds a video stream without any picture")
-    if survey.share < MIN_DECODED_SHARE:
+    if probe.share < MIN_DECODED_SHARE:
         raise VideoError(
-            "truncated", f"the file is cut off: only {survey.share:.0%} of the duration in its header is there"
+            "truncated", f"the file is cut off: only {probe.share:.0%} of the duration in its header is there"
         )
-    if survey.longest_gap > settings.max_gap_s:
+    if probe.longest_gap > settings.max_gap_s:
         raise VideoError(
             "long_gap",
-            f"between two frames lie {survey.longest_gap:.0f} s, which would be filled with repeats; the limit is "
+            f"between two frames lie {probe.longest_gap:.0f} s, which would be filled with repeats; the limit is "
             f"max_gap_s={settings.max_gap_s:g}: cut the file there, or raise it",
         )
-    seconds = float(survey.seconds)
+    seconds = float(probe.seconds)
     if span is not None:
         seconds = min(seconds, (math.inf if span.end is None else span.end) - span.start)
     if seconds * settings.fps > settings.max_frames + 0.5:
@@ -274,8 +274,8 @@ def too_long(settings: DecodeSettings, length: str) -> VideoError:
 class _Source:
     """The decoded frames of one open video in order of display with their times, and the count of what was lost."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, span: Span | None, survey: Survey) -> None:
-        self.container, self.stream, self.span, self.survey = container, stream, span, survey
+    def __init__(self, container: InputContainer, stream: VideoStream, span: Span | None, probe: Probe) -> None:
+        self.container, self.stream, self.span, self.probe = container, stream, span, probe
         self.decoded = self.interlaced = self.lost = self.corrupt = 0
         self.repeats = 0  # frames of an AVI that are not stored, because they equal the one before
         self.waiting: list[int | None] = []  # stamps of the pictures fed before the first frame came out
@@ -300,14 +300,14 @@ class _Source:
 
     def frame_time(self, frame: VideoFrame, index: int) -> Fraction | None:
         """Seconds at which a player shows the frame, the `index`-th that was decoded; None where nothing says."""
-        if self.survey.timing == "time":
+        if self.probe.timing == "time":
             return None if frame.pts is None else frame.pts * tick(self.stream) - self.zero
         start = max(Fraction(0), stream_start(self.stream) - self.zero) if self.span is not None else Fraction(0)
         return start + (index + self.lost + self.repeats) * self.frame_s
 
     def end_of(self, frame: VideoFrame, time: Fraction, before: Fraction | None) -> Fraction:
         """Seconds up to which a frame is shown if it is the last: as long as it says, or as the one before it was."""
-        if self.survey.timing == "order":
+        if self.probe.timing == "order":
             return time + self.frame_s
         seconds = (frame.duration or 0) * tick(self.stream) or (time - before if before is not None else self.frame_s)
         length = self.file_end()
@@ -322,9 +322,9 @@ class _Source:
 
     def frames(self, on_progress: Callable[[], None]) -> Iterator[VideoFrame]:
         """Decode packet by packet; one that cannot be decoded is counted and passed over."""
-        if self.survey.offset is not None:
-            self.container.seek(self.survey.offset, stream=self.stream, backward=True)
-        lead_in = self.survey.lead_in
+        if self.probe.offset is not None:
+            self.container.seek(self.probe.offset, stream=self.stream, backward=True)
+        lead_in = self.probe.lead_in
         for packet in read_packets(self.container, self.stream, on_progress):
             if packet.stream_index != self.stream.index:
                 continue
@@ -341,12 +341,12 @@ class _Source:
             return
         number = round(packet.dts * tick(self.stream) / self.frame_s)
         if self.next_number is None:
-            self.next_number = number if self.survey.offset is None else 0
+            self.next_number = number if self.probe.offset is None else 0
         self.repeats += max(0, number - self.next_number)
         self.next_number = number + 1
 
     def decode_packet(self, packet: Packet | None) -> Iterator[VideoFrame]:
-        before_start = packet is not None and precedes(packet.pts, self.survey.first_pts)
+        before_start = packet is not None and precedes(packet.pts, self.probe.first_pts)
         if self.decoded == 0 and packet is not None:
             self.waiting.append(packet.pts)
         try:
@@ -356,13 +356,13 @@ class _Source:
         except av.error.FFmpegError:
             self.lost += not before_start
             return
-        if frames and self.decoded == 0 and self.survey.lead_in:
+        if frames and self.decoded == 0 and self.probe.lead_in:
             self.undecodable = sum(precedes(pts, frames[0].pts) for pts in self.waiting)
             self.lost = max(0, self.lost - self.undecodable)
         if not frames and packet is not None and self.is_placeholder(packet):
             self.repeats += 1
         for frame in frames:
-            if frame.is_corrupt and precedes(frame.pts, self.survey.first_pts):
+            if frame.is_corrupt and precedes(frame.pts, self.probe.first_pts):
                 continue  # it refers to what was cut off; a player would not show it either
             self.decoded += 1
             self.interlaced += frame.interlaced_frame
@@ -378,13 +378,13 @@ class _Source:
         """Frames lost or decoded with errors; a loss without any error shows once the whole file was read."""
         if self.finished and self.span is None:
             # The two fields of an interlaced frame may be a packet each.
-            self.lost = max(self.lost, self.survey.pictures - self.undecodable - self.decoded - self.interlaced)
+            self.lost = max(self.lost, self.probe.pictures - self.undecodable - self.decoded - self.interlaced)
         return self.lost + self.corrupt
 
     def share(self) -> float:
         """Part of the frames that the file should hold that decoded without error."""
         damaged = self.damaged()
-        return self.survey.share * (1 - damaged / max(1, self.decoded + self.lost))
+        return self.probe.share * (1 - damaged / max(1, self.decoded + self.lost))
 
     def check(self) -> None:
         """Raise VideoError where too little decoded."""
@@ -392,14 +392,14 @@ class _Source:
         if count == 0:
             raise VideoError("no_frames", "the decoder yields no frame and reports no error")
         if self.share() < MIN_DECODED_SHARE:
-            kind: Kind = "truncated" if self.survey.share < 1 - damaged / count else "corrupt"
-            reach = "" if self.survey.share == 1 else f", and the file is cut off at {self.survey.share:.0%}"
+            kind: Kind = "truncated" if self.probe.share < 1 - damaged / count else "corrupt"
+            reach = "" if self.probe.share == 1 else f", and the file is cut off at {self.probe.share:.0%}"
             raise VideoError(kind, f"{damaged} of {count} frames are lost or decode with errors{reach}")
 
     def mean_rate(self) -> float:
         """Pictures a second from the first to the last: the header's claim may be anything."""
-        between = self.survey.seconds - self.frame_s
-        return float((self.survey.packets - 1) / between if between > 0 else 1 / self.frame_s)
+        between = self.probe.seconds - self.frame_s
+        return float((self.probe.packets - 1) / between if between > 0 else 1 / self.frame_s)
 
     def info(self, scaler: Scaler, *, frames: int, duration: float) -> VideoInfo:
         height, width = scaler.size
@@ -410,12 +410,12 @@ class _Source:
             source_width=scaler.source_size[1],
             source_fps=self.mean_rate(),
             rotation=scaler.first_orientation.rotation,
-            timing=self.survey.timing,
+            timing=self.probe.timing,
             trimmed=self.span is not None,
             duration=duration,
             source_frames=self.decoded,
             damaged_frames=self.damaged(),
-            partial=self.share() < WHOLE_SHARE or self.survey.lead_in > (1 - WHOLE_SHARE) * self.survey.packets,
+            partial=self.share() < WHOLE_SHARE or self.probe.lead_in > (1 - WHOLE_SHARE) * self.probe.packets,
             frames=frames,
             height=height,
             width=width,

@@ -61,7 +61,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Survey:
+class Probe:
     """What the packets say, without decoding any."""
 
     stream: int  # index of the video stream
@@ -200,13 +200,13 @@ class _Packets:
         return sum(holds and not precedes(pts, first_pts) for pts, holds in due)
 
 
-def survey_packets(
+def probe_packets(
     container: InputContainer,
     stream: VideoStream,
     span: Span | None,
     offset: int | None,
     on_progress: Callable[[], None],
-) -> Survey:
+) -> Probe:
     """Read the packets, of the span or of the whole file, without decoding. Raises VideoError("encrypted")."""
     if offset is not None:
         container.seek(offset, stream=stream, backward=True)
@@ -215,7 +215,7 @@ def survey_packets(
     stamps = Stamps(found.pts, found.dts, format_name(container), tick(stream), nominal_rate(stream))
     timing = stamps.judge()
     declared = promised_duration(container, stream) if span is None else None
-    return Survey(
+    return Probe(
         stream=stream.index,
         offset=offset,
         packets=len(found.pts),
