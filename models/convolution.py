@@ -84,19 +84,15 @@ class BatchNorm(nn.BatchNorm3d):
 
     Every convolution of Inception is followed by batch norm and ReLU, and then by something linear or a maximum: a
     positive scale commutes with these, so gamma adds nothing that the next weights cannot hold. The released
-    checkpoints have none, and the paper's parameter counts fit without it.
+    checkpoints have none, and the paper's parameter counts fit without it. In its place is a constant of ones that no
+    checkpoint holds: with none at all PyTorch's kernels for GPUs return no gradient of the bias either.
     """
 
     def __init__(self, channels: int, *, momentum: float, gamma: bool = False) -> None:
         super().__init__(channels, eps=1e-3, momentum=momentum)
         if not gamma:
-            self.register_parameter("weight", None)
-
-    def reset_parameters(self) -> None:
-        self.reset_running_stats()
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
+            del self.weight
+            self.register_buffer("weight", torch.ones(channels), persistent=False)
 
 
 class ConvUnit(nn.Module):

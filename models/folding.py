@@ -35,7 +35,7 @@ class FoldedUnit(nn.Module):
         bn = unit.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
-        scale = torch.rsqrt(bn.running_var + bn.eps) * (1 if bn.weight is None else bn.weight)
+        scale = torch.rsqrt(bn.running_var + bn.eps) * bn.weight
         weight = unit.conv.weight * scale.view(-1, 1, 1, 1, 1)
         self.kernel, self.stride, self.dtype = unit.conv.kernel, unit.conv.stride, dtype
         self.register_buffer("weight", weight.to(dtype))
