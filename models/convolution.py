@@ -8,6 +8,7 @@ matrix product, and a pool needs no padded copy. On a GPU the same calls are PyT
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,25 @@ def _draw_truncated_normal(weight: Tensor, std: float) -> None:
     """
     cut = math.erf(2 / math.sqrt(2))
     weight.uniform_(-cut, cut).erfinv_().mul_(std * math.sqrt(2))
+
+
+class Classifier(Convolution):
+    """The 1×1×1 convolution with a bias that gives the logits, in its weights' own dtype also under autocast.
+
+    In bfloat16 the logits of one video in fifty would tie.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, (1, 1, 1), bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x.device):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within it operations keep the dtype of what they are given."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class MaxPool(nn.Module):

@@ -108,6 +108,17 @@ def test_no_batch_norm_reaches_a_kernel_without_weight(name):
     assert all(norm.bias.grad is not None for norm in norms)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_logits_under_autocast_are_sums_in_fp32(name):
+    model = models.build(name, num_classes=64, width=0.0625, **SMALL[name]).eval()
+    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.contract.train, model.contract.size).items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(clips)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.to(torch.bfloat16)).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_a_test_video_of_the_contract_gives_scores(name):
     model = models.build(name, num_classes=3, width=0.0625, **SMALL[name]).eval()
