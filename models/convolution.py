@@ -91,7 +91,7 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel, self.stride, strict=True)]
         if any(after > before and s == 1 for (before, after), s in zip(pads, self.stride, strict=True)):
-            x, pads = nn.functional.pad(x, _pad_argument(pads), value=-math.inf), [(0, 0)] * 3
+            x, pads = nn.functional.pad(x, pad_argument(pads), value=-math.inf), [(0, 0)] * 3
         # ceil_mode lets the last window hang over the border by the one element that SAME adds behind, without a copy.
         return nn.functional.max_pool3d(x, self.kernel, self.stride, [before for before, _ in pads], ceil_mode=True)
 
@@ -132,7 +132,7 @@ def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tens
     axes = zip(x.shape[2:], kernel, stride, pads, strict=True)
     explicit = [p if p[0] != p[1] or (n <= k and _has_wrong_gradient(x, s)) else (0, 0) for n, k, s, p in axes]
     if any(after for _, after in explicit):
-        x = nn.functional.pad(x, _pad_argument(explicit))
+        x = nn.functional.pad(x, pad_argument(explicit))
     t, h, w = (0 if pad == done else pad[0] for pad, done in zip(pads, explicit, strict=True))
     return x, (t, h, w)
 
@@ -148,5 +148,5 @@ def _has_wrong_gradient(x: Tensor, stride: int) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and (bf16 or stride > 1)
 
 
-def _pad_argument(pads: list[tuple[int, int]]) -> list[int]:
+def pad_argument(pads: list[tuple[int, int]]) -> list[int]:
     return [n for pad in reversed(pads) for n in pad]

@@ -158,8 +158,8 @@ def test_wrong_settings_say_what_is_allowed(name, settings, message):
         models.build(name, num_classes=5, **settings)
 
 
-def test_models_import_nothing_but_torch_numpy_and_safetensors():
-    allowed = {"torch", "numpy", "safetensors", "models"} | sys.stdlib_module_names
+def test_models_import_nothing_but_torch_triton_numpy_and_safetensors():
+    allowed = {"torch", "triton", "numpy", "safetensors", "models"} | sys.stdlib_module_names
     for path in Path(models.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
