@@ -64,6 +64,12 @@ def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[flo
     return cpus or float(num_workers or gpus), gpus
 
 
+def check_precision(precision: str, gpus: int) -> None:
+    """ValueError where a precision of inference wants GPUs and none will be used."""
+    if precision == "fp16" and not gpus:
+        raise ValueError("--precision fp16 needs GPUs, and there are none to use: take fp32 or bf16")
+
+
 def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attempts: int = 3) -> None:
     """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
     import ray

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
-from jobs.cluster import connect, count_processors
+from jobs.cluster import check_precision, connect, count_processors
 from jobs.command import locate_output, run_command
 from pipelines import storage
 from pipelines.clips.sampling import PROTOCOLS, Protocol, ProtocolName
@@ -58,8 +58,8 @@ class Evaluate:
     """What of a video is seen: the paper's test, 10 clips spread over the video, or those at 3 crops."""
     flip: bool = False
     """See each clip mirrored as well."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster where the processor has it."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 is faster where the processor or GPU has it; fp16 is for GPUs. fp32 is without TensorFloat-32."""
 
     num_workers: int | None = None
     """Scoring workers, each with a GPU where there are some. None: all GPUs, else all CPUs."""
@@ -117,6 +117,7 @@ def make_scorer(config: Evaluate) -> Scorer:
     from pipelines.evaluation.scoring import Entry, Scorer
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
+    check_precision(config.precision, gpus)
     given = {"rgb": config.rgb, "flow": config.flow, "model": config.model}
     entries = tuple(
         Entry(name=name, uri=storage.absolute(uri), stream=None if name == "model" else name, which=config.which)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import models
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
+from models import cuda
 from models.contract import ModelConfig, Stream
 from models.inflation import Mode
 from pipelines import storage
@@ -67,7 +68,7 @@ class Train:
     accumulate: int = 1
     """Batches whose gradients are added up to one step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the convolutions; weights and sums stay fp32. fp16 is for GPUs."""
+    """Of the convolutions; weights and sums stay fp32. fp16 is for GPUs, where fp32 multiplies in TensorFloat-32."""
     weight_decay: float | None = None
     """L2 penalty. None: the preset's, else 1e-7."""
     label_smoothing: float = 0.0
@@ -76,6 +77,8 @@ class Train:
     """Largest norm of a step's gradient. None: any."""
     sync_bn: bool = False
     """Batch norm over all workers' clips (GPUs only)."""
+    compile: bool = False
+    """By torch.compile (GPUs only): quicker steps after more than a minute's compiling. A run may go on without."""
 
     width: float | None = None
     """Factor of all layers' channels. None: the preset's, else 1."""
@@ -244,6 +247,7 @@ def make_scale(config: Train) -> Scale:
         use_gpu=gpus > 0,
         cpus_per_worker=round(cpus_per_worker, 3),
         max_failures=config.max_failures,
+        compile=config.compile,
     )
 
 
@@ -279,9 +283,9 @@ def make_initial(config: Train) -> InitialWeights:
 
 def make_optimisation(config: Train, preset: Preset | None, scale: Scale) -> Optimisation:
     """Schedule and optimizer; --steps counts steps at hand, a preset those of its own batch."""
-    if not scale.use_gpu and (config.sync_bn or config.precision == "fp16"):
+    if not scale.use_gpu and (config.sync_bn or config.compile or config.precision == "fp16"):
         raise ValueError(
-            "--sync-bn and --precision fp16 need GPUs, and this run has none: leave them out, or take bf16"
+            "--sync-bn, --compile and --precision fp16 need GPUs, and this run has none: leave them out, or take bf16"
         )
     batch = config.batch or (preset.batch if preset else 6)
     warmup = config.warmup_steps if config.warmup_steps is not None else (preset.warmup_steps if preset else 0)
@@ -344,7 +348,8 @@ def print_run(config: Train, run: Run, scale: Scale, output: str) -> None:
     batch = optimisation.global_batch(scale.num_workers)
     device = "GPU" if scale.use_gpu else "CPU"
     phases = ", ".join(f"{rate:g} for {steps:,}" for steps, rate in schedule.phases)
-    print(f"model       {config.model} {config.stream or ''}: {run.initial}; {optimisation.precision}")
+    precision = cuda.describe(optimisation.precision, training=True) if scale.use_gpu else optimisation.precision
+    print(f"model       {config.model} {config.stream or ''}: {run.initial}; {precision}")
     print(f"videos      {len(run.train):,} to train, {len(run.validation or ()):,} to validate")
     print(f"schedule    {phases} steps of {schedule.reference_batch} clips")
     if batch != schedule.reference_batch:

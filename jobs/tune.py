@@ -145,6 +145,7 @@ def make_scale(config: Tune) -> tuple[Scale, int]:
         cpus_per_worker=each,
         data_cpus=data_cpus,
         max_failures=config.max_failures,
+        compile=config.compile,
     )
     return scale, config.concurrent or min(room, config.trials)
 

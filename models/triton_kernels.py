@@ -24,6 +24,8 @@ from torch import Tensor
 
 BLOCK = 1024  # elements of a program
 MAX_CHANNELS = 64  # of these, neighbours in memory: a line of 128 bytes in bfloat16
+# Products and sums are rounded apart, so that forward and backward agree on what ReLU lets pass.
+EXACT = {"enable_fp_fusion": False}
 PROGRAMS = 2048  # that share the sums of batch norm's gradient: enough to keep every multiprocessor busy
 
 
@@ -39,7 +41,7 @@ def pool(
     rows, columns = _block(channels)
     _max_of_window[(triton.cdiv(math.prod(size), rows), triton.cdiv(channels, columns), batch)](
         x, y, y if places is None else places, *x.shape[2:], channels, *size, *before,
-        *kernel, *stride, KEEP=places is not None, ROWS=rows, COLUMNS=columns,
+        *kernel, *stride, KEEP=places is not None, ROWS=rows, COLUMNS=columns, **EXACT,
     )  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def pool_gradient(
     batch, channels, *size = dx.shape
     rows, columns = _block(channels)
     _gather_gradient[(triton.cdiv(math.prod(size), rows), triton.cdiv(channels, columns), batch)](
-        dy, places, dx, *size, channels, *dy.shape[2:], *before, *kernel, *stride, ROWS=rows, COLUMNS=columns,
+        dy, places, dx, *size, channels, *dy.shape[2:], *before, *kernel, *stride, ROWS=rows, COLUMNS=columns, **EXACT,
     )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def bias_relu_(x: Tensor, bias: Tensor) -> Tensor:
     count, channels = x.numel() // x.shape[1], x.shape[1]
     rows, columns = _block(channels)
     grid = (triton.cdiv(count, rows), triton.cdiv(channels, columns))
-    _bias_relu[grid](x, bias, count, channels, ROWS=rows, COLUMNS=columns)
+    _bias_relu[grid](x, bias, count, channels, ROWS=rows, COLUMNS=columns, **EXACT)
     return x
 
 
@@ -69,7 +71,7 @@ def norm_relu(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     count, channels = x.numel() // x.shape[1], x.shape[1]
     rows, columns = _block(channels)
     grid = (triton.cdiv(count, rows), triton.cdiv(channels, columns))
-    _norm_relu[grid](x, y, mean, scale, shift, count, channels, ROWS=rows, COLUMNS=columns)
+    _norm_relu[grid](x, y, mean, scale, shift, count, channels, ROWS=rows, COLUMNS=columns, **EXACT)
     return y
 
 
@@ -86,7 +88,7 @@ def norm_relu_gradient(
     parts = min(triton.cdiv(PROGRAMS, triton.cdiv(channels, columns)), triton.cdiv(count, rows))
     sums = torch.empty((2, parts, channels), dtype=torch.float32, device=x.device)
     steps = triton.cdiv(count, rows * parts)
-    block = {"ROWS": rows, "COLUMNS": columns}
+    block = {"ROWS": rows, "COLUMNS": columns, **EXACT}
     _sum_gradient[(parts, triton.cdiv(channels, columns))](
         dy, x, mean, scale, shift, sums, count, channels, parts, steps, **block
     )
@@ -160,8 +162,9 @@ def _gather_gradient(
                 at = (((ot * OH + oh) * OW + ow) * C)[:, None] + c[None, :]
                 mask = real[:, None] & inside
                 place = tl.load(places + at, mask=mask, other=255).to(tl.int32)
-                mine = mask & (place == ((dt * KH + dh) * KW + dw)[:, None])
-                total += tl.load(dy + at, mask=mine, other=0.0).to(tl.float32)
+                # All are loaded, in whole lines: with a mask of those that count each would be an access of its own.
+                gradient = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
+                total += tl.where(place == ((dt * KH + dh) * KW + dw)[:, None], gradient, 0.0)
     tl.store(dx + clip * T * H * W * C + p[:, None] * C + c[None, :], total, mask=inside)
 
 
@@ -205,7 +208,7 @@ def _sum_gradient(
         p = (part * steps + step).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         at, inside = p[:, None] * C + c[None, :], (p < count)[:, None] & (c < C)[None, :]
         centred, value = _normalise(x, mean, scale, shift, at, c, inside, C)
-        gradient = tl.load(dy + at, mask=inside & (value > 0), other=0.0).to(tl.float32)
+        gradient = tl.where(value > 0, tl.load(dy + at, mask=inside, other=0.0).to(tl.float32), 0.0)
         total += gradient
         along += gradient * centred
     out = part * C + c
@@ -221,7 +224,7 @@ def _norm_relu_gradient(
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     at, inside = p[:, None] * C + c[None, :], (p < count)[:, None] & (c < C)[None, :]
     centred, value = _normalise(x, mean, scale, shift, at, c, inside, C)
-    gradient = tl.load(dy + at, mask=inside & (value > 0), other=0.0).to(tl.float32)
+    gradient = tl.where(value > 0, tl.load(dy + at, mask=inside, other=0.0).to(tl.float32), 0.0)
     own = c < C
     factor = tl.load(scale + c, mask=own, other=0.0)[None, :]
     steepness = tl.load(slope + c, mask=own, other=0.0)[None, :]

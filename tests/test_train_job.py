@@ -70,7 +70,7 @@ def test_networks_that_cannot_be_made(flags: dict[str, Any], message: str) -> No
         make_model_config(config(**flags), PRESETS["debug"], num_classes=6)
 
 
-@pytest.mark.parametrize("flags", [{"sync_bn": True}, {"precision": "fp16"}])
+@pytest.mark.parametrize("flags", [{"sync_bn": True}, {"compile": True}, {"precision": "fp16"}])
 def test_what_needs_gpus_says_so(flags: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="need GPUs"):
         make_optimisation(config(**flags), PRESETS["debug"], CPUS)

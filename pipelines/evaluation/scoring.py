@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,7 @@ import torch
 from ray.data import DataContext
 
 import models
+from models import cuda
 from models.folding import fold
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
 from pipelines.clips.sampling import Protocol, cut_test_frames, scale_clips
@@ -34,7 +35,6 @@ from pipelines.training.trained_network import Network, NetworkError, load_netwo
 from pipelines.training.weights_files import Which
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 Row = dict[str, Any]
 
@@ -113,26 +113,22 @@ class CutVideo:
 
 
 class ScoreVideo:
-    """The step from frames to logits; keeps its networks from video to video."""
+    """The step from frames to logits; keeps its networks, folded, from video to video."""
 
     def __init__(self, scorer: Scorer) -> None:
         torch.set_num_threads(1)
-        self.scorer = scorer
-        self.device = torch.device("cuda" if scorer.use_gpu else "cpu")
+        self.device, self.refusal = set_up(scorer.precision, use_gpu=scorer.use_gpu)
         self.networks = {entry.name: entry.load() for entry in scorer.entries}
-        self.models = {name: self._prepare(network) for name, network in self.networks.items()}
-
-    def _prepare(self, network: Network) -> Any:
-        if self.device.type == "cpu":
-            return fold(network.model, dtype=DTYPES[self.scorer.precision])
-        placed = network.model.eval().to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return placed  # not measured
+        dtype = cuda.DTYPES[scorer.precision]
+        self.models: dict[str, Any] = {
+            name: cuda.place(fold(network.model, dtype=dtype), self.device) for name, network in self.networks.items()
+        }
 
     def __call__(self, row: Row) -> Row:
-        found: Row = {"place": row["place"], "error": row["error"]}
+        found: Row = {"place": row["place"], "error": row["error"], "refusal": self.refusal}
         for name, network in self.networks.items():
-            logits = np.zeros(0, np.float32) if row["error"] else self._score(name, network, row)
-            found[f"logits_{name}"] = logits.tolist()
+            scored = not row["error"] and not self.refusal
+            found[f"logits_{name}"] = (self._score(name, network, row) if scored else np.zeros(0, np.float32)).tolist()
         return found
 
     def _score(self, name: str, network: Network, row: Row) -> npt.NDArray[np.float32]:
@@ -140,9 +136,29 @@ class ScoreVideo:
         for stream in network.streams:
             frames = torch.from_numpy(np.array(row[f"{name}.{stream}"])).to(self.device)
             clips[stream] = scale_clips(stream, frames, network.settings.flow_bound)
-        enabled = self.device.type == "cuda" and self.scorer.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            return models.video_scores(self.models[name], clips).cpu().numpy()
+        return models.video_scores(self.models[name], clips).cpu().numpy()
+
+
+def set_up(precision: str, *, use_gpu: bool) -> tuple[torch.device, str]:
+    """The device of this worker, and why it must not be computed on; nothing where it may.
+
+    The reason goes through the graph as a value, from which `unless_refused` makes one error: raised in an actor it
+    would be buried in Ray's account of the actor's death.
+    """
+    device = torch.device("cuda" if use_gpu else "cpu")
+    try:
+        cuda.set_up(device, precision, training=False)
+    except cuda.ConvolutionError as error:
+        return device, str(error)
+    return device, ""
+
+
+def unless_refused(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows without their `refusal`. Raises ConvolutionError at the first that has one."""
+    for row in rows:
+        if refusal := row.pop("refusal"):
+            raise cuda.ConvolutionError(refusal)
+        yield row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +190,8 @@ def configure_ray_data() -> None:
 def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Scorer) -> Iterator[Row]:
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
-    Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own.
+    Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own. Raises
+    ConvolutionError where a GPU computes wrong numbers.
     """
     configure_ray_data()
     cut = CutVideo(index, networks, scorer.protocol)
@@ -187,7 +204,7 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     else:
         tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
         graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
-    yield from graph.iter_rows()
+    yield from unless_refused(graph.iter_rows())
 
 
 def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: Sequence[str]) -> pa.Table:

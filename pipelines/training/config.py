@@ -70,7 +70,10 @@ class Reporting:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more."""
+    """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more.
+
+    `compile`: by torch.compile, which takes over a minute before the first step.
+    """
 
     num_workers: int
     min_workers: int | None = None
@@ -78,6 +81,7 @@ class Scale:
     cpus_per_worker: float = 1.0
     data_cpus: float | None = None
     max_failures: int = 3
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import models
-from models import checkpoint
+from models import checkpoint, cuda
 from models.contract import VideoModel
 from pipelines import storage
 from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, stream_batches
@@ -45,6 +45,7 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(1)
+    cuda.set_up(device, run.optimisation.precision, training=True)
     worker = Worker(run, scale, device, rank=context.get_world_rank(), num_workers=context.get_world_size())
     worker.restore(output)
     with TrainingLog(output, mailbox, clips_seen=worker.clips_seen) if worker.rank == 0 else nullcontext() as log:
@@ -117,17 +118,18 @@ class Worker:
             for name, weight in model.named_parameters():
                 weight.requires_grad = "logits" in name.split(".")
         if self.optimisation.sync_bn:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        if self.device.type == "cuda":  # not measured
-            model = model.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return model
+            model = cuda.synchronise_batch_norm(model)
+        return cuda.place(model, self.device)
 
     def _parallelise(self) -> nn.Module:
-        if self.num_workers == 1:
-            return self.model
-        devices = [self.device] if self.device.type == "cuda" else None
-        # Running statistics are averaged by `_share_statistics`, not overwritten by the first worker's.
-        return nn.parallel.DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        parallel: nn.Module = self.model
+        if self.num_workers > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            # Running statistics are averaged by `_share_statistics`, not overwritten by the first worker's.
+            parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+        if self.scale.compile:
+            parallel.compile()  # in place: names in checkpoints stay
+        return parallel
 
     def run_to_end(self, log: TrainingLog | None) -> None:
         """All steps that are left, with what is logged, validated and saved in between."""
