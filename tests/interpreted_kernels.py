@@ -90,8 +90,25 @@ def bias_relu() -> float:
     return float((triton_kernels.bias_relu_(x, bias) - expected).abs().max())
 
 
+def operations() -> dict[str, str]:
+    """What PyTorch's own checks say of the pool as a custom operation, and whether it compiles to one graph."""
+    x, kernel, stride = channels_last(2, 3, 2, 4, 5).requires_grad_(), [3, 3, 3], [2, 2, 2]
+    y, places = cuda._max_pool(x.detach(), kernel, stride, True)
+    found = torch.library.opcheck(cuda._max_pool, (x, kernel, stride, True))
+    found |= torch.library.opcheck(cuda._max_pool_gradient, (torch.randn_like(y), places, kernel, stride, [2, 4, 5]))
+    compiled = torch.compile(lambda x: cuda.max_pool(x, (3, 3, 3), (2, 2, 2)), backend="aot_eager", fullgraph=True)
+    dy = torch.randn_like(y)
+    gradients = [
+        torch.autograd.grad(pool(x), x, dy)[0] for pool in (compiled, lambda x: cuda.max_pool(x, (3, 3, 3), (2, 2, 2)))
+    ]
+    return {**found, "compiled": "SUCCESS" if torch.equal(*gradients) else "FAILED"}
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
     triton_kernels.PROGRAMS = 4  # so that each adds up several blocks of these few numbers
-    json.dump({"pools": pools(), "norms": norms(), "bias_relu": bias_relu()}, sys.stdout)
+    if sys.argv[1:] == ["operations"]:
+        json.dump(operations(), sys.stdout)
+    else:
+        json.dump({"pools": pools(), "norms": norms(), "bias_relu": bias_relu()}, sys.stdout)

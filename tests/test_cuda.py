@@ -32,27 +32,77 @@ def _one_thread() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="module")
-def interpreted() -> dict:
-    """What the Triton kernels compute in Triton's interpreter, beside PyTorch."""
+def interpret(*words: str) -> dict:
+    """What tests/interpreted_kernels.py finds in Triton's interpreter."""
     pytest.importorskip("triton")
-    script = [sys.executable, "tests/interpreted_kernels.py"]
+    script = [sys.executable, "tests/interpreted_kernels.py", *words]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def interpreted() -> dict:
+    """The Triton kernels beside PyTorch's."""
+    return interpret()
+
+
+@pytest.mark.slow
 def test_pools_and_their_gradients_are_pytorchs(interpreted: dict) -> None:
     """Of every kernel, stride and padding of the networks, where maxima tie, and with values that are no numbers."""
     assert interpreted["pools"] == []
 
 
+@pytest.mark.slow
 def test_batch_norm_with_relu_is_pytorchs(interpreted: dict) -> None:
     given = {"y", "gradient of x", "gradient of weight", "gradient of bias", "running_mean", "running_var"}
     assert given <= set(interpreted["norms"])
     assert max(interpreted["norms"].values()) < 2e-5
     assert interpreted["bias_relu"] == 0
+
+
+@pytest.mark.slow
+def test_the_pool_is_an_operation_that_compiles() -> None:
+    assert set(interpret("operations").values()) == {"SUCCESS"}
+
+
+POINTERS = ("x", "y", "dx", "dy", "bias")  # of the activations; the others are bytes, numbers, or sums in fp32
+SUMS = ("mean", "scale", "shift", "sums", "constant", "slope")
+WINDOW = {"KT": 3, "KH": 3, "KW": 3, "ST": 2, "SH": 2, "SW": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["_max_of_window", "_gather_gradient", "_bias_relu", "_norm_relu", "_sum_gradient"])
+def test_kernels_compile_for_an_h100_and_read_whole_lines(name: str) -> None:
+    """Without a GPU: Triton brings its assembler. A vector of four words is eight numbers in bfloat16."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from models import triton_kernels
+
+    kernel = getattr(triton_kernels, name)
+    fixed = {
+        key: value
+        for key, value in {**WINDOW, "KEEP": True, "ROWS": 16, "COLUMNS": 64}.items()
+        if key in kernel.arg_names
+    }
+    kinds = (
+        dict.fromkeys(POINTERS, "*bf16")
+        | dict.fromkeys(SUMS, "*fp32")
+        | {"places": "*u8"}
+        | dict.fromkeys(fixed, "constexpr")
+    )
+    aligned = [i for i, arg in enumerate(kernel.arg_names) if kinds.get(arg, "").startswith("*") or arg == "C"]
+    source = triton.compiler.ASTSource(
+        fn=kernel,
+        signature={arg: kinds.get(arg, "i32") for arg in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(arg),): value for arg, value in fixed.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=triton_kernels.EXACT)
+    assert len(compiled.asm["cubin"]) > 1000
+    assert "ld.global.v4" in compiled.asm["ptx"]
 
 
 @pytest.mark.parametrize(
