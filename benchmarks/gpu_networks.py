@@ -278,13 +278,12 @@ def measure_training(settings: Settings) -> list[Row]:
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    """TensorFloat-32 for products, as a training in fp32 has it; what held before, after."""
-    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "tf32"
+    """TensorFloat-32 for products, as a training in fp32 has it."""
+    cuda.allow_tf32(True)
     try:
         yield
     finally:
-        torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+        cuda.allow_tf32(False)
         torch.backends.cudnn.benchmark = False
 
 

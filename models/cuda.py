@@ -57,11 +57,17 @@ def set_up(device: torch.device, precision: str, *, training: bool) -> None:
     """
     if device.type != "cuda":
         return
-    chosen = "tf32" if uses_tf32(precision, training=training) else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = chosen  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = chosen
+    allow_tf32(uses_tf32(precision, training=training))
     torch.backends.cudnn.benchmark = training
     check_convolution(device, precision, training=training)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Allows TensorFloat-32 for products in fp32, or not.
+
+    By these names, and not by `fp32_precision`: what was set by that, torch.compile cannot read in all versions.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def uses_tf32(precision: str, *, training: bool) -> bool:

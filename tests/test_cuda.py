@@ -167,35 +167,34 @@ def test_layers_for_cuda_keep_names_parameters_and_on_a_cpu_their_results(name):
 def test_on_a_cpu_nothing_is_changed():
     model = small("i3d")
     kinds = [type(module) for module in model.modules()]
-    precisions = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     cuda.set_up(CPU, "fp32", training=False)
     assert [type(module) for module in cuda.place(model, CPU).modules()] == kinds
-    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == precisions
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 
 @pytest.fixture
 def _precisions() -> Iterator[None]:
-    conv, matmul = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    benchmark = torch.backends.cudnn.benchmark
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark
     yield
-    torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision = conv, matmul
-    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.benchmark = before
 
 
 @pytest.mark.usefixtures("_precisions")
 @pytest.mark.parametrize(
-    ("precision", "training", "chosen", "words"),
+    ("precision", "training", "allowed", "words"),
     [
-        ("fp32", True, "tf32", "fp32, products in TensorFloat-32"),
-        ("fp32", False, "ieee", "fp32, no TensorFloat-32"),
-        ("bf16", True, "ieee", "bf16, sums and logits in fp32"),
-        ("fp16", False, "ieee", "fp16, sums and logits in fp32"),
+        ("fp32", True, True, "fp32, products in TensorFloat-32"),
+        ("fp32", False, False, "fp32, no TensorFloat-32"),
+        ("bf16", True, False, "bf16, sums and logits in fp32"),
+        ("fp16", False, False, "fp16, sums and logits in fp32"),
     ],
 )
-def test_tensorfloat_is_one_choice_for_convolutions_and_products(monkeypatch, precision, training, chosen, words):
+def test_tensorfloat_is_one_choice_for_convolutions_and_products(monkeypatch, precision, training, allowed, words):
     monkeypatch.setattr(cuda, "check_convolution", lambda *_, **__: None)
     cuda.set_up(torch.device("cuda"), precision, training=training)
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == chosen
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+    assert torch._C._get_cublas_allow_tf32() == allowed  # as torch.compile asks, which a mixture of names would end
     assert torch.backends.cudnn.benchmark == training
     assert cuda.describe(precision, training=training) == words
 
