@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
 
-from jobs.cluster import check_precision, connect, count_processors
+from jobs.cluster import check_precision, connect, count_processors, describe_workers
 from jobs.command import locate_output, run_command
 from pipelines import storage
 from pipelines.clips.sampling import PROTOCOLS, Protocol, ProtocolName
@@ -93,6 +93,7 @@ def run(config: Evaluate) -> dict[str, Any]:
     from pipelines.evaluation import scoring
 
     scorer = make_scorer(config)
+    print(f"scoring     {describe_workers(scorer.precision, scorer.num_workers, use_gpu=scorer.use_gpu)}", flush=True)
     networks = {entry.name: entry.load() for entry in scorer.entries}
     scoring.check_networks(index, networks)
     usable = index.usable()

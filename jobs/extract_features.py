@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from jobs.cluster import check_precision, connect, count_processors
+from jobs.cluster import check_precision, connect, count_processors, describe_workers
 from jobs.command import locate_output, run_command
 from pipelines import storage
 from pipelines.datasets.annotations import make_path_ids
@@ -118,6 +118,7 @@ def run(config: ExtractFeatures) -> None:
         entries=entries, windows=windows, precision=config.precision, num_workers=num_workers, use_gpu=gpus > 0
     )
     read = features.ReadVideo(source, flow_preset=config.flow_preset)
+    print(f"extracting  {describe_workers(config.precision, num_workers, use_gpu=gpus > 0)}", flush=True)
     wanted = features.want(networks)
     failed: list[Row] = []
     for part, first in enumerate(range(0, len(rows), config.videos_per_part)):

@@ -106,7 +106,9 @@ def run(config: Predict) -> None:
     logits: dict[str, Tensor] = {}
     for stream, network in networks.items():
         seen = describe_clips(clips[stream])
-        print(f"{stream:7}{getattr(config, stream)} on {seen}; {config.precision}, {device.type}", flush=True)
+        print(
+            f"{stream:7}{getattr(config, stream)} on {seen}; {describe_precision(config.precision, device)}", flush=True
+        )
         logits[stream] = score(network, stream, clips[stream], config.precision, device)
     if len(logits) > 1:
         logits["joint"] = torch.stack(list(logits.values())).sum(dim=0)
@@ -234,6 +236,10 @@ def find_device(precision: Precision) -> torch.device:
     except ValueError as error:
         raise InputError(str(error)) from error
     return device
+
+
+def describe_precision(precision: Precision, device: torch.device) -> str:
+    return f"{precision}, cpu" if device.type == "cpu" else f"{cuda.describe(precision, training=False)}, {device.type}"
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 A 2-D network is a 3-D one whose temporal kernels and strides are 1, so these few layers serve all five models.
 They keep every activation in channels_last_3d, where this is also the quick form on a CPU: a 1×1×1 convolution is one
-matrix product, and a pool needs no padded copy. On a GPU the same calls are PyTorch's ordinary ones.
+matrix product, and a pool needs no padded copy. For a GPU `models.cuda.place` puts other layers in the place of some.
 """
 
 from __future__ import annotations

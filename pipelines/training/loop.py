@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -122,14 +122,13 @@ class Worker:
         return cuda.place(model, self.device)
 
     def _parallelise(self) -> nn.Module:
-        parallel: nn.Module = self.model
-        if self.num_workers > 1:
-            devices = [self.device] if self.device.type == "cuda" else None
-            # Running statistics are averaged by `_share_statistics`, not overwritten by the first worker's.
-            parallel = nn.parallel.DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
-        if self.scale.compile:
-            parallel.compile()  # in place: names in checkpoints stay
-        return parallel
+        # Validation and checkpoints keep to `self.model`, whose names stay and which needs no compiling for its clips.
+        network = cast(nn.Module, torch.compile(self.model)) if self.scale.compile else self.model
+        if self.num_workers == 1:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        # Running statistics are averaged by `_share_statistics`, not overwritten by the first worker's.
+        return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
     def run_to_end(self, log: TrainingLog | None) -> None:
         """All steps that are left, with what is logged, validated and saved in between."""
