@@ -342,17 +342,16 @@ class _NormRelu(torch.autograd.Function):
         assert norm.momentum is not None
         x = x.contiguous(memory_format=torch.channels_last_3d)
         # With four dimensions, as which the same memory can be seen, PyTorch has a kernel for channels that come last.
-        mean, variance = torch.batch_norm_update_stats(
-            x.flatten(2, 3), norm.running_mean, norm.running_var, norm.momentum
-        )
-        mean, deviation = mean.float(), (variance.float() + norm.eps).sqrt()
-        ctx.save_for_backward(x, mean, deviation, gamma, beta)
-        return triton_kernels.norm_relu(x, mean, gamma / deviation, beta)
+        stats = torch.batch_norm_update_stats(x.flatten(2, 3), norm.running_mean, norm.running_var, norm.momentum)
+        ctx.save_for_backward(x, *stats, gamma, beta)
+        ctx.eps = norm.eps
+        return triton_kernels.norm_relu(x, *stats, gamma, beta, norm.eps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from models import triton_kernels
 
         dy = gradients[0].contiguous(memory_format=torch.channels_last_3d)
-        dx, dgamma, dbeta = triton_kernels.norm_relu_gradient(dy, *ctx.saved_tensors)
-        return dx, dgamma if ctx.needs_input_grad[1] else None, dbeta, None
+        x, mean, variance, gamma, beta = ctx.saved_tensors
+        dx, dbeta, along = triton_kernels.norm_relu_gradient(dy, x, mean, variance, gamma, beta, ctx.eps)
+        return dx, along / (variance + ctx.eps).sqrt() if ctx.needs_input_grad[1] else None, dbeta, None

@@ -65,40 +65,36 @@ def bias_relu_(x: Tensor, bias: Tensor) -> Tensor:
     return x
 
 
-def norm_relu(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """ReLU of (x - mean) · scale + shift, each (C,) float32, of (B, C, T, H, W) channels_last_3d."""
+def norm_relu(x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
+    """ReLU of batch norm of (B, C, T, H, W) channels_last_3d; all of its terms are (C,) float32."""
     y = torch.empty_like(x)
     count, channels = x.numel() // x.shape[1], x.shape[1]
     rows, columns = _block(channels)
     grid = (triton.cdiv(count, rows), triton.cdiv(channels, columns))
-    _norm_relu[grid](x, y, mean, scale, shift, count, channels, ROWS=rows, COLUMNS=columns, **EXACT)
+    terms = mean, variance, gamma, beta, eps
+    _norm_relu[grid](x, y, *terms, count, channels, ROWS=rows, COLUMNS=columns, **EXACT)
     return y
 
 
 def norm_relu_gradient(
-    dy: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, gamma: Tensor, shift: Tensor
+    dy: Tensor, x: Tensor, mean: Tensor, variance: Tensor, gamma: Tensor, beta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of gamma and of beta of batch norm with ReLU in training, where scale was gamma / deviation.
+    """Gradients of x and of beta, where mean and variance are those of x, and the sum that gamma's gradient is of.
 
-    Where ReLU let something pass is computed again from x, which batch norm needs anyway.
+    That is the gradient times x less its mean: divided by the standard deviation it is gamma's. Where ReLU let
+    something pass is computed again from x, which batch norm needs anyway.
     """
     count, channels = x.numel() // x.shape[1], x.shape[1]
     rows, columns = _block(channels)
-    scale = gamma / deviation
-    parts = min(triton.cdiv(PROGRAMS, triton.cdiv(channels, columns)), triton.cdiv(count, rows))
-    sums = torch.empty((2, parts, channels), dtype=torch.float32, device=x.device)
-    steps = triton.cdiv(count, rows * parts)
-    block = {"ROWS": rows, "COLUMNS": columns, **EXACT}
-    _sum_gradient[(parts, triton.cdiv(channels, columns))](
-        dy, x, mean, scale, shift, sums, count, channels, parts, steps, **block
-    )
-    total, along = sums.sum(dim=1)
-    along = along / deviation  # sum of the gradient times the normalised x
-    dx = torch.empty_like(x)
-    grid = (triton.cdiv(count, rows), triton.cdiv(channels, columns))
-    constant, slope = total / count, along / (count * deviation)
-    _norm_relu_gradient[grid](dy, x, dx, mean, scale, shift, constant, slope, count, channels, **block)
-    return dx, along, total
+    blocks = triton.cdiv(count, rows), triton.cdiv(channels, columns)
+    parts = min(triton.cdiv(PROGRAMS, blocks[1]), blocks[0])
+    terms = mean, variance, gamma, beta, eps
+    shape = {"ROWS": rows, "COLUMNS": columns, **EXACT}
+    sums = torch.empty((parts, 2, channels), dtype=torch.float32, device=x.device)
+    _sum_gradient[(parts, blocks[1])](dy, x, *terms, sums, count, channels, triton.cdiv(blocks[0], parts), **shape)
+    sums, dx = sums.sum(dim=0), torch.empty_like(x)
+    _norm_relu_gradient[blocks](dy, x, dx, *terms, sums, count, channels, **shape)
+    return dx, sums[0], sums[1]
 
 
 def _block(channels: int) -> tuple[int, int]:
@@ -179,54 +175,60 @@ def _bias_relu(x, bias, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _norm_relu(x, y, mean, scale, shift, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _norm_relu(x, y, mean, variance, gamma, beta, eps, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     p = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     at, inside = p[:, None] * C + c[None, :], (p < count)[:, None] & (c < C)[None, :]
-    _, value = _normalise(x, mean, scale, shift, at, c, inside, C)
+    centre, _, scale, shift = _terms(mean, variance, gamma, beta, eps, c, C)
+    value = (tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - centre) * scale + shift
     tl.store(y + at, tl.where(value < 0, 0.0, value), mask=inside)  # a NaN passes, as through ReLU
 
 
 @triton.jit
-def _normalise(x, mean, scale, shift, at, c, inside, C):
-    """x minus its mean, and that scaled and shifted."""
-    own = c < C
-    centre, factor = tl.load(mean + c, mask=own, other=0.0), tl.load(scale + c, mask=own, other=0.0)
-    offset = tl.load(shift + c, mask=own, other=0.0)
-    centred = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - centre[None, :]
-    return centred, centred * factor[None, :] + offset[None, :]
+def _terms(mean, variance, gamma, beta, eps, c, C):
+    """Of a block of channels: mean, one by the deviation, that times gamma, and beta."""
+    inverse = 1 / tl.sqrt(tl.load(variance + c, mask=c < C, other=1.0) + eps)
+    scale = inverse * tl.load(gamma + c, mask=c < C, other=0.0)
+    centre, shift = tl.load(mean + c, mask=c < C, other=0.0), tl.load(beta + c, mask=c < C, other=0.0)
+    return centre[None, :], inverse[None, :], scale[None, :], shift[None, :]
+
+
+@triton.jit
+def _passed(dy, x, at, inside, centre, scale, shift):
+    """x less its mean, and the gradient of what ReLU let pass."""
+    centred = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) - centre
+    gradient = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
+    return centred, tl.where(centred * scale + shift > 0, gradient, 0.0)
 
 
 @triton.jit
 def _sum_gradient(
-    dy, x, mean, scale, shift, sums, count, C, parts, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    dy, x, mean, variance, gamma, beta, eps, sums, count, C, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     part = tl.program_id(0)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    centre, _, scale, shift = _terms(mean, variance, gamma, beta, eps, c, C)
     total, along = tl.zeros((ROWS, COLUMNS), tl.float32), tl.zeros((ROWS, COLUMNS), tl.float32)
     for step in range(steps):
         p = (part * steps + step).to(tl.int64) * ROWS + tl.arange(0, ROWS)
         at, inside = p[:, None] * C + c[None, :], (p < count)[:, None] & (c < C)[None, :]
-        centred, value = _normalise(x, mean, scale, shift, at, c, inside, C)
-        gradient = tl.where(value > 0, tl.load(dy + at, mask=inside, other=0.0).to(tl.float32), 0.0)
+        centred, gradient = _passed(dy, x, at, inside, centre, scale, shift)
         total += gradient
         along += gradient * centred
-    out = part * C + c
-    tl.store(sums + out, tl.sum(total, axis=0), mask=c < C)
-    tl.store(sums + parts * C + out, tl.sum(along, axis=0), mask=c < C)
+    out = sums + part * 2 * C + c
+    tl.store(out, tl.sum(total, axis=0), mask=c < C)
+    tl.store(out + C, tl.sum(along, axis=0), mask=c < C)
 
 
 @triton.jit
 def _norm_relu_gradient(
-    dy, x, dx, mean, scale, shift, constant, slope, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    dy, x, dx, mean, variance, gamma, beta, eps, sums, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     at, inside = p[:, None] * C + c[None, :], (p < count)[:, None] & (c < C)[None, :]
-    centred, value = _normalise(x, mean, scale, shift, at, c, inside, C)
-    gradient = tl.where(value > 0, tl.load(dy + at, mask=inside, other=0.0).to(tl.float32), 0.0)
-    own = c < C
-    factor = tl.load(scale + c, mask=own, other=0.0)[None, :]
-    steepness = tl.load(slope + c, mask=own, other=0.0)[None, :]
-    average = tl.load(constant + c, mask=own, other=0.0)[None, :] + centred * steepness
-    tl.store(dx + at, (gradient - average) * factor, mask=inside)
+    centre, inverse, scale, shift = _terms(mean, variance, gamma, beta, eps, c, C)
+    centred, gradient = _passed(dy, x, at, inside, centre, scale, shift)
+    total, along = tl.load(sums + c, mask=c < C, other=0.0), tl.load(sums + C + c, mask=c < C, other=0.0)
+    average = (total[None, :] + centred * inverse * inverse * along[None, :]) / count
+    tl.store(dx + at, (gradient - average) * scale, mask=inside)

@@ -68,12 +68,14 @@ def test_the_pool_is_an_operation_that_compiles() -> None:
 
 
 POINTERS = ("x", "y", "dx", "dy", "bias")  # of the activations; the others are bytes, numbers, or sums in fp32
-SUMS = ("mean", "scale", "shift", "sums", "constant", "slope")
+TERMS = {**dict.fromkeys(("mean", "variance", "gamma", "beta", "sums"), "*fp32"), "eps": "fp32"}
 WINDOW = {"KT": 3, "KH": 3, "KW": 3, "ST": 2, "SH": 2, "SW": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["_max_of_window", "_gather_gradient", "_bias_relu", "_norm_relu", "_sum_gradient"])
+@pytest.mark.parametrize(
+    "name", ["_max_of_window", "_gather_gradient", "_bias_relu", "_norm_relu", "_sum_gradient", "_norm_relu_gradient"]
+)
 def test_kernels_compile_for_an_h100_and_read_whole_lines(name: str) -> None:
     """Without a GPU: Triton brings its assembler. A vector of four words is eight numbers in bfloat16."""
     triton = pytest.importorskip("triton")
@@ -87,12 +89,7 @@ def test_kernels_compile_for_an_h100_and_read_whole_lines(name: str) -> None:
         for key, value in {**WINDOW, "KEEP": True, "ROWS": 16, "COLUMNS": 64}.items()
         if key in kernel.arg_names
     }
-    kinds = (
-        dict.fromkeys(POINTERS, "*bf16")
-        | dict.fromkeys(SUMS, "*fp32")
-        | {"places": "*u8"}
-        | dict.fromkeys(fixed, "constexpr")
-    )
+    kinds = dict.fromkeys(POINTERS, "*bf16") | TERMS | {"places": "*u8"} | dict.fromkeys(fixed, "constexpr")
     aligned = [i for i, arg in enumerate(kernel.arg_names) if kinds.get(arg, "").startswith("*") or arg == "C"]
     source = triton.compiler.ASTSource(
         fn=kernel,
