@@ -26,6 +26,8 @@ BLOCK = 1024  # elements of a program
 MAX_CHANNELS = 64  # of these, neighbours in memory: a line of 128 bytes in bfloat16
 # Products and sums are rounded apart, so that forward and backward agree on what ReLU lets pass.
 EXACT = {"enable_fp_fusion": False}
+# Numbers whose divisors help nothing: without a word Triton compiles a kernel again for each kind of them.
+SIZES = ["T", "H", "W", "OT", "OH", "OW", "PT", "PH", "PW", "count", "steps"]
 PROGRAMS = 2048  # that share the sums of batch norm's gradient: enough to keep every multiprocessor busy
 
 
@@ -103,7 +105,7 @@ def _block(channels: int) -> tuple[int, int]:
     return BLOCK // columns, columns
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _max_of_window(
     x, y, places, T, H, W, C, OT, OH, OW, PT, PH, PW,
     KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
@@ -118,7 +120,7 @@ def _max_of_window(
     best = tl.full((ROWS, COLUMNS), float("-inf"), tl.float32)
     first = (tl.maximum(-t, 0) * KH + tl.maximum(-h, 0)) * KW + tl.maximum(-w, 0)  # the first that is no padding
     place = tl.zeros((ROWS, COLUMNS), tl.int32) + first[:, None]
-    for dt in tl.static_range(KT):
+    for dt in range(KT):  # unrolled, the 27 places of a window would take seconds to compile
         for dh in tl.static_range(KH):
             for dw in tl.static_range(KW):
                 real = (t + dt >= 0) & (t + dt < T) & (h + dh >= 0) & (h + dh < H) & (w + dw >= 0) & (w + dw < W)
@@ -134,7 +136,7 @@ def _max_of_window(
         tl.store(places + out, place.to(tl.uint8), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gather_gradient(
     dy, places, dx, T, H, W, C, OT, OH, OW, PT, PH, PW,
     KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
@@ -148,7 +150,7 @@ def _gather_gradient(
     inside = (p < T * H * W)[:, None] & (c < C)[None, :]
     t, h, w = p // (W * H) + PT, p // W % H + PH, p % W + PW
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for it in tl.static_range((KT + ST - 1) // ST):  # the windows that reach this far
+    for it in range((KT + ST - 1) // ST):  # the windows that reach this far
         for ih in tl.static_range((KH + SH - 1) // SH):
             for iw in tl.static_range((KW + SW - 1) // SW):
                 ot, oh, ow = t // ST - it, h // SH - ih, w // SW - iw
@@ -164,7 +166,7 @@ def _gather_gradient(
     tl.store(dx + clip * T * H * W * C + p[:, None] * C + c[None, :], total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _bias_relu(x, bias, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     p = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -174,7 +176,7 @@ def _bias_relu(x, bias, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     tl.store(x + at, tl.where(value < 0, 0.0, value), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _norm_relu(x, y, mean, variance, gamma, beta, eps, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     p = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -201,7 +203,7 @@ def _passed(dy, x, at, inside, centre, scale, shift):
     return centred, tl.where(centred * scale + shift > 0, gradient, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _sum_gradient(
     dy, x, mean, variance, gamma, beta, eps, sums, count, C, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
@@ -220,7 +222,7 @@ def _sum_gradient(
     tl.store(out + C, tl.sum(along, axis=0), mask=c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _norm_relu_gradient(
     dy, x, dx, mean, variance, gamma, beta, eps, sums, count, C, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
