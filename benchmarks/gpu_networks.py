@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
@@ -174,32 +174,41 @@ def make_inference(model: nn.Module, clips: dict[str, Tensor], precision: str = 
 
 def measure(part: str, variants: Mapping[str, Callable[[], Callable[[], object]]], settings: Settings) -> list[Row]:
     """The rows of variants, each given by a function that makes what is called again and again."""
-    ready: dict[str, Callable[[], object]] = {}
+    deadline = time.monotonic() + settings.seconds
     rows: dict[str, Row] = {}
-    begun = time.monotonic()
-    times: dict[str, list[float]] = {}
-    peaks: dict[str, float] = {}
+    ready: dict[str, Callable[[], object]] = {}
     for name, make in variants.items():
-        if time.monotonic() - begun > settings.seconds:
+        if time.monotonic() > deadline:
             rows[name] = Row(part=part, name=name, error="not begun: out of time")
             continue
         try:
-            ready[name] = make()
-            with _peak(settings.device) as peak:
-                ready[name]()
-            times[name], peaks[name] = [], peak[0]
+            ready[name], gib = _warm_up(make, settings.device)
+            rows[name] = Row(part=part, name=name, gib=gib)
         except Exception as error:  # one variant must not stop the others
-            ready.pop(name, None)
             rows[name] = Row(
                 part=part, name=name, error=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             )
+    for name, milliseconds in _take_turns(ready, settings, deadline).items():
+        rows[name] = replace(rows[name], milliseconds=round(milliseconds, 3))
+    return list(rows.values())
+
+
+def _warm_up(make: Callable[[], Callable[[], object]], device: torch.device) -> tuple[Callable[[], object], float]:
+    """What is called, after a first time, and the GiB at that time's peak."""
+    call = make()
+    with _peak(device) as peak:
+        call()
+    return call, peak[0]
+
+
+def _take_turns(calls: Mapping[str, Callable[[], object]], settings: Settings, deadline: float) -> dict[str, float]:
+    """The median milliseconds of each call; past the deadline none is made a second time."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(settings.rounds):
-        for name, call in ready.items():
-            if not times[name] or time.monotonic() - begun < settings.seconds:
+        for name, call in calls.items():
+            if not times[name] or time.monotonic() < deadline:
                 times[name].append(_milliseconds(call, settings.device))
-    for name, found in times.items():
-        rows[name] = Row(part=part, name=name, milliseconds=round(statistics.median(found), 3), gib=peaks[name])
-    return [rows[name] for name in variants]
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 @contextmanager
@@ -228,18 +237,14 @@ def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
 
 def per_clip(rows: list[Row], batch: int, flops: float) -> list[Row]:
     """The rows with clips a second and TFLOP/s, of `flops` operations a clip."""
-    return [
-        Row(
-            **asdict(row)
-            | {
-                "clips_per_s": round(batch / row.milliseconds * 1000, 1),
-                "tflops": round(batch * flops / row.milliseconds / 1e9, 1),
-            }
-        )
-        if row.milliseconds
-        else row
-        for row in rows
-    ]
+
+    def told(row: Row) -> Row:
+        if not row.milliseconds:
+            return row
+        tflops = round(batch * flops / row.milliseconds / 1e9, 1)
+        return replace(row, clips_per_s=round(batch / row.milliseconds * 1000, 1), tflops=tflops)
+
+    return [told(row) for row in rows]
 
 
 def measure_training(settings: Settings) -> list[Row]:
