@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 import models
 from models import cuda
-from models.contract import VideoModel
 from models.convolution import Convolution, ConvUnit, MaxPool, same_padding
 from models.cost import blank_clips, count_flops
-from models.folding import fold
+from models.folding import fold_batch_norm
+from models.input_spec import VideoModel
 
 Part = Literal["training", "inference", "conv1", "pools", "networks", "profile"]
 PARTS: tuple[Part, ...] = ("training", "inference", "conv1", "pools", "networks", "profile")
@@ -140,7 +140,7 @@ def make_port(model: VideoModel, settings: Settings, *, channels_last: bool) -> 
 
 
 def make_clips(model: VideoModel, settings: Settings, batch: int) -> dict[str, Tensor]:
-    clips = blank_clips(model.contract.train, model.contract.size, batch=batch)
+    clips = blank_clips(model.input_spec.train, model.input_spec.size, batch=batch)
     return {stream: (torch.rand_like(clip) * 2 - 1).to(settings.device) for stream, clip in clips.items()}
 
 
@@ -298,7 +298,7 @@ def measure_inference(settings: Settings) -> list[Row]:
     clips = make_clips(model, settings, settings.batch)
 
     def folded(precision: str) -> Callable[[], object]:
-        return make_inference(cuda.place(fold(model, dtype=cuda.DTYPES[precision]), settings.device), clips)
+        return make_inference(cuda.place(fold_batch_norm(model, dtype=cuda.DTYPES[precision]), settings.device), clips)
 
     def port(precision: str) -> Callable[[], object]:
         return make_inference(make_port(model, settings, channels_last=True), clips, precision)
@@ -406,7 +406,7 @@ def measure_networks(settings: Settings) -> list[Row]:
                     cuda.place(copy.deepcopy(model), settings.device), clips, "bf16", benchmark=False
                 ),
                 f"{name}, inference": lambda model=model, clips=clips: make_inference(
-                    cuda.place(fold(model, dtype=torch.bfloat16), settings.device), clips
+                    cuda.place(fold_batch_norm(model, dtype=torch.bfloat16), settings.device), clips
                 ),
             },  # type: ignore[misc]
             settings,

@@ -20,7 +20,7 @@ import models
 from models import cuda
 from models.convolution import BatchNorm, Convolution
 from models.cost import blank_clips
-from models.folding import fold
+from models.folding import fold_batch_norm
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_the_unfolded_convolution_suits_tensor_cores(monkeypatch):
 
 
 def random_clips(model: nn.Module, batch: int = 2) -> dict[str, Tensor]:
-    clips = blank_clips(model.contract.train, model.contract.size, batch=batch)
+    clips = blank_clips(model.input_spec.train, model.input_spec.size, batch=batch)
     return {stream: torch.rand_like(clip) * 2 - 1 for stream, clip in clips.items()}
 
 
@@ -157,7 +157,7 @@ def test_layers_for_cuda_keep_names_parameters_and_on_a_cpu_their_results(name):
     adapted = cuda.adapt(copy.deepcopy(model))
     assert list(adapted.state_dict()) == list(model.state_dict())
     assert torch.equal(adapted(clips), expected(clips))
-    assert torch.equal(cuda.adapt(fold(adapted))(clips), fold(expected)(clips))
+    assert torch.equal(cuda.adapt(fold_batch_norm(adapted))(clips), fold_batch_norm(expected)(clips))
     assert {type(module) for module in adapted.modules()} & set(cuda.TRITON_FORMS.values())
 
 
@@ -364,7 +364,7 @@ def test_half_precision_on_a_gpu_trains_and_infers(name, precision):
     assert (found["loss"] - expected["loss"]).abs() < 0.2
     assert all(torch.isfinite(value).all() for value in found.values())
     model.eval()
-    folded = cuda.place(fold(model, dtype=cuda.DTYPES[precision]), device)
+    folded = cuda.place(fold_batch_norm(model, dtype=cuda.DTYPES[precision]), device)
     with torch.no_grad():
         logits, exact = folded({stream: clip.to(device) for stream, clip in clips.items()}).cpu(), model(clips)
     assert logits.dtype == torch.float32

@@ -20,9 +20,9 @@ import ray.data
 import torch
 
 from models import cuda
-from models.contract import FRAMES_PER_SECOND, InputContract
-from models.folding import fold
+from models.folding import fold_batch_norm
 from models.i3d import I3D
+from models.input_spec import FRAMES_PER_SECOND, InputSpec
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
 from pipelines.clips.sampling import ClipSettings, centre_crop, decoded_side, resize_for_crop, scale_clips
 from pipelines.datasets.video_index import VideoIndex
@@ -59,14 +59,14 @@ class Wanted:
     """What a network wants of a video: the stream, and how its frames are resized and cropped."""
 
     stream: str
-    contract: InputContract
+    input_spec: InputSpec
     settings: ClipSettings
 
     def crop(self, frames: npt.NDArray) -> npt.NDArray:
         """(T, size, size, C) of (T, H, W, C) frames. Raises ValueError where there is none."""
         if len(frames) == 0:
             raise ValueError(f"there is no {self.stream} frame; flow needs videos of at least two frames")
-        return centre_crop(resize_for_crop(frames, self.contract, self.settings), self.contract.size)
+        return centre_crop(resize_for_crop(frames, self.input_spec, self.settings), self.input_spec.size)
 
 
 class ReadVideo:
@@ -83,7 +83,7 @@ class ReadVideo:
         """All frames (T, H, W, C) that are stored: uint8 RGB, or of shards flow in pixels."""
         if isinstance(self.source, VideoIndex):
             return open_video(self.source.row(place), [wanted.stream])(wanted.stream, 0, None)
-        return read_frames(self.source[place], short_side=decoded_side(wanted.contract, wanted.settings))
+        return read_frames(self.source[place], short_side=decoded_side(wanted.input_spec, wanted.settings))
 
     def finish(self, frames: npt.NDArray, wanted: Wanted) -> npt.NDArray:
         """The frames that the network sees, (T, size, size, C): uint8 RGB, or flow in pixels."""
@@ -162,7 +162,7 @@ def _describe(error: Exception) -> str:
 def want(networks: Mapping[str, Network]) -> dict[str, Wanted]:
     """What each network wants of a video."""
     return {
-        name: Wanted(stream=network.streams[0], contract=network.model.contract, settings=network.settings)
+        name: Wanted(stream=network.streams[0], input_spec=network.model.input_spec, settings=network.settings)
         for name, network in networks.items()
     }
 
@@ -200,7 +200,7 @@ def _prepare(
 ) -> tuple[dict[str, Wanted], dict[str, Any]]:
     """What each network wants, and the network, folded."""
     networks = {entry.name: load_i3d(entry) for entry in entries}
-    folded = {name: fold(network.model, dtype=cuda.DTYPES[precision]) for name, network in networks.items()}
+    folded = {name: fold_batch_norm(network.model, dtype=cuda.DTYPES[precision]) for name, network in networks.items()}
     return want(networks), {name: cuda.place(model, device) for name, model in folded.items()}
 
 
