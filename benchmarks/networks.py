@@ -6,8 +6,7 @@
 
 Two plain builds share the weights: `padding` copies a zero-padded input before every layer, as the usual PyTorch ports
 do, and is what ratios refer to; `symmetric` lets PyTorch pad where it can. Steps of all builds take turns, and the
-smallest process CPU time of each counts. On CUDA (`--device cuda`, with `--compile` for torch.compile) wall time with
-synchronisation is taken instead; that path has not been measured.
+smallest process CPU time of each counts. For GPUs there is benchmarks/gpu_networks.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import tyro
@@ -41,8 +39,6 @@ class Settings:
     size: int = 112
     rounds: int = 6
     threads: int = 1
-    device: str = "cpu"
-    compile: bool = False
     table: bool = False
 
 
@@ -98,10 +94,8 @@ def _replace_units(module: nn.Module, *, copies: bool) -> nn.Module:
 def build(settings: Settings) -> VideoModel:
     size, frames = settings.size, settings.frames
     if settings.model == "i3d":
-        model = models.build("i3d", num_classes=400, size=size, frames=frames, test_frames=frames, dropout=0.0)
-    else:
-        model = models.build(settings.model, num_classes=400, size=size, dropout=0.0)
-    return model.to(settings.device)
+        return models.build("i3d", num_classes=400, size=size, frames=frames, test_frames=frames, dropout=0.0)
+    return models.build(settings.model, num_classes=400, size=size, dropout=0.0)
 
 
 def with_running_statistics(model: VideoModel) -> VideoModel:
@@ -118,12 +112,11 @@ def with_running_statistics(model: VideoModel) -> VideoModel:
 
 def training_step(model: nn.Module, clips: dict[str, Tensor], *, bf16: bool) -> Callable[[], None]:
     """Forward, loss, backward and SGD with momentum."""
-    device = next(iter(clips.values())).device.type
-    labels = torch.zeros(len(next(iter(clips.values()))), dtype=torch.int64, device=device)
+    labels = torch.zeros(len(next(iter(clips.values()))), dtype=torch.int64)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def step() -> None:
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             loss = models.cross_entropies(model(clips), labels).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -133,30 +126,23 @@ def training_step(model: nn.Module, clips: dict[str, Tensor], *, bf16: bool) -> 
 
 
 def inference(model: nn.Module, clips: dict[str, Tensor], *, bf16: bool = False) -> Callable[[], Tensor]:
-    device = next(iter(clips.values())).device.type
-
     def infer() -> Tensor:
-        with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             return model(clips)
 
     return infer
 
 
-def take_turns(steps: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """The smallest time of each step in seconds, after one round that does not count."""
+def take_turns(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """The smallest processor time of each step in seconds, after one round that does not count."""
     best = dict.fromkeys(steps, float("inf"))
     for turn in range(rounds + 1):
         for name, step in steps.items():
-            start = clock()
+            start = time.process_time()
             step()
-            elapsed = clock() - start
+            elapsed = time.process_time() - start
             best[name] = min(best[name], elapsed) if turn else best[name]
     return best
-
-
-def wall_time_on_cuda() -> float:
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def report(title: str, times: dict[str, float]) -> None:
@@ -168,7 +154,6 @@ def report(title: str, times: dict[str, float]) -> None:
 def measure(settings: Settings) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(settings.threads)
-    clock = wall_time_on_cuda if settings.device == "cuda" else time.process_time
     model = build(settings)
     zeros = blank_clips(model.input_spec.train, settings.size, batch=settings.batch)
     clips = {stream: (torch.rand_like(clip) * 2 - 1).to(settings.device) for stream, clip in zeros.items()}
@@ -181,11 +166,8 @@ def measure(settings: Settings) -> None:
         "ours, bf16 autocast": training_step(model, clips, bf16=True),
     }
     shape = ", ".join(f"{stream} {tuple(clip.shape)}" for stream, clip in clips.items())
-    if settings.compile:
-        compiled = cast(nn.Module, torch.compile(model))
-        training["ours, compiled, bf16 autocast"] = training_step(compiled, clips, bf16=True)
-    print(f"{settings.model}, {shape}, {settings.threads} thread(s), torch {torch.__version__}, {settings.device}")
-    report("training step", take_turns(training, settings.rounds, clock))
+    print(f"{settings.model}, {shape}, {settings.threads} thread(s), torch {torch.__version__}")
+    report("training step", take_turns(training, settings.rounds))
     model = with_running_statistics(build(settings)).eval()
     padding, symmetric = plain_build(model, copies=True), plain_build(model, copies=False)
     inferring = {
@@ -196,7 +178,7 @@ def measure(settings: Settings) -> None:
         "plain, padding, bf16 autocast": inference(padding, clips, bf16=True),
         "ours, folded, bf16": inference(fold_batch_norm(model, dtype=torch.bfloat16), clips),
     }
-    report("inference", take_turns(inferring, settings.rounds, clock))
+    report("inference", take_turns(inferring, settings.rounds))
     report_parity({name: infer() for name, infer in inferring.items()})
 
 

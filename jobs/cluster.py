@@ -66,6 +66,20 @@ def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[flo
     return cpus or float(num_workers or gpus), gpus
 
 
+def check_precision(precision: str, gpus: int) -> None:
+    """SettingsError where a precision of inference wants GPUs and none will be used."""
+    if precision == "fp16" and not gpus:
+        raise SettingsError("--precision fp16 needs GPUs, and there are none to use: take fp32 or bf16")
+
+
+def describe_workers(precision: str, num_workers: int, *, use_gpu: bool) -> str:
+    """`2 GPUs, bf16, sums and logits in fp32`: what will compute, and how exactly."""
+    from models import cuda
+
+    kind = ("GPU" if use_gpu else "CPU") + ("s" if num_workers > 1 else "")
+    return f"{num_workers} {kind}, {cuda.describe(precision, training=False) if use_gpu else precision}"
+
+
 def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attempts: int = 3) -> None:
     """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
     import ray

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cluster import connect, count_processors
+from jobs.cluster import check_precision, connect, count_processors, describe_workers
 from jobs.command import locate_output, run_command
 from pipelines import records, storage
 from pipelines.clips.sampling import PROTOCOLS, EvaluationProtocol, ProtocolName
@@ -61,8 +61,8 @@ class Evaluate:
     """What of a video is seen: the paper's test, 10 clips spread over the video, or those at 3 crops."""
     flip: bool = False
     """See each clip mirrored as well."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster where the processor has it."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 is faster where the processor or GPU has it; fp16 is for GPUs. fp32 is without TensorFloat-32."""
 
     num_workers: int | None = None
     """Scoring workers, each with a GPU where there are some. None: all GPUs, else all CPUs."""
@@ -96,6 +96,7 @@ def run(config: Evaluate) -> Evaluation:
     from pipelines.evaluation import scoring
 
     scorer = make_scorer(config)
+    print(f"scoring     {describe_workers(scorer.precision, scorer.num_workers, use_gpu=scorer.use_gpu)}", flush=True)
     networks = {source.name: source.load() for source in scorer.sources}
     scoring.check_networks(index, networks)
     usable = index.usable()
@@ -130,6 +131,7 @@ def make_scorer(config: Evaluate) -> Scorer:
     from pipelines.evaluation.scoring import NetworkSource, Scorer
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
+    check_precision(config.precision, gpus)
     given = {"rgb": config.rgb, "flow": config.flow, "model": config.model}
     sources = tuple(
         NetworkSource(

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from jobs.cluster import connect, count_processors
+from jobs.cluster import check_precision, connect, count_processors, describe_workers
 from jobs.command import locate_output, run_command
 from pipelines import storage
 from pipelines.datasets.annotations import make_path_ids
@@ -71,6 +71,8 @@ class ExtractFeatures:
     """Where the vectors go: into the Parquet files, or into one .npy file per video and stream."""
     flow_preset: FlowPreset = "faithful"
     """TV-L1 settings for video files."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16 is faster where the processor or GPU has it; fp16 is for GPUs. fp32 is without TensorFloat-32."""
     videos_per_part: int = 256
     """Videos in one Parquet file, which is also what is done again after a crash."""
     num_workers: int | None = None
@@ -105,6 +107,7 @@ def run(config: ExtractFeatures) -> None:
     from pipelines.evaluation import features
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
+    check_precision(config.precision, gpus)
     num_workers = config.num_workers or gpus or int(cpus)
     given = {"rgb": config.rgb, "flow": config.flow}
     sources = tuple(
@@ -113,9 +116,14 @@ def run(config: ExtractFeatures) -> None:
         if uri
     )
     windows = features.Windows(window=config.window, step=config.step)
-    features.check_windows(windows, {source.name: features.load_i3d(source) for source in sources})
-    extractor = features.Extractor(sources=sources, windows=windows, num_workers=num_workers, use_gpu=gpus > 0)
+    networks = {source.name: features.load_i3d(source) for source in sources}
+    features.check_windows(windows, networks)
+    extractor = features.Extractor(
+        sources=sources, windows=windows, precision=config.precision, num_workers=num_workers, use_gpu=gpus > 0
+    )
     read = features.ReadVideo(source, flow_preset=config.flow_preset)
+    print(f"extracting  {describe_workers(config.precision, num_workers, use_gpu=gpus > 0)}", flush=True)
+    wanted = features.want(networks)
     failed: list[Row] = []
     for part, first in enumerate(range(0, len(rows), config.videos_per_part)):
         uri = storage.join(config.output, "features", f"{part:05d}.parquet")
@@ -123,7 +131,7 @@ def run(config: ExtractFeatures) -> None:
             continue
         places = range(first, min(first + config.videos_per_part, len(rows)))
         table: list[Row] = []
-        for row in features.extract_features(extractor, read, places):
+        for row in features.extract_features(extractor, read, wanted, places):
             video = rows[row["place"]]
             if row["error"]:
                 failed.append({"id": video["id"], "error": row["error"]})

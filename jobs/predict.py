@@ -14,7 +14,7 @@ The published scores of DeepMind's sample come, with D=data of github.com/google
     (last digits vary with processors)   rgb    logit 25.8566, norm of all logits  87.108871
                                          flow   logit 15.9570, norm of all logits  63.252754
 
-It runs on a GPU where there is one; that path has not been measured.
+It runs on a GPU where there is one, TV-L1 included; its speed there has not been measured.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ import torch
 import tyro
 from torch import Tensor
 
+from jobs.cluster import check_precision
 from jobs.command import run_command
-from models import clip_scores
+from models import clip_scores, cuda
 from models.folding import fold_batch_norm
-from models.input_spec import CHANNELS, STREAMS, Stream, VideoModel
+from models.input_spec import CHANNELS, STREAMS, Stream
 from pipelines import storage
 from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
@@ -41,7 +42,7 @@ from pipelines.evaluation.raw_video import compute_flow, decode_frames
 from pipelines.training.trained_network import Network, load_network
 from pipelines.tvl1.params import FlowPreset
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 MAX_SCALED = 1.5  # resampling may overshoot [-1, 1] a little; pixels and colour values are far above
 
@@ -66,7 +67,7 @@ class Predict:
     flow_preset: FlowPreset = "faithful"
     """TV-L1 settings, best those that the flow network was trained on."""
     precision: Precision = "fp32"
-    """fp32, or bf16: faster on CPUs that have it, logits off by about half a percent."""
+    """fp32, or bf16: faster on CPUs that have it and on GPUs, logits off by about half a percent. fp16 is for GPUs."""
 
     def __post_init__(self) -> None:
         if (self.video is None) == (not self.clips):
@@ -90,13 +91,15 @@ def run(config: Predict) -> None:
     networks = load_networks(config)
     names = name_classes(networks, config.classes)
     clips = read_clips(config.clips, networks) if config.clips else cut_clips(config, networks)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(config.precision)
     print(f"source {config.video or ' '.join(config.clips)}")
     logits: dict[str, Tensor] = {}
     for stream, network in networks.items():
         seen = describe_clips(clips[stream])
-        print(f"{stream:7}{getattr(config, stream)} on {seen}; {config.precision}, {device}", flush=True)
-        logits[stream] = score(network, stream, clips[stream], config.precision)
+        print(
+            f"{stream:7}{getattr(config, stream)} on {seen}; {describe_precision(config.precision, device)}", flush=True
+        )
+        logits[stream] = score(network, stream, clips[stream], config.precision, device)
     if len(logits) > 1:
         logits["joint"] = torch.stack(list(logits.values())).sum(dim=0)
     print(f"\n{format_streams(logits, names)}\n\n{format_top(logits, names, config.top)}")
@@ -214,30 +217,33 @@ def _stream_of(array: object) -> Stream | None:
     return next((stream for stream in STREAMS if array.shape[4] == CHANNELS[stream]), None)
 
 
-@torch.no_grad()
-def score(network: Network, stream: Stream, clips: Tensor, precision: Precision) -> Tensor:
-    """Logits (num_classes,) float32 of clips (N, C, T, H, W), their mean where there are several."""
-    infer = _score_on_cuda if torch.cuda.is_available() else _score_on_cpu
+def find_device(precision: Precision) -> torch.device:
+    """The GPU where there is one, set up, else the CPU; InputError where it cannot be computed on in this precision."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        logits = infer(network.model, clips, torch.bfloat16 if precision == "bf16" else torch.float32)
+        check_precision(precision, torch.cuda.device_count())
+        cuda.set_up(device, precision, training=False)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return device
+
+
+def describe_precision(precision: Precision, device: torch.device) -> str:
+    return f"{precision}, cpu" if device.type == "cpu" else f"{cuda.describe(precision, training=False)}, {device.type}"
+
+
+@torch.no_grad()
+def score(network: Network, stream: Stream, clips: Tensor, precision: Precision, device: torch.device) -> Tensor:
+    """Logits (num_classes,) float32 of clips (N, C, T, H, W), their mean where there are several."""
+    model = cuda.place(fold_batch_norm(network.model, dtype=cuda.DTYPES[precision]), device)
+    try:
+        logits = model(clips.to(device))
     except ValueError as error:  # a clip that the network is not made for
         raise InputError(f"--{stream}: {error}") from error
-    scores = clip_scores(logits).float().mean(dim=0)
+    scores = clip_scores(logits).float().mean(dim=0).cpu()
     if not scores.isfinite().all():
         raise InputError(f"--{stream}: its scores are infinite or not a number: try --precision fp32")
     return scores
-
-
-def _score_on_cpu(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:
-    return fold_batch_norm(model, dtype=dtype)(clips)
-
-
-def _score_on_cuda(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:
-    placed = model.eval().to("cuda", memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    cast = torch.autocast("cuda", dtype, enabled=dtype != torch.float32)
-    # TensorFloat-32, cuDNN's default, would keep about three digits of the logits.
-    with cast, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return placed(clips.to("cuda", memory_format=torch.channels_last_3d)).cpu()
 
 
 def describe_clips(clips: Tensor) -> str:

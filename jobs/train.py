@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command, with_preset
+from models import cuda
 from pipelines import storage
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import SettingsError
@@ -45,6 +46,8 @@ class Workers:
     """0: train on CPUs even if there are GPUs."""
     max_failures: int = 3
     """How often workers may die before the run ends."""
+    compile: bool = False
+    """Compile the network by torch.compile (GPUs only): faster steps, after more than a minute of compiling."""
 
     def __post_init__(self) -> None:
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or self.min_workers):
@@ -171,6 +174,7 @@ def make_scale(workers: Workers) -> Scale:
         use_gpu=gpus > 0,
         cpus_per_worker=round(cpus_per_worker, 3),
         max_failures=workers.max_failures,
+        compile=workers.compile,
     )
 
 
@@ -180,7 +184,8 @@ def print_run(config: Train, run: Run, scale: Scale, output: str) -> None:
     batch = optimisation.global_batch(scale.num_workers)
     device = "GPU" if scale.use_gpu else "CPU"
     phases = ", ".join(f"{rate:g} for {steps:,}" for steps, rate in schedule.phases)
-    print(f"model       {network.model} {network.stream or ''}: {run.initial}; {optimisation.precision}")
+    precision = cuda.describe(optimisation.precision, training=True) if scale.use_gpu else optimisation.precision
+    print(f"model       {network.model} {network.stream or ''}: {run.initial}; {precision}")
     print(f"videos      {len(run.train):,} to train, {len(run.validation or ()):,} to validate")
     print(f"schedule    {phases} steps of {schedule.reference_batch} clips")
     if batch != schedule.reference_batch:

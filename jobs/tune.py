@@ -152,6 +152,7 @@ def make_scale(config: Tune) -> tuple[Scale, int]:
         cpus_per_worker=each,
         data_cpus=data_cpus,
         max_failures=workers.max_failures,
+        compile=workers.compile,
     )
     return scale, config.concurrent or min(room, config.trials)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.convolution import Convolution, MaxPool
+from models.convolution import Classifier, MaxPool
 from models.inception import UnitFactory
 from models.input_spec import (
     CHANNELS,
@@ -67,7 +67,7 @@ class C3D(VideoModel):
             self.hidden.add_module(name, unit(features, unit.channels(width), (1, 1, 1)))
             self.hidden.add_module(f"dropout_{name}", nn.Dropout(config.dropout))
             features = unit.channels(width)
-        self.logits = Convolution(features, config.num_classes, (1, 1, 1), bias=True)
+        self.logits = Classifier(features, config.num_classes)
 
     @property
     def input_spec(self) -> InputSpec:
@@ -84,4 +84,4 @@ class C3D(VideoModel):
                 f"This C3D takes clips of {expected} frames, rows and columns; got {tuple(clip.shape[2:])}."
             )
         grid = self.trunk(clip.contiguous(memory_format=torch.channels_last_3d)).flatten(1)
-        return self.logits(self.hidden(grid[:, :, None, None, None]).to(self.logits.weight.dtype)).flatten(1)
+        return self.logits(self.hidden(grid[:, :, None, None, None])).flatten(1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from models.convolution import without_autocast
 from models.inception import InceptionV1, UnitFactory
 from models.input_spec import (
     CHANNELS,
@@ -95,5 +96,6 @@ class ConvNetLSTM(VideoModel):
     def forward(self, clips: Clips) -> Tensor:
         grid = self.trunk(stream_of(clips, self.config.stream))
         frames = grid.to(self.logits.weight.dtype).mean(dim=(3, 4)).transpose(1, 2)
-        states = self.bn(self.lstm(frames).transpose(1, 2)).transpose(1, 2)
-        return self.logits(self.dropout(states))
+        with without_autocast(frames.device):
+            states = self.bn(self.lstm(frames).transpose(1, 2)).transpose(1, 2)
+            return self.logits(self.dropout(states))

@@ -2,12 +2,13 @@
 
 A 2-D network is a 3-D one whose temporal kernels and strides are 1, so these few layers serve all five models.
 They keep every activation in channels_last_3d, where this is also the quick form on a CPU: a 1×1×1 convolution is one
-matrix product, and a pool needs no padded copy. On a GPU the same calls are PyTorch's ordinary ones.
+matrix product, and a pool needs no padded copy. For a GPU `models.cuda.place` puts other layers in the place of some.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +62,25 @@ def _draw_truncated_normal(weight: Tensor, std: float) -> None:
     weight.uniform_(-cut, cut).erfinv_().mul_(std * math.sqrt(2))
 
 
+class Classifier(Convolution):
+    """The 1×1×1 convolution with a bias that gives the logits, in its weights' own dtype also under autocast.
+
+    In bfloat16 the logits of one video in fifty would tie.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes, (1, 1, 1), bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x.device):
+            return super().forward(x.to(self.weight.dtype))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within it operations keep the dtype of what they are given."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 class MaxPool(nn.Module):
     """SAME max-pooling of (B, C, T, H, W)."""
 
@@ -71,7 +91,7 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel, self.stride, strict=True)]
         if any(after > before and s == 1 for (before, after), s in zip(pads, self.stride, strict=True)):
-            x, pads = nn.functional.pad(x, _pad_argument(pads), value=-math.inf), [(0, 0)] * 3
+            x, pads = nn.functional.pad(x, pad_argument(pads), value=-math.inf), [(0, 0)] * 3
         # ceil_mode lets the last window hang over the border by the one element that SAME adds behind, without a copy.
         return nn.functional.max_pool3d(x, self.kernel, self.stride, [before for before, _ in pads], ceil_mode=True)
 
@@ -84,19 +104,15 @@ class BatchNorm(nn.BatchNorm3d):
 
     Every convolution of Inception is followed by batch norm and ReLU, and then by something linear or a maximum: a
     positive scale commutes with these, so gamma adds nothing that the next weights cannot hold. The released
-    checkpoints have none, and the paper's parameter counts fit without it.
+    checkpoints have none, and the paper's parameter counts fit without it. In its place is a constant of ones that no
+    checkpoint holds: with none at all PyTorch's kernels for GPUs return no gradient of the bias either.
     """
 
     def __init__(self, channels: int, *, momentum: float, gamma: bool = False) -> None:
         super().__init__(channels, eps=1e-3, momentum=momentum)
         if not gamma:
-            self.register_parameter("weight", None)
-
-    def reset_parameters(self) -> None:
-        self.reset_running_stats()
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
+            del self.weight
+            self.register_buffer("weight", torch.ones(channels), persistent=False)
 
 
 class ConvUnit(nn.Module):
@@ -116,7 +132,7 @@ def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tens
     axes = zip(x.shape[2:], kernel, stride, pads, strict=True)
     explicit = [p if p[0] != p[1] or (n <= k and _has_wrong_gradient(x, s)) else (0, 0) for n, k, s, p in axes]
     if any(after for _, after in explicit):
-        x = nn.functional.pad(x, _pad_argument(explicit))
+        x = nn.functional.pad(x, pad_argument(explicit))
     t, h, w = (0 if pad == done else pad[0] for pad, done in zip(pads, explicit, strict=True))
     return x, (t, h, w)
 
@@ -132,5 +148,5 @@ def _has_wrong_gradient(x: Tensor, stride: int) -> bool:
     return x.device.type == "cpu" and torch.is_grad_enabled() and (bf16 or stride > 1)
 
 
-def _pad_argument(pads: list[tuple[int, int]]) -> list[int]:
+def pad_argument(pads: list[tuple[int, int]]) -> list[int]:
     return [n for pad in reversed(pads) for n in pad]

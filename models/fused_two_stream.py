@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.convolution import BatchNorm, Convolution, ConvUnit, MaxPool
+from models.convolution import BatchNorm, Classifier, Convolution, ConvUnit, MaxPool
 from models.inception import InceptionV1, UnitFactory
 from models.input_spec import STREAMS, Clips, InputSpec, ModelConfig, VideoModel
 from models.two_stream import SNAPSHOT_CHANNELS, snapshot_sampling, snapshots_of
@@ -47,7 +47,7 @@ class FusedTwoStream(VideoModel):
         self.fusion = ConvUnit(Convolution(grids, channels, (3, 3, 3)), norm)
         self.pool = MaxPool((3, 3, 3), (2, 2, 2))
         self.dropout = nn.Dropout(config.dropout)
-        self.logits = Convolution(channels, config.num_classes, (1, 1, 1), bias=True)
+        self.logits = Classifier(channels, config.num_classes)
 
     @property
     def input_spec(self) -> InputSpec:

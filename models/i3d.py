@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.convolution import Convolution
+from models.convolution import Classifier
 from models.inception import InceptionV1, TemporalExtents, UnitFactory, count_time_steps
 from models.input_spec import (
     CHANNELS,
@@ -74,7 +74,7 @@ class I3D(VideoModel):
         unit = UnitFactory(width=config.width, bn_momentum=config.bn_momentum, bn_gamma=config.bn_gamma)
         self.trunk = InceptionV1(CHANNELS[config.stream], unit=unit, temporal=config)
         self.dropout = nn.Dropout(config.dropout)
-        self.logits = Convolution(self.trunk.out_channels, config.num_classes, (1, 1, 1), bias=True)
+        self.logits = Classifier(self.trunk.out_channels, config.num_classes)
 
     @property
     def input_spec(self) -> InputSpec:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.convolution import Convolution
+from models.convolution import Classifier
 from models.inception import InceptionV1, UnitFactory
 from models.input_spec import (
     CHANNELS,
@@ -56,7 +56,7 @@ class SnapshotNet(nn.Module):
         unit = UnitFactory(width=config.width, bn_momentum=config.bn_momentum, bn_gamma=config.bn_gamma)
         self.trunk = InceptionV1(in_channels, unit=unit)
         self.dropout = nn.Dropout(config.dropout)
-        self.logits = Convolution(self.trunk.out_channels, config.num_classes, (1, 1, 1), bias=True)
+        self.logits = Classifier(self.trunk.out_channels, config.num_classes)
 
     def forward(self, snapshots: Tensor) -> Tensor:
         features = self.trunk(snapshots).to(self.logits.weight.dtype).mean(dim=(3, 4), keepdim=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster import check_precision, describe_workers
+
 ROOT = Path(__file__).resolve().parents[1]
 ASK = """
 import sys
@@ -55,3 +57,12 @@ def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(wor
         assert done.stdout.splitlines()[-1] == answer
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_workers_are_told_of_with_their_precision() -> None:
+    assert describe_workers("bf16", 2, use_gpu=True) == "2 GPUs, bf16, sums and logits in fp32"
+    assert describe_workers("fp32", 1, use_gpu=True) == "1 GPU, fp32, no TensorFloat-32"
+    assert describe_workers("fp32", 4, use_gpu=False) == "4 CPUs, fp32"
+    check_precision("fp16", gpus=1)
+    with pytest.raises(ValueError, match="fp16 needs GPUs"):
+        check_precision("fp16", gpus=0)

@@ -131,9 +131,9 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     extractor = features.Extractor(
         sources=(), windows=features.Windows(), num_workers=scorer.num_workers, use_gpu=scorer.use_gpu
     )
-    features.extract_features(extractor, features.ReadVideo([]), range(10))
+    features.extract_features(extractor, features.ReadVideo([]), {}, range(10))
     nodes = [cluster["available_node_types"][kind]["resources"] for kind in counts]
-    assert len(asked.requests) >= (6 if total["GPU"] else 3)
+    assert len(asked.requests) >= (7 if total["GPU"] else 3)
     assert all(any(fits(request, node) for node in nodes) for request in asked.requests), asked.requests
     assert placement.flow_actors * placement.gpus_per_actor <= total["GPU"]
     assert scorer.num_workers <= (total["GPU"] or total["CPU"])

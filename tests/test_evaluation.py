@@ -18,13 +18,13 @@ import torch
 import models
 from jobs.evaluate import format_summary
 from jobs.report import make_report
-from models import checkpoint
+from models import checkpoint, cuda
 from models.checkpoint import Metadata
 from pipelines import records
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import DataError, NetworkError
-from pipelines.evaluation import scoring
+from pipelines.evaluation import features, scoring
 from pipelines.pages.evaluation import render_evaluation
 from pipelines.pages.mistakes import choose_mistakes
 from pipelines.training.trained_network import Network, load_network
@@ -158,6 +158,51 @@ def test_networks_that_do_not_fit_are_refused(index: VideoIndex, tmp_path: Path)
         scoring.check_networks(index, {"rgb": nameless})
     with pytest.raises(NetworkError, match="network of rgb, needed is one of flow"):
         load_network(str(tmp_path / "rgb"), stream="flow")
+
+
+def test_a_gpu_that_computes_wrong_ends_an_evaluation_in_one_sentence(
+    index: VideoIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise cuda.ConvolutionError("conv3d in bf16 is off by 0.4")
+
+    source = scoring.NetworkSource(name="rgb", uri=save_network(tmp_path, "rgb", index.classes), stream="rgb")
+    monkeypatch.setattr(cuda, "set_up", refuse)
+    scorer = scoring.ScoreVideo(scoring.Scorer(sources=(source,), protocol=EvaluationProtocol()))
+    row = scorer({"place": 3, "error": ""})
+    assert row == {"place": 3, "error": "", "refusal": "conv3d in bf16 is off by 0.4", "logits_rgb": []}
+    with pytest.raises(ValueError, match=r"^conv3d in bf16 is off by 0.4$"):
+        list(scoring.unless_refused([{"place": 0, "refusal": ""}, row]))
+
+
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+@pytest.mark.parametrize("kind", ["shards", "files"])
+def test_frames_for_features_are_decoded_apart_from_the_networks(
+    index: VideoIndex, motion_shards: str, tmp_path: Path, kind: str, stream: str
+) -> None:
+    """Of raw files flow is computed where the networks are; all else comes cropped from where it was decoded."""
+    usable = index.usable()
+    file = str(Path(motion_shards).parent / "videos" / "test" / "up" / "up_0002.mp4")
+    read = features.ReadVideo(usable if kind == "shards" else [file], flow_preset="fast")
+    source = scoring.NetworkSource(name=stream, uri=save_network(tmp_path, stream, index.classes), stream=stream)
+    wanted = features.want({stream: source.load()})
+    row = features.DecodeVideo(read, wanted)({"id": 0})
+    later = kind == "files" and stream == "flow"
+    assert row[f"frames_{stream}"].shape[2:] == ((54, 3) if later else (32, 3 if stream == "rgb" else 2))
+    windows = features.Windows(window=16, step=8)
+    for precision in ("fp32", "bf16"):
+        extractor = features.Extractor(sources=(source,), windows=windows, precision=precision)
+        found = features.ComputeFeatures(extractor, read)(row)
+        assert (found["error"], found["refusal"], found[f"features_{stream}"].shape[1]) == ("", "", 128)
+
+
+def test_a_video_that_cannot_be_decoded_is_told_without_features(index: VideoIndex, tmp_path: Path) -> None:
+    source = scoring.NetworkSource(name="rgb", uri=save_network(tmp_path, "rgb", index.classes), stream="rgb")
+    read = features.ReadVideo([str(tmp_path / "nothing.mp4")])
+    row = features.DecodeVideo(read, features.want({"rgb": source.load()}))({"id": 0})
+    found = features.ComputeFeatures(features.Extractor(sources=(source,), windows=features.Windows()), read)(row)
+    assert found["error"] == "VideoError: there is no such file"
+    assert found["features_rgb"].shape == (0, 0)
 
 
 def run_job(name: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ def trained_like(name, **settings):
             torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
             torch.nn.init.uniform_(module.running_var, 0.4, 0.8)
             torch.nn.init.uniform_(module.bias, -0.2, 0.4)
-            if module.weight is not None:
+            if isinstance(module.weight, torch.nn.Parameter):
                 torch.nn.init.uniform_(module.weight, 0.8, 1.2)
     return model.eval()
 

@@ -270,7 +270,7 @@ def test_help_tells_the_published_scores(monkeypatch, capsys) -> None:
 def test_scores_that_are_not_finite_are_no_prediction() -> None:
     model = models.build("two_stream", num_classes=2, stream="rgb", width=0.125, size=32)
     clips = torch.zeros(1, 3, 1, 32, 32)
-    assert predict.score(Network(model=model), "rgb", clips, "fp32").isfinite().all()
+    assert predict.score(Network(model=model), "rgb", clips, "fp32", torch.device("cpu")).isfinite().all()
     for weight in model.parameters():
         weight.fill_(torch.inf)
     with pytest.raises(predict.InputError, match="--rgb: its scores are infinite or not a number"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from models.cost import blank_clips, count_flops, count_parameters
@@ -80,6 +81,44 @@ def test_a_few_steps_on_small_clips_fit_the_labels(name):
     assert models.clip_scores(model(clips)).argmax(dim=1).tolist() == [0, 1, 2]
 
 
+class NoteNorms(TorchDispatchMode):
+    """Notes the weight that each batch norm hands to the kernel of its device, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward, self.backward = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "batch_norm" in str(func):
+            noted = self.backward if "backward" in str(func) else self.forward
+            noted.append(args[2] if "backward" in str(func) else args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_no_batch_norm_reaches_a_kernel_without_weight(name):
+    """Without one CUDA's kernels return no gradient of the bias, and a training ends at its first step."""
+    model = models.build(name, num_classes=3, width=0.0625, **SMALL[name])
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    clips = blank_clips(model.input_spec.train, model.input_spec.size, batch=2)
+    with NoteNorms() as noted:
+        models.cross_entropies(model(clips), torch.tensor([0, 1])).mean().backward()
+    assert len(noted.forward) == len(noted.backward) == len(norms)
+    assert all(weight is not None for weight in noted.forward + noted.backward)
+    assert all(norm.bias.grad is not None for norm in norms)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_logits_under_autocast_are_sums_in_fp32(name):
+    model = models.build(name, num_classes=64, width=0.0625, **SMALL[name]).eval()
+    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.input_spec.train, model.input_spec.size).items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(clips)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.to(torch.bfloat16)).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_a_test_video_of_the_contract_gives_scores(name):
     model = models.build(name, num_classes=3, width=0.0625, **SMALL[name]).eval()
@@ -119,8 +158,8 @@ def test_wrong_settings_say_what_is_allowed(name, settings, message):
         models.build(name, num_classes=5, **settings)
 
 
-def test_models_import_nothing_but_torch_numpy_and_safetensors():
-    allowed = {"torch", "numpy", "safetensors", "models"} | sys.stdlib_module_names
+def test_models_import_nothing_but_torch_triton_numpy_and_safetensors():
+    allowed = {"torch", "triton", "numpy", "safetensors", "models"} | sys.stdlib_module_names
     for path in Path(models.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

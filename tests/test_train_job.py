@@ -131,6 +131,8 @@ def test_networks_that_cannot_be_made(network: dict[str, Any], message: str) -> 
 def test_what_needs_gpus_says_so(motion_shards: str, optimisation: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="need GPUs"):
         make_run(DEBUG.change(optimisation=optimisation), read_index(motion_shards), CPUS)
+    with pytest.raises(SettingsError, match="need GPUs"):
+        make_run(DEBUG, read_index(motion_shards), replace(CPUS, compile=True))
 
 
 def test_the_run_knows_its_videos_and_its_flow(motion_shards: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import av
 import cv2
@@ -18,18 +19,21 @@ import numpy.typing as npt
 import ray.data
 import torch
 
+from models import cuda
+from models.folding import fold_batch_norm
 from models.i3d import I3D
-from models.input_spec import FRAMES_PER_SECOND
+from models.input_spec import FRAMES_PER_SECOND, InputSpec
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_row
-from pipelines.clips.sampling import centre_crop, decoded_side, resize_for_crop, scale_clips
+from pipelines.clips.sampling import ClipSettings, centre_crop, decoded_side, resize_for_crop, scale_clips
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, decode_frames
-from pipelines.evaluation.scoring import NetworkSource, configure_ray_data
+from pipelines.evaluation.scoring import NetworkSource, configure_ray_data, set_up, unless_refused
 from pipelines.training.trained_network import Network
 
 BATCH = 8  # windows that go through a network at a time
+READING_ERRORS = (ValueError, LookupError, OSError, VideoError, av.FFmpegError, cv2.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +53,40 @@ class Windows:
         return [np.arange(start, start + self.window) % length for start in starts]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a network wants of a video: the stream, and how its frames are resized and cropped."""
+
+    stream: str
+    input_spec: InputSpec
+    settings: ClipSettings
+
+    def crop(self, frames: npt.NDArray) -> npt.NDArray:
+        """(T, size, size, C) of (T, H, W, C) frames. Raises ValueError where there is none."""
+        if len(frames) == 0:
+            raise ValueError(f"there is no {self.stream} frame; flow needs videos of at least two frames")
+        return centre_crop(resize_for_crop(frames, self.input_spec, self.settings), self.input_spec.size)
+
+
 class ReadVideo:
     """The frames of a video by its place: from shards, or from raw files."""
 
     def __init__(self, source: VideoIndex | Sequence[str], *, flow_preset: str = "faithful") -> None:
         self.source, self.flow_preset = source, flow_preset
 
-    def __call__(self, place: int, network: Network) -> npt.NDArray:
-        """All frames of the network's stream, (T, H, W, C): uint8 RGB, or flow in pixels."""
-        stream = network.streams[0]
+    def computes_flow(self, wanted: Wanted) -> bool:
+        """Whether what is decoded is RGB that flow has yet to be computed from."""
+        return wanted.stream == "flow" and not isinstance(self.source, VideoIndex)
+
+    def decode(self, place: int, wanted: Wanted) -> npt.NDArray:
+        """All frames (T, H, W, C) that are stored: uint8 RGB, or of shards flow in pixels."""
         if isinstance(self.source, VideoIndex):
-            return open_row(self.source.row(place), [stream])(stream, 0, None)
-        frames = decode_frames(self.source[place], short_side=decoded_side(network.model.input_spec, network.settings))
-        return frames if stream == "rgb" else compute_flow(frames, self.flow_preset)
+            return open_row(self.source.row(place), [wanted.stream])(wanted.stream, 0, None)
+        return decode_frames(self.source[place], short_side=decoded_side(wanted.input_spec, wanted.settings))
+
+    def finish(self, frames: npt.NDArray, wanted: Wanted) -> npt.NDArray:
+        """The frames that the network sees, (T, size, size, C): uint8 RGB, or flow in pixels."""
+        return wanted.crop(compute_flow(frames, self.flow_preset) if self.computes_flow(wanted) else frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,46 +95,75 @@ class Extractor:
 
     sources: tuple[NetworkSource, ...]
     windows: Windows
+    precision: str = "fp32"
     num_workers: int = 1
     use_gpu: bool = False
 
 
+class DecodeVideo:
+    """The step from a video's place to frames, for each network: all that needs no GPU where one comes after it."""
+
+    def __init__(self, read: ReadVideo, wanted: Mapping[str, Wanted]) -> None:
+        self.read, self.wanted = read, wanted
+
+    def __call__(self, row: Row) -> Row:
+        cv2.setNumThreads(1)
+        place = int(row["id"])
+        try:
+            decoded = {f"frames_{name}": self._decode(place, wanted) for name, wanted in self.wanted.items()}
+        except READING_ERRORS as error:
+            nothing = {f"frames_{name}": np.zeros((0, 0, 0, 0), np.uint8) for name in self.wanted}
+            return {"place": place, "error": _describe(error), **nothing}
+        return {"place": place, "error": "", **decoded}
+
+    def _decode(self, place: int, wanted: Wanted) -> npt.NDArray:
+        frames = self.read.decode(place, wanted)
+        return frames if self.read.computes_flow(wanted) else self.read.finish(frames, wanted)
+
+
 class ComputeFeatures:
-    """The step from a video's place to its feature vectors; keeps its networks from video to video."""
+    """The step from decoded frames to feature vectors; keeps its networks, folded, from video to video."""
 
     def __init__(self, extractor: Extractor, read: ReadVideo) -> None:
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
         self.windows, self.read = extractor.windows, read
-        self.device = torch.device("cuda" if extractor.use_gpu else "cpu")
-        self.networks = _load_networks(extractor.sources)
-        for network in self.networks.values():
-            network.model.eval().to(self.device)  # CUDA: not measured
+        self.device, self.refusal = set_up(extractor.precision, use_gpu=extractor.use_gpu)
+        self.wanted, self.models = _prepare(extractor.sources, extractor.precision, self.device)
 
     def __call__(self, row: Row) -> Row:
-        place = int(row["id"])
-        extracted: Row = {"place": place, "error": ""}
+        nothing = {f"features_{name}": np.zeros((0, 0), np.float32) for name in self.models}
+        facts = {"place": row["place"], "error": row["error"], "refusal": self.refusal}
+        if row["error"] or self.refusal:
+            return facts | nothing
         try:
-            extracted |= {f"features_{name}": self._extract(place, network) for name, network in self.networks.items()}
-        except (ValueError, LookupError, OSError, VideoError, av.FFmpegError, cv2.error) as error:
-            empty = {f"features_{name}": np.zeros((0, 0), np.float32) for name in self.networks}
-            extracted |= {"error": f"{type(error).__name__}: {error}"[:500], **empty}
-        return extracted
+            return facts | {f"features_{name}": self._extract(name, row[f"frames_{name}"]) for name in self.models}
+        except READING_ERRORS as error:
+            return facts | nothing | {"error": _describe(error)}
 
     @torch.no_grad()
-    def _extract(self, place: int, network: Network) -> npt.NDArray[np.float32]:
+    def _extract(self, name: str, frames: npt.NDArray) -> npt.NDArray[np.float32]:
         """(windows, features) float32."""
-        model, settings, stream = network.model, network.settings, network.streams[0]
-        assert isinstance(model, I3D)
-        frames = self.read(place, network)
-        if len(frames) == 0:
-            raise ValueError(f"there is no {stream} frame; flow needs videos of at least two frames")
-        frames = centre_crop(resize_for_crop(frames, model.input_spec, settings), model.input_spec.size)
+        model, wanted = self.models[name], self.wanted[name]
+        frames = self.read.finish(frames, wanted) if self.read.computes_flow(wanted) else frames
         vectors = []
         for first in range(0, len(chosen := self.windows.indices(len(frames))), BATCH):
             clips = torch.from_numpy(np.stack([frames[window] for window in chosen[first : first + BATCH]]))
-            vectors.append(model.pooled_features(scale_clips(stream, clips.to(self.device), settings.bound)).cpu())
+            scaled = scale_clips(wanted.stream, clips.to(self.device), wanted.settings.bound)
+            vectors.append(model.pooled_features(scaled).cpu())
         return torch.cat(vectors).numpy()
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
+
+
+def want(networks: Mapping[str, Network]) -> dict[str, Wanted]:
+    """What each network wants of a video."""
+    return {
+        name: Wanted(stream=network.streams[0], input_spec=network.model.input_spec, settings=network.settings)
+        for name, network in networks.items()
+    }
 
 
 def load_i3d(source: NetworkSource) -> Network:
@@ -129,33 +183,46 @@ def check_windows(windows: Windows, networks: Mapping[str, Network]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOnCpu:
-    """The same as a task of a CPU, whose process keeps the networks for the next one."""
+    """Both steps as one task of a CPU, whose process keeps the networks for the next one."""
 
     extractor: Extractor
     read: ReadVideo
+    decode: DecodeVideo
 
     def __call__(self, row: Row) -> Row:
-        return ComputeFeatures(self.extractor, self.read)(row)
+        return ComputeFeatures(self.extractor, self.read)(self.decode(row))
 
 
 @lru_cache(maxsize=1)
-def _load_networks(sources: tuple[NetworkSource, ...]) -> dict[str, Network]:
-    return {source.name: load_i3d(source) for source in sources}
+def _prepare(
+    sources: tuple[NetworkSource, ...], precision: str, device: torch.device
+) -> tuple[dict[str, Wanted], dict[str, Any]]:
+    """What each network wants, and the network, folded."""
+    networks = {source.name: load_i3d(source) for source in sources}
+    folded = {name: fold_batch_norm(network.model, dtype=cuda.DTYPES[precision]) for name, network in networks.items()}
+    return want(networks), {name: cuda.place(model, device) for name, model in folded.items()}
 
 
-def extract_features(extractor: Extractor, read: ReadVideo, places: range) -> list[Row]:
-    """Rows `place`, `error` and `features_NAME` (windows, features) of the videos at these places, in order."""
+def extract_features(extractor: Extractor, read: ReadVideo, wanted: Mapping[str, Wanted], places: range) -> list[Row]:
+    """Rows `place`, `error` and `features_NAME` (windows, features) of the videos at these places, in order.
+
+    Ray must be running. On CPUs a task decodes and extracts; with GPUs decoding is tasks on CPUs of their own, and the
+    flow of raw files is computed on the GPU. Raises RunError where a GPU computes wrong numbers.
+    """
     configure_ray_data()
+    decode = DecodeVideo(read, wanted)
     graph = ray.data.from_items([{"id": place} for place in places], override_num_blocks=len(places))
+    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
     if extractor.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=extractor.num_workers)
         given = (extractor, read)
+        graph = graph.map(decode, **on_cpu)
         graph = graph.map(ComputeFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=extractor.num_workers)
-        step = ExtractOnCpu(extractor=extractor, read=read)
-        graph = graph.map(step, compute=tasks, num_cpus=1, max_retries=MAX_WORKER_DEATHS)
-    return sorted(graph.iter_rows(), key=lambda row: row["place"])
+        step = ExtractOnCpu(extractor=extractor, read=read, decode=decode)
+        graph = graph.map(step, compute=tasks, **on_cpu)
+    return sorted(unless_refused(graph.iter_rows()), key=lambda row: row["place"])
 
 
 def seconds_of(windows: Windows, count: int) -> list[tuple[float, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -24,12 +24,13 @@ import torch
 from ray.data import DataContext
 
 import models
+from models import cuda
 from models.folding import fold_batch_norm
 from pipelines.clips.loader import MAX_WORKER_DEATHS, check_storage, is_of_storage, open_row
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels
-from pipelines.errors import NetworkError, OutageError
+from pipelines.errors import NetworkError, OutageError, RunError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
 from pipelines.media.codec import check_convention
@@ -37,7 +38,6 @@ from pipelines.training.trained_network import Network, load_network
 from pipelines.training.weights_files import Which
 
 WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,36 +128,54 @@ class CutVideo:
 
 
 class ScoreVideo:
-    """The step from frames to logits; keeps its networks from video to video."""
+    """The step from frames to logits; keeps its networks, folded, from video to video."""
 
     def __init__(self, scorer: Scorer) -> None:
         torch.set_num_threads(1)
-        self.scorer = scorer
-        self.device = torch.device("cuda" if scorer.use_gpu else "cpu")
+        self.device, self.refusal = set_up(scorer.precision, use_gpu=scorer.use_gpu)
         self.networks = {source.name: source.load() for source in scorer.sources}
-        self.models = {name: self._prepare(network) for name, network in self.networks.items()}
-
-    def _prepare(self, network: Network) -> Any:
-        if self.device.type == "cpu":
-            return fold_batch_norm(network.model, dtype=DTYPES[self.scorer.precision])
-        placed = network.model.eval().to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        return placed  # not measured
+        dtype = cuda.DTYPES[scorer.precision]
+        self.models: dict[str, Any] = {
+            name: cuda.place(fold_batch_norm(network.model, dtype=dtype), self.device)
+            for name, network in self.networks.items()
+        }
 
     def __call__(self, row: Row) -> Row:
-        scored: Row = {"place": row["place"], "error": row["error"]}
+        row_scores: Row = {"place": row["place"], "error": row["error"], "refusal": self.refusal}
         for name, network in self.networks.items():
-            logits = np.zeros(0, np.float32) if row["error"] else self._score(name, network, row)
-            scored[f"logits_{name}"] = logits.tolist()
-        return scored
+            scored = not row["error"] and not self.refusal
+            logits = self._score(name, network, row) if scored else np.zeros(0, np.float32)
+            row_scores[f"logits_{name}"] = logits.tolist()
+        return row_scores
 
     def _score(self, name: str, network: Network, row: Row) -> npt.NDArray[np.float32]:
         clips = {}
         for stream in network.streams:
             frames = torch.from_numpy(np.array(row[f"{name}.{stream}"])).to(self.device)
             clips[stream] = scale_clips(stream, frames, network.settings.bound)
-        enabled = self.device.type == "cuda" and self.scorer.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            return models.video_scores(self.models[name], clips).cpu().numpy()
+        return models.video_scores(self.models[name], clips).cpu().numpy()
+
+
+def set_up(precision: str, *, use_gpu: bool) -> tuple[torch.device, str]:
+    """The device of this worker, and why it must not be computed on; nothing where it may.
+
+    The reason goes through the graph as a value, from which `unless_refused` makes one error: raised in an actor it
+    would be buried in Ray's account of the actor's death.
+    """
+    device = torch.device("cuda" if use_gpu else "cpu")
+    try:
+        cuda.set_up(device, precision, training=False)
+    except cuda.ConvolutionError as error:
+        return device, str(error)
+    return device, ""
+
+
+def unless_refused(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows without their `refusal`. Raises RunError at the first that has one."""
+    for row in rows:
+        if refusal := row.pop("refusal"):
+            raise RunError(refusal)
+        yield row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +208,7 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
     Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own. Raises
-    OutageError where the data set cannot be reached.
+    OutageError where the data set cannot be reached, RunError where a GPU computes wrong numbers.
     """
     configure_ray_data()
     cut = CutVideo(index, networks, scorer.protocol)
@@ -203,7 +221,7 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     else:
         tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
         graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
-    for row in graph.iter_rows():
+    for row in unless_refused(graph.iter_rows()):
         # Not raised where it was met: Ray Data would make its own error of it, of which only a traceback is left.
         if row["error"].startswith(OutageError.__name__):
             raise OutageError(row["error"].removeprefix(f"{OutageError.__name__}: "))

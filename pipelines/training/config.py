@@ -45,7 +45,7 @@ class Optimisation:
     clip_norm: float | None = None
     """Largest norm of a step's gradient. None: no limit."""
     precision: Precision = "fp32"
-    """Precision of the convolutions; weights and sums stay fp32. fp16 is for GPUs."""
+    """Precision of the convolutions; weights and sums stay fp32. fp16 is for GPUs, where fp32 multiplies in TF32."""
     sync_bn: bool = False
     """Compute batch norm over all workers' clips (GPUs only)."""
 
@@ -101,7 +101,10 @@ class Reporting:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more."""
+    """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more.
+
+    `compile`: by torch.compile, which takes over a minute before the first step.
+    """
 
     num_workers: int
     min_workers: int | None = None
@@ -109,6 +112,7 @@ class Scale:
     cpus_per_worker: float = 1.0
     data_cpus: float | None = None
     max_failures: int = 3
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

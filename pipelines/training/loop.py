@@ -19,6 +19,7 @@ from typing import Any
 import ray.train
 
 import models
+from models import cuda
 from pipelines import storage
 from pipelines.clips.loader import TrainingClips, stream_batches
 from pipelines.training.config import INITIAL, Run, Scale
@@ -38,6 +39,7 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | Non
     """
     worker = Worker.here(scale)
     optimisation, total = run.optimisation, run.schedule.clips
+    cuda.set_up(worker.device, optimisation.precision, training=True)
 
     # Data: every clip of the run has a number, from which and the seed it follows what it shows.
     clips = TrainingClips(
@@ -53,7 +55,7 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | Non
         state = TrainingState.load(folder, run, worker.device)
 
     # Step: the stream begins at the clip that comes next. Each batch of an accumulated step is a step to the stream.
-    step = TrainingStep(run, worker, state)
+    step = TrainingStep(run, worker, state, compiled=scale.compile)
     num_batches = math.ceil((total - state.clips_seen) / step.clips) * optimisation.accumulate
     part = worker.part(start=state.clips_seen, batch=optimisation.batch, steps=num_batches)
     batches = stream_batches(clips, part, num_cpus=worker.data_cpus)

@@ -145,9 +145,9 @@ def make_run(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> Run
     """The run that the settings mean; what the initial weights decide about the network is not in it yet."""
     check_labels(index)
     optimisation = settings.optimisation
-    if not scale.use_gpu and (optimisation.sync_bn or optimisation.precision == "fp16"):
+    if not scale.use_gpu and (optimisation.sync_bn or scale.compile or optimisation.precision == "fp16"):
         raise SettingsError(
-            "--sync-bn and --precision fp16 need GPUs, and this run has none: leave them out, or use bf16"
+            "--sync-bn, --compile and --precision fp16 need GPUs, and this run has none: leave them out, or use bf16"
         )
     bound = settings.clips.flow_bound or float(index.convention.flow["bound_px"])
     return Run(

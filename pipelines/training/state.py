@@ -13,7 +13,7 @@ import torch.distributed
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models import checkpoint
+from models import checkpoint, cuda
 from models.input_spec import VideoModel
 from pipelines.training.config import Run
 
@@ -86,10 +86,8 @@ def place(model: VideoModel, run: Run, device: torch.device) -> VideoModel:
         for name, weight in model.named_parameters():
             weight.requires_grad = "logits" in name.split(".")
     if run.optimisation.sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if device.type == "cuda":  # not measured
-        model = model.to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return model
+        model = cuda.synchronise_batch_norm(model)
+    return cuda.place(model, device)
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TrainingStep:
     """Takes steps, which change `state`; what they came to is in `sums` and `errors` until someone reads these."""
 
-    def __init__(self, run: Run, worker: Worker, state: TrainingState) -> None:
+    def __init__(self, run: Run, worker: Worker, state: TrainingState, *, compiled: bool = False) -> None:
         self.run, self.worker, self.state = run, worker, state
         self.optimisation = run.optimisation
         self.clips = run.optimisation.global_batch(worker.num_workers)  # of one step, over all workers
-        self.parallel = _parallelise(state.model, worker)
+        # Validation and checkpoints keep to `state.model`, whose names stay and which needs no compiling for its clips.
+        network = cast(nn.Module, torch.compile(state.model)) if compiled else state.model
+        self.parallel = _parallelise(network, worker)
         self.sums = Sums(worker.device)
         self.errors: list[str] = []  # why clips could not be decoded
 
