@@ -274,4 +274,4 @@ def test_scores_that_are_not_finite_are_no_prediction() -> None:
     for weight in model.parameters():
         weight.fill_(torch.inf)
     with pytest.raises(predict.InputError, match="--rgb: its scores are infinite or not a number"):
-        predict.score(Network(model=model), "rgb", clips, "fp32")
+        predict.score(Network(model=model), "rgb", clips, "fp32", torch.device("cpu"))
