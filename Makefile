@@ -7,7 +7,7 @@ MAKEFLAGS += --jobs=2  # the browser comes while pip works
 # Two processes, each with whole files of tests: half of the time tests wait for processes that start.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup browser demo test test-fast test-soak lint format bench
+.PHONY: setup browser demo test test-fast test-gpu test-soak lint format bench
 
 setup: $(READY)
 
@@ -35,6 +35,9 @@ test: $(READY) browser lint  ## what CI runs: linter, types, all tests
 
 test-fast: $(READY)  ## without the tests marked slow
 	$(PYTEST) -m 'not slow and not soak'
+
+test-gpu: $(READY)  ## on a machine with a GPU: the kernels compiled for it, and what needs one
+	$(BIN)/python -m pytest -m gpu tests/test_gpu_kernels.py tests/test_tvl1_torch.py tests/test_flow_actor.py
 
 test-soak: $(READY) browser  ## those that take minutes each
 	$(BIN)/python -m pytest -m soak
