@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import tvl1_plain as plain
 
 from pipelines.tvl1.gpu_kernels import Machine, pitch_of
-from pipelines.tvl1.gpu_kernels.iteration import LEVELS, Grid, cut, iterate
+from pipelines.tvl1.gpu_kernels.iteration import LEVELS, WARPS_PER_UNIT, Grid, cut, iterate
 from pipelines.tvl1.gpu_kernels.median import median3x3
 from pipelines.tvl1.gpu_kernels.resampling import downscale, upsample
 from pipelines.tvl1.gpu_kernels.warping import linearise
@@ -116,3 +122,16 @@ def test_upsampling_equals_plain_torch(size: tuple[int, int], new_size: tuple[in
     upsample((padded(state[:, :2]), padded(state[:, 2:])), (target[0], target[1]), size, new_size, MACHINE)
     found = torch.cat(target, 1)[..., : new_size[1]].cpu()
     assert (found - plain.upsample(state, new_size)).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_an_h100_without_spilling() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("compile_kernels.py")), "90"]
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    found = [json.loads(line) for line in out.splitlines()]
+    assert {row["kernel"] for row in found} > {"iterate_strips", "linearise_strips", "median_pixels"}
+    assert all(row["STACK"] == row["SHARED"] == row["LOCAL"] == 0 for row in found)
+    # 65,536 registers on a multiprocessor, 32 threads a warp.
+    assert found[0]["REG"] * 32 * WARPS_PER_UNIT <= 65_536
