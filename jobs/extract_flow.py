@@ -28,6 +28,7 @@ from pipelines import storage
 from pipelines.datasets.catalog import Catalog, CatalogError, read_catalog
 from pipelines.datasets.motion_videos import write_motion_videos
 from pipelines.datasets.shards import ShardFormat, ShardSettings
+from pipelines.errors import BackendError
 from pipelines.extraction.plan import ExtractionSettings, Plan, PlanError, make_plan
 from pipelines.lock import OutputError, OutputLock, lock_output
 from pipelines.media.codec import CodecSettings, FlowCodec, RGBCodec
@@ -128,7 +129,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` is a Ctrl-C
     try:
         status = run(prepare(tyro.cli(ExtractFlow, description=__doc__)))
-    except (FlagError, CatalogError, PlanError, OutputError) as error:
+    except (FlagError, CatalogError, PlanError, OutputError, BackendError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", flush=True)
@@ -240,7 +241,10 @@ def run_flow(settings: ExtractionSettings, backend: str, placement: Placement) -
     from pipelines.extraction.graph import start_actors
 
     with start_actors(settings, backend, placement) as pool:
-        kernel = pool.kernel() if pool else ray.get(ray.remote(_prewarm).remote(backend))
+        try:
+            kernel = pool.kernel() if pool else ray.get(ray.remote(_prewarm).remote(backend))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause or error) from error
         yield RunningFlow(backend, placement, pool, str(kernel))
 
 

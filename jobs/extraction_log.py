@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pipelines.extraction.graph import Placement, Remaining
     from pipelines.extraction.progress import Tally
 
-VERSIONS_OF = ("av", "numba", "numpy", "opencv-contrib-python-headless", "pyarrow", "ray", "torch")
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+VERSIONS_OF = ("av", "numba", "numpy", *OPENCV, "pyarrow", "ray", "torch", "triton")
 FULLY_BUSY = 0.8  # share of the time above which a GPU counts as the bottleneck; the rest is start and end of a run
 
 

@@ -1,4 +1,4 @@
-"""Why a video yields no usable frames: stable words for tables, a sentence for people."""
+"""Why a video yields no usable frames: stable words for tables, a sentence for people; and what is no video's fault."""
 
 from __future__ import annotations
 
@@ -32,3 +32,7 @@ class VideoError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class BackendError(RuntimeError):
+    """A flow backend is asked for where what it needs is not there; the message says what to do."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pyarrow as pa
 import pytest
 
@@ -207,3 +209,13 @@ def test_fingerprints_tell_settings_and_catalogs_apart_but_not_places(tmp_path: 
     other.append(plan_of(found, tmp_path, dataclasses.replace(SETTINGS, error_sample_every=1)))
     assert len({plan.fingerprint for plan in same}) == 1
     assert len({plan.fingerprint for plan in same + other}) == 4
+
+
+def test_any_distribution_of_opencv_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find_none)
+    plan = plan_of(catalog_of({"train": 4}), tmp_path)
+    assert plan.record["derived"]["libraries"]["opencv"] == cv2.__version__
+    assert set(plan.record["derived"]["libraries"]) == {"av", "numpy", "opencv", "pyarrow"}

@@ -13,8 +13,9 @@ from test_tvl1 import pair_with_flow, texture
 from tvl1_oracle import oracle_flow
 
 from pipelines import tvl1
+from pipelines.errors import BackendError
 from pipelines.tvl1 import TVL1Params, torch_backend
-from pipelines.tvl1.torch_backend import BatchSolver, NoGPUError, floats_needed, launch_size, launches_of
+from pipelines.tvl1.torch_backend import BatchSolver, floats_needed, launch_size, launches_of
 
 FIXED = TVL1Params(freeze_below=0, drop_below=0)
 BRIEF = TVL1Params(num_scales=2, num_warps=2, num_iterations=6, freeze_below=0, drop_below=0)  # two launches a warp
@@ -128,7 +129,7 @@ def test_a_gpu_without_room_for_one_pair_says_so() -> None:
 def test_without_a_gpu_the_backend_says_what_to_do(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch_backend.triton.knobs.runtime, "interpret", False)
-    with pytest.raises(NoGPUError, match="take backend cpu"):
+    with pytest.raises(BackendError, match="take backend cpu"):
         tvl1.kernel_target("torch")
 
 

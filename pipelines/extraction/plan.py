@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import av
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,7 +29,6 @@ from pipelines.media.decode import DecodeSettings
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
 LIMITS = ("max_frames", "timeout_s", "memory_limit_mb", "cpu_limit_s")
-ENCODERS = ("av", "numpy", "opencv-contrib-python-headless", "pyarrow")  # libraries that the bytes come from
 PLAN_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -130,7 +131,17 @@ def _derive(settings: ExtractionSettings) -> dict[str, Any]:
         "flow_quality": settings.codec.resolved_flow_quality,
         "rgb_quality": settings.codec.resolved_rgb_quality,
         "tvl1": asdict(tvl1.PRESETS[settings.flow_preset]),
-        "libraries": {name: importlib.metadata.version(name) for name in ENCODERS},
+        "libraries": _find_libraries(),
+    }
+
+
+def _find_libraries() -> dict[str, str]:
+    """Versions of the libraries that the bytes come from, as they say themselves: OpenCV has many distributions."""
+    return {
+        "av": av.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "pyarrow": pa.__version__,
     }
 
 

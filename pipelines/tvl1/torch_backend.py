@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import triton
 
+from pipelines.errors import BackendError
 from pipelines.tvl1.gpu_kernels import INTERPRETED, Machine, pitch_of
 from pipelines.tvl1.gpu_kernels.iteration import LEVELS, Fields, iterate
 from pipelines.tvl1.gpu_kernels.median import median3x3
@@ -35,10 +36,6 @@ BATCH_STEP = 8  # batches are filled up to a multiple of it, so that few graphs 
 
 Size = tuple[int, int]
 Result = TypeVar("Result")
-
-
-class NoGPUError(RuntimeError):
-    """The torch backend is asked for where torch sees no GPU."""
 
 
 def iter_flow(frames: Iterator[np.ndarray], params: TVL1Params, batch_size: int) -> Iterator[np.ndarray]:
@@ -73,12 +70,12 @@ def source_hash() -> str:
 
 
 def find_device() -> torch.device:
-    """The GPU of this process, or the CPU where Triton interprets its kernels; NoGPUError where there is neither."""
+    """The GPU of this process, or the CPU where Triton interprets its kernels; BackendError where there is neither."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if triton.knobs.runtime.interpret:
         return torch.device("cpu")
-    raise NoGPUError(
+    raise BackendError(
         "the torch backend of TV-L1 needs a GPU that torch sees, and here is none: take backend cpu, or look at "
         "nvidia-smi and at whether this torch is built for CUDA or ROCm"
     )
