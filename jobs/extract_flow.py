@@ -241,11 +241,27 @@ def run_flow(settings: ExtractionSettings, backend: str, placement: Placement) -
     from pipelines.extraction.graph import start_actors
 
     with start_actors(settings, backend, placement) as pool:
+        if pool:  # while the actors load torch and open their GPU, which takes the longest
+            _warm_workers(placement.num_cpus)
         try:
             kernel = pool.kernel() if pool else ray.get(ray.remote(_prewarm).remote(backend))
         except ray.exceptions.RayTaskError as error:
             raise (error.cause or error) from error
         yield RunningFlow(backend, placement, pool, str(kernel))
+
+
+def _warm_workers(num_cpus: int | None) -> None:
+    """Have Ray start the processes that will extract, and these import what they need."""
+    import ray
+
+    count = int(num_cpus or ray.cluster_resources().get("CPU", 0))
+    remote = ray.remote(num_cpus=1)(_import_steps)
+    for _ in range(count):
+        remote.remote()
+
+
+def _import_steps() -> None:
+    import pipelines.extraction.graph  # noqa: F401
 
 
 def _prewarm(backend: str) -> str:

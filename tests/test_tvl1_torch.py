@@ -126,6 +126,21 @@ def test_a_gpu_without_room_for_one_pair_says_so() -> None:
         list(solver.solve_in_parts(torch.zeros(4, 2, 2), 7, len))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="its workspace is not on the GPU")
+def test_a_solve_that_cannot_be_recorded_is_launched(monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise RuntimeError("no graphs here")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", fail)
+    params = TVL1Params(num_scales=1, num_warps=1, num_iterations=1)
+    workspace = torch.zeros(floats_needed(1, (4, 5), params))
+    schedule = torch_backend.Schedule(1, (4, 5), params, torch_backend.INTERPRETED, workspace, graphs=True)
+    schedule.frames[:] = torch.arange(40, dtype=torch.uint8).reshape(2, 4, 5)
+    flows = [schedule.run().clone() for _ in range(3)]
+    assert all(torch.equal(flow, flows[0]) for flow in flows)
+    assert caplog.text.count("no graphs here") == 1
+
+
 def test_without_a_gpu_the_backend_says_what_to_do(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch_backend.triton.knobs.runtime, "interpret", False)

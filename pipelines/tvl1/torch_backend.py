@@ -207,8 +207,8 @@ class Schedule:
         return self.flow
 
     def _record(self) -> None:
-        graph = torch.cuda.CUDAGraph()
         try:
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.flow = self.launch()
         except RuntimeError as error:  # flow is the same without, only the CPU has more to do
