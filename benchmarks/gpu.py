@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,9 +154,28 @@ def _measure_solve(
     where = f"{size[1]}x{size[0]}, batch {batch}"
     yield Row("flow", f"{preset}, {where}", batch / seconds, "pairs/s", ceiling, "memory, if arithmetic were free")
     if batch in (1, 64) and preset == "faithful":
+        rate = _measure_actor(params, frames.cpu().numpy())
+        yield Row("flow", "… frames in memory to codes in memory", rate, "pairs/s", batch / seconds, "the solve alone")
         plainly = BatchSolver(params, graphs=False)
         for kernel, share in _shares_of_kernels(session, lambda: plainly.solve(frames)).items():
             yield Row("flow", f"… of it {kernel}", 100 * share, "%")
+
+
+def _measure_actor(params: TVL1Params, frames: np.ndarray) -> float:
+    """Pairs a second of what an actor does, copies and quantising included, with as many threads as it has."""
+    from pipelines.extraction.flow_actor import THREADS, DeviceFlow, FlowTask
+    from pipelines.media.codec import CodecSettings
+    from pipelines.tvl1.torch_backend import BatchSolver
+
+    flow = DeviceFlow(FlowTask(backend="torch", preset="faithful", scale=CodecSettings().flow_scale))
+    flow.solver = BatchSolver(params)
+    rounds = 20 if len(frames) > 2 else 1
+    with ThreadPoolExecutor(THREADS) as threads:
+        for _ in range(2):  # run, recorded; replayed after that
+            flow.solve(frames, 0)
+        started = time.perf_counter()
+        list(threads.map(lambda _: flow.solve(frames, 0), range(rounds)))
+    return rounds * (len(frames) - 1) / (time.perf_counter() - started)
 
 
 def bytes_of_pair(size: tuple[int, int], params: TVL1Params) -> float:

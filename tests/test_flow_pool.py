@@ -15,15 +15,17 @@ import ray
 from test_tvl1 import texture
 
 from pipelines import tvl1
+from pipelines.errors import BackendError
 from pipelines.extraction import flow_pool
 from pipelines.extraction.flow_actor import FlowActor, FlowTask
 from pipelines.extraction.flow_pool import BATCH_PIXELS, FlowLostError, iter_batches, open_pool, pairs_of
 from pipelines.media.codec import CodecSettings, quantise, stack_components
+from pipelines.tvl1 import TVL1Params
 
 SCALE = CodecSettings().flow_scale
 TASK = FlowTask(backend="cpu", preset="fast", scale=SCALE)
 FRAMES = np.stack([texture(24, 32, seed) for seed in range(8)])
-LOG = "session_latest/logs"
+BRIEF = TVL1Params(num_scales=1, num_warps=1, num_iterations=1)  # what Triton's interpreter can do in no time
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,36 @@ def test_what_a_solve_raises_arrives_as_itself(ray_cluster: str, monkeypatch: An
     with open_pool(TASK, num_actors=1, gpus_per_actor=1) as pool, pytest.raises(ValueError, match="NaN") as caught:
         list(pool.stream(iter(FRAMES), 0))
     assert type(caught.value) is ValueError
+
+
+class BriefActor(FlowActor):
+    """An actor whose kernels do little."""
+
+    def __init__(self, task: FlowTask) -> None:
+        tvl1.preset_params = lambda preset: BRIEF
+        super().__init__(task)
+
+
+def test_the_kernels_run_in_an_actor(ray_cluster: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(flow_pool, "FlowActor", BriefActor)
+    task = FlowTask(backend="torch", preset="brief", scale=SCALE)
+    with open_pool(task, num_actors=1, gpus_per_actor=1) as pool:
+        (batch,) = pool.stream(iter(FRAMES[:3]), 1)
+        assert pool.kernel() == tvl1.kernel_target("torch") == batch.kernel
+    flow = tvl1.flow(FRAMES[:3], params=BRIEF, backend="torch")
+    assert np.array_equal(batch.levels, stack_components(quantise(flow, SCALE)))
+    assert np.array_equal(batch.sample, flow[:1])
+
+
+class StillbornActor(FlowActor):
+    def __init__(self, task: FlowTask) -> None:
+        raise BackendError("torch sees no GPU")
+
+
+def test_an_actor_that_cannot_start_says_why(ray_cluster: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr(flow_pool, "FlowActor", StillbornActor)
+    with (
+        open_pool(TASK, num_actors=1, gpus_per_actor=1) as pool,
+        pytest.raises(BackendError, match="torch sees no GPU"),
+    ):
+        pool.kernel()

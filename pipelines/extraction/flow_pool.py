@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from pipelines.errors import BackendError
 from pipelines.extraction.flow_actor import THREADS, FlowActor, FlowBatch, FlowTask, GreyFrames
 
 BATCH_PIXELS = 64 * 340 * 256
@@ -26,7 +27,7 @@ IN_FLIGHT = 2  # batches of a video that are with an actor while the next is dec
 MAX_DEATHS = 3  # of an actor, in the middle of one batch: then it is the batch
 
 
-class FlowLostError(RuntimeError):
+class FlowLostError(BackendError):
     """No actor could compute a batch: not the fault of a video, so the run ends, and goes on where it stopped later."""
 
 
@@ -43,9 +44,9 @@ class FlowPool:
         return FlowPool, (self.actors, self.batch_pixels)
 
     def kernel(self) -> str:
-        """What computes the flow, from the first actor that is up."""
+        """What computes the flow, from the first actor that is up; FlowLostError where it cannot start."""
         self._listen()
-        return str(ray.get(next(iter(self._nodes)).about.remote())[0])
+        return str(receive(next(iter(self._nodes)).about.remote())[0])
 
     def stream(self, frames: Iterable[GreyFrames], num_samples: int) -> Iterator[FlowBatch]:
         """Flow of each frame (H, W) uint8 to the next in batches, in order, the first samples also as floats.

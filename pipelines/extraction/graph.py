@@ -35,7 +35,7 @@ from pipelines.datasets import shards
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
 from pipelines.errors import BackendError, VideoError
 from pipelines.extraction.flow_actor import FlowTask
-from pipelines.extraction.flow_pool import FlowLostError, FlowPool, open_pool
+from pipelines.extraction.flow_pool import FlowPool, open_pool
 from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, find_committed, iter_blocks, settle
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
@@ -276,7 +276,7 @@ def _attempt(row: Row, step: Callable[[Row], Row]) -> Row:
     cv2.setNumThreads(1)  # a task reserves one CPU; OpenCV would take them all
     try:
         return {**row, **step(row)}
-    except (StorageDownError, FlowLostError, BackendError):
+    except (StorageDownError, BackendError):
         raise
     except VideoError as error:
         stage, kind, message = "decode", str(error.kind), error.message
