@@ -16,7 +16,7 @@ from pipelines.tvl1.gpu_kernels import Machine, pitch_of
 from pipelines.tvl1.gpu_kernels.iteration import LEVELS, WARPS_PER_UNIT, Grid, cut, iterate
 from pipelines.tvl1.gpu_kernels.median import median3x3
 from pipelines.tvl1.gpu_kernels.resampling import downscale, upsample
-from pipelines.tvl1.gpu_kernels.warping import linearise
+from pipelines.tvl1.gpu_kernels.warping import linearise, rows_of
 from pipelines.tvl1.torch_backend import find_device, machine_of
 
 DEVICE = find_device()
@@ -81,6 +81,12 @@ def test_strips_cover_a_frame_once() -> None:
     for height in (1, 7, 8, 9, 100):
         grid = cut((height, 340), 1, LEVELS, units=132)
         assert (grid.segments - 1) * grid.rows < height <= grid.segments * grid.rows
+
+
+def test_linearising_little_takes_short_walks() -> None:
+    assert rows_of(256, 64 * 12, Machine(units=132)) == 32
+    assert rows_of(43, 8 * 2, Machine(units=132)) == 8
+    assert rows_of(3, 1, Machine(units=132)) == 3
 
 
 @pytest.mark.parametrize("size", SIZES + LARGE)

@@ -95,6 +95,17 @@ def test_a_workspace_holds_what_a_solve_needs_and_no_more() -> None:
         assert 0 <= len(schedule.memory) - sum(part.numel() for part in schedule._parts()) < 32
 
 
+def test_of_many_sizes_the_last_are_kept_ready(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch_backend, "MOST_SCHEDULES", 2)
+    solver = BatchSolver(FIXED)
+    for height in (9, 8, 9, 7):
+        solver._schedule(1, (height, 9))
+    assert list(solver.schedules) == [(1, (9, 9)), (1, (7, 9))]
+    assert len(solver.workspace) == floats_needed(1, (9, 9), FIXED)
+    solver._schedule(2, (9, 9))  # does not fit the memory that the others are views of
+    assert list(solver.schedules) == [(2, (9, 9))]
+
+
 class CrampedSolver(BatchSolver):
     """A solver on a GPU that has room for two pairs; its flow says which frames it is of."""
 

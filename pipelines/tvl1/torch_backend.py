@@ -33,6 +33,7 @@ from pipelines.tvl1.pyramid import pyramid_sizes
 logger = logging.getLogger(__name__)
 
 BATCH_STEP = 8  # batches are filled up to a multiple of it, so that few graphs serve videos of all lengths
+MOST_SCHEDULES = 64  # kept, each with its graph: videos have many sizes
 
 Size = tuple[int, int]
 Result = TypeVar("Result")
@@ -145,15 +146,19 @@ class BatchSolver:
         return schedule.run()[:num_pairs, :, :, : frames.shape[2]]
 
     def _schedule(self, batch: int, size: Size) -> Schedule:
-        key = batch, size
-        if key not in self.schedules:
-            needed = floats_needed(batch, size, self.params)
-            if needed > len(self.workspace):
-                self.schedules.clear()
-                self.workspace = self.workspace[:0].clone()  # freed before the larger one is asked for
-                self.workspace = torch.zeros(needed, device=self.device)
-            self.schedules[key] = Schedule(batch, size, self.params, self.machine, self.workspace, self.graphs)
-        return self.schedules[key]
+        schedule = self.schedules.pop((batch, size), None) or self._make_schedule(batch, size)
+        self.schedules[batch, size] = schedule  # the one used last is last
+        if len(self.schedules) > MOST_SCHEDULES:
+            del self.schedules[next(iter(self.schedules))]
+        return schedule
+
+    def _make_schedule(self, batch: int, size: Size) -> Schedule:
+        needed = floats_needed(batch, size, self.params)
+        if needed > len(self.workspace):
+            self.schedules.clear()
+            self.workspace = self.workspace[:0].clone()  # freed before the larger one is asked for
+            self.workspace = torch.zeros(needed, device=self.device)
+        return Schedule(batch, size, self.params, self.machine, self.workspace, self.graphs)
 
 
 def launch_size(num_pairs: int) -> int:

@@ -16,6 +16,8 @@ import triton.language as tl
 
 from pipelines.tvl1.gpu_kernels import OPTIONS, Machine, pitch_of
 
+FEWEST_ROWS = 8
+WARPS_PER_UNIT = 16  # that keep a multiprocessor busy
 LANES = 32  # columns of a strip; the first and the last are only there for the others' gradients
 
 
@@ -27,13 +29,22 @@ def linearise(
     images: B + 1 consecutive frames, (B + 1, H, row) uint8 or float32, of any row length; pair i is frames i and i + 1.
     """
     height, width = size
-    rows = min(machine.rows, height)
-    columns, segments = triton.cdiv(width, LANES - 2), triton.cdiv(height, rows)
+    columns = triton.cdiv(width, LANES - 2)
+    rows = rows_of(height, len(data) * columns, machine)
+    segments = triton.cdiv(height, rows)
     num_strips = len(data) * columns * segments
     linearise_strips[(triton.cdiv(num_strips, machine.strips),)](
         images, flow, data, height, width, images.shape[2], pitch_of(width), columns, segments, rows, num_strips,
         LANES=LANES, STRIPS=machine.strips, num_warps=machine.strips, **OPTIONS,
     )  # fmt: skip
+
+
+def rows_of(height: int, num_strips: int, machine: Machine) -> int:
+    """Rows of a segment: as the machine has them, or fewer where there would be too few warps to fill it."""
+    rows = machine.rows
+    while rows > FEWEST_ROWS and num_strips * triton.cdiv(height, rows) < machine.units * WARPS_PER_UNIT:
+        rows //= 2
+    return min(rows, height)
 
 
 @triton.jit(do_not_specialize=["height", "width", "image_pitch", "columns", "segments", "rows", "num_strips"])
