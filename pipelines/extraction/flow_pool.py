@@ -4,15 +4,18 @@ The tasks that decode and encode send batches to the actors and go on decoding w
 as many videos as there are CPUs. What is on its way is bounded, whatever the length and size of a video: each task has
 at most IN_FLIGHT + 1 batches of at most BATCH_PIXELS in the object store (a frame of 4K is a batch by itself).
 
-An actor that dies, or whose node does, comes back by itself, and the batches that it had are sent anew.
+An actor that dies, or whose node does, comes back by itself, and the tasks send the batches that it had anew, to it or
+to another. Ray's own retries would not do: they are used up while it has not noticed yet that a node is gone.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from pipelines.extraction.flow_actor import THREADS, FlowActor, FlowBatch, FlowT
 BATCH_PIXELS = 64 * 340 * 256
 MOST_PAIRS = 256
 IN_FLIGHT = 2  # batches of a video that are with an actor while the next is decoded
-MAX_DEATHS = 3  # of an actor, in the middle of one batch: then it is the batch
+MAX_DEATHS = 3  # of actors that have a batch: one more, and it is the batch
 
 
 class FlowLostError(BackendError):
@@ -53,14 +56,14 @@ class FlowPool:
 
         Raises what a solve raised, and FlowLostError where the actors are gone.
         """
-        waiting: deque[Any] = deque()
+        waiting: deque[_Sent] = deque()
         for batch in iter_batches(frames, self.batch_pixels):
             waiting.append(self._send(batch, num_samples))
             num_samples = max(0, num_samples - len(batch) + 1)
             if len(waiting) > IN_FLIGHT:
-                yield receive(waiting.popleft())
+                yield self._receive(waiting.popleft())
         while waiting:
-            yield receive(waiting.popleft())
+            yield self._receive(waiting.popleft())
 
     def busy_seconds(self, timeout_s: float = 5.0) -> list[float]:
         """Seconds that each actor computed so far, of those that answer in time."""
@@ -69,12 +72,26 @@ class FlowPool:
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
         return [ray.get(reference) for reference in answered]
 
-    def _send(self, batch: GreyFrames, num_samples: int) -> Any:
+    def _send(self, batch: GreyFrames, num_samples: int) -> _Sent:
         self._listen()
         here = ray.get_runtime_context().get_node_id()
         near = [actor for actor, node in self._nodes.items() if node == here] or list(self._nodes)
         self._turn += 1
-        return near[self._turn % len(near)].solve.remote(batch, num_samples)
+        actor = near[self._turn % len(near)]
+        return _Sent(batch, num_samples, actor, actor.solve.options(max_task_retries=0).remote(batch, num_samples))
+
+    def _receive(self, sent: _Sent) -> FlowBatch:
+        for deaths in itertools.count(1):
+            try:
+                return receive(sent.answer)
+            except ray.exceptions.ActorUnavailableError as error:
+                if deaths > MAX_DEATHS:
+                    raise FlowLostError(f"{deaths} flow actors died while they had the same batch: {error}") from error
+            self._nodes.pop(sent.actor, None)
+            if sent.actor not in self._asked.values():
+                self._asked[sent.actor.about.remote()] = sent.actor  # answers when it is back
+            sent = self._send(sent.batch, sent.num_samples)
+        raise AssertionError("counts for ever")
 
     def _listen(self, timeout_s: float | None = None) -> None:
         """Learn which actors are up; waits, for ever or so long, until one is."""
@@ -89,14 +106,24 @@ class FlowPool:
             self._nodes[self._asked.pop(reference)] = receive(reference)[1]
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A batch on its way."""
+
+    batch: GreyFrames
+    num_samples: int
+    actor: Any
+    answer: Any
+
+
 def receive(reference: Any) -> Any:
-    """The value of a reference, or the error that the actor raised."""
+    """The value of a reference, or the error that the actor raised; FlowLostError where the actor is gone for good."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause or error) from error
-    except ray.exceptions.RayActorError as error:
-        raise FlowLostError(f"a flow actor died and did not come back: {error}") from error
+    except ray.exceptions.ActorDiedError as error:
+        raise FlowLostError(f"a flow actor died and cannot come back: {error}") from error
 
 
 def iter_batches(frames: Iterable[GreyFrames], batch_pixels: int) -> Iterator[GreyFrames]:
@@ -138,5 +165,5 @@ def actor_options(gpus_per_actor: float) -> dict[str, float]:
         "num_gpus": gpus_per_actor,
         "max_concurrency": THREADS,
         "max_restarts": -1,
-        "max_task_retries": MAX_DEATHS,
+        "max_task_retries": -1,  # of a question; batches are sent anew here
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -129,7 +129,7 @@ class BatchSolver:
     def _shrink(self, size: Size, most_pairs: int) -> None:
         logger.warning("the GPU has no room for a batch of %dx%d: from now on %d pairs at a time", *size, most_pairs)
         self.most_pairs[size] = most_pairs
-        self.schedules.clear()
+        self._forget(self.schedules)
         self.workspace = self.workspace[:0].clone()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -149,13 +149,19 @@ class BatchSolver:
         schedule = self.schedules.pop((batch, size), None) or self._make_schedule(batch, size)
         self.schedules[batch, size] = schedule  # the one used last is last
         if len(self.schedules) > MOST_SCHEDULES:
-            del self.schedules[next(iter(self.schedules))]
+            self._forget([next(iter(self.schedules))])
         return schedule
+
+    def _forget(self, schedules: Iterable[tuple[int, Size]]) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a graph may still be on its way
+        for key in list(schedules):
+            del self.schedules[key]
 
     def _make_schedule(self, batch: int, size: Size) -> Schedule:
         needed = floats_needed(batch, size, self.params)
         if needed > len(self.workspace):
-            self.schedules.clear()
+            self._forget(self.schedules)
             self.workspace = self.workspace[:0].clone()  # freed before the larger one is asked for
             self.workspace = torch.zeros(needed, device=self.device)
         return Schedule(batch, size, self.params, self.machine, self.workspace, self.graphs)
