@@ -36,8 +36,11 @@ test: $(READY) browser lint  ## what CI runs: linter, types, all tests
 test-fast: $(READY)  ## without the tests marked slow
 	$(PYTEST) -m 'not slow and not soak'
 
-test-gpu: $(READY)  ## on a machine with a GPU: the kernels compiled for it, and what needs one
-	$(BIN)/python -m pytest -m gpu tests/test_gpu_kernels.py tests/test_tvl1_torch.py tests/test_flow_actor.py
+KERNEL_TESTS := $(addprefix tests/test_,gpu_kernels.py tvl1_torch.py device_codec.py flow_actor.py flow_pool.py)
+
+test-gpu: $(READY)  ## on a machine with a GPU: what needs one, then the tests of the kernels, which are compiled there
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m 'not gpu and not slow' $(KERNEL_TESTS)
 
 test-soak: $(READY) browser  ## those that take minutes each
 	$(BIN)/python -m pytest -m soak
