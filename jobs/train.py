@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import models
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
-from models.contract import ModelConfig, Stream
 from models.inflation import Mode
+from models.input_spec import ModelConfig, Stream
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol, Resize
@@ -47,7 +47,7 @@ class Train:
     output: str
     """Folder of the run, on disk or s3://: checkpoints, metrics, result."""
     model: Literal["i3d", "convnet_lstm", "c3d", "two_stream", "fused_two_stream"] = "i3d"
-    """Network; its contract says what clips it sees."""
+    """Network; its input spec says what clips it sees."""
     stream: Stream | None = None
     """What the network sees: needed for i3d, rgb by default for convnet_lstm and c3d. fused_two_stream sees both."""
 

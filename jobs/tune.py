@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Literal
 from jobs import train
 from jobs.cluster import connect, count_processors
 from jobs.command import locate_output, run_command
-from models.contract import ModelConfig
 from models.inflation import Mode
+from models.input_spec import ModelConfig
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex, read_index

@@ -303,7 +303,7 @@ def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
         written.unlink(missing_ok=True)
 
 
-def sweep(uri: str) -> None:
+def remove_leftovers(uri: str) -> None:
     """Remove what killed writers left under a folder, where nobody may be writing now; S3 shows nothing of them."""
     if not is_remote(uri):
         for path in _local(uri).rglob(f"{UNFINISHED}*"):

@@ -14,34 +14,36 @@ import torch
 
 import models
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, cut_clips, stack_clips
+from pipelines.clips.loader import Batch, TrainingClips, ValidationClips, WorkerPart, cut_clips, stack_clips
 from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 
 ROOT = Path(__file__).resolve().parents[1]
-CONTRACT = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
+CONTRACT = models.input_spec_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
 
 
 @pytest.fixture
 def clips(motion_shards: str) -> TrainingClips:
     videos = read_index(motion_shards).of_split("train").usable()
     augmentation = Augmentation(jitter=0.2)
-    return TrainingClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), augmentation=augmentation, seed=3)
+    return TrainingClips(videos=videos, input_spec=CONTRACT, settings=ClipSettings(), augmentation=augmentation, seed=3)
 
 
 @pytest.mark.parametrize(("num_workers", "batch"), [(1, 8), (2, 4), (3, 5)])
 def test_workers_share_each_step_without_gap_or_overlap(num_workers: int, batch: int) -> None:
-    shares = [Share(start=7, rank=rank, num_workers=num_workers, batch=batch, steps=6) for rank in range(num_workers)]
+    parts = [
+        WorkerPart(start=7, rank=rank, num_workers=num_workers, batch=batch, steps=6) for rank in range(num_workers)
+    ]
     for step in range(6):
-        numbers = [number for share in shares for number in share.numbers(step * batch, batch)]
+        numbers = [number for part in parts for number in part.numbers(step * batch, batch)]
         first = 7 + step * num_workers * batch
         assert numbers == list(range(first, first + num_workers * batch))
-    assert all(share.numbers(6 * batch, 9) == [] for share in shares)
+    assert all(part.numbers(6 * batch, 9) == [] for part in parts)
 
 
 def test_the_rest_of_a_share_goes_on_where_it_was_left() -> None:
-    share = Share(start=0, rank=1, num_workers=2, batch=4, steps=10)
-    assert share.part(4, 6).numbers(0, 100) == share.numbers(16, 100)
+    part = WorkerPart(start=0, rank=1, num_workers=2, batch=4, steps=10)
+    assert part.after(4, 6).numbers(0, 100) == part.numbers(16, 100)
 
 
 def test_every_epoch_shows_each_video_once_in_another_order(clips: TrainingClips) -> None:
@@ -103,7 +105,7 @@ def test_batches_become_what_the_model_takes() -> None:
 def test_validation_clips_are_the_protocols_and_fill_up_with_nothing(motion_shards: str) -> None:
     videos = read_index(motion_shards).of_split("test").usable()
     protocol = Protocol(num_clips=2, flip=True)
-    clips = ValidationClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), protocol=protocol)
+    clips = ValidationClips(videos=videos, input_spec=CONTRACT, settings=ClipSettings(), protocol=protocol)
     cut = clips.cut(0)
     assert cut["rgb"].shape == clips.empty()["rgb"].shape == (4, 1, 32, 32, 3)
     assert clips.cut(len(videos))["weight"] == 0
@@ -117,18 +119,18 @@ from jobs.cluster import connect
 connect(num_cpus=2, log_to_driver=False)
 import numpy as np, ray, models
 from pipelines.clips.sampling import ClipSettings
-from pipelines.clips.loader import Share, TrainingClips, stream_batches
+from pipelines.clips.loader import WorkerPart, TrainingClips, stream_batches
 from pipelines.clips.augmentation import Augmentation
 from pipelines.datasets.video_index import read_index
-contract = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
-clips = TrainingClips(videos=read_index({data!r}).of_split("train").usable(), contract=contract,
+input spec = models.input_spec_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
+clips = TrainingClips(videos=read_index({data!r}).of_split("train").usable(), input_spec=input spec,
                       settings=ClipSettings(), augmentation=Augmentation(), seed=1)
 reserved = ray.remote(num_cpus=1.75)(type("Worker", (), {{}})).remote()
 ray.get(reserved.__ray_ready__.remote())
 for rank, num_cpus in enumerate((0.25, 0)):
-    share = Share(start=40, rank=rank, num_workers=2, batch=5, steps=30)
-    batches = list(stream_batches(clips, share, num_cpus=num_cpus))
-    assert [number for batch in batches for number in batch.numbers] == share.numbers(0, 1000)
+    part = WorkerPart(start=40, rank=rank, num_workers=2, batch=5, steps=30)
+    batches = list(stream_batches(clips, part, num_cpus=num_cpus))
+    assert [number for batch in batches for number in batch.numbers] == part.numbers(0, 1000)
     assert len(batches) == 30 and not any(batch.errors for batch in batches)
     for number, rgb, flow in zip(batches[7].numbers, batches[7].streams["rgb"], batches[7].streams["flow"]):
         cut = clips.cut(number)

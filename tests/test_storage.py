@@ -174,7 +174,7 @@ def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
     storage.put(str(tmp_path / "shards" / "b"), b"whole")
     assert len(list((tmp_path / "shards").iterdir())) == 2
     assert paths(str(tmp_path)) == ["shards/b"]
-    storage.sweep(str(tmp_path))
+    storage.remove_leftovers(str(tmp_path))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["b"]
 
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import ray.data
 import torch
 
-from models.contract import FRAMES_PER_SECOND
 from models.i3d import I3D
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_video
 from pipelines.clips.sampling import centre_crop, decoded_side, resize_for_crop, scale_clips
 from pipelines.datasets.video_index import VideoIndex
@@ -62,7 +62,7 @@ class ReadVideo:
         stream = network.streams[0]
         if isinstance(self.source, VideoIndex):
             return open_video(self.source.row(place), [stream])(stream, 0, None)
-        frames = read_frames(self.source[place], short_side=decoded_side(network.model.contract, network.settings))
+        frames = read_frames(self.source[place], short_side=decoded_side(network.model.input_spec, network.settings))
         return frames if stream == "rgb" else compute_flow(frames, self.flow_preset)
 
 
@@ -106,7 +106,7 @@ class ExtractFeatures:
         frames = self.read(place, network)
         if len(frames) == 0:
             raise ValueError(f"there is no {stream} frame; flow needs videos of at least two frames")
-        frames = centre_crop(resize_for_crop(frames, model.contract, settings), model.contract.size)
+        frames = centre_crop(resize_for_crop(frames, model.input_spec, settings), model.input_spec.size)
         vectors = []
         for first in range(0, len(chosen := self.windows.indices(len(frames))), BATCH):
             clips = torch.from_numpy(np.stack([frames[window] for window in chosen[first : first + BATCH]]))

@@ -354,7 +354,7 @@ def extract(
     Whatever stops it, the same call goes on where it stopped.
     """
     settle(plan)
-    storage.sweep(plan.output)
+    storage.remove_leftovers(plan.output)
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))

@@ -28,8 +28,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from models.contract import ModelConfig
 from models.cost import count_flops
+from models.input_spec import ModelConfig
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.search.space import Geometry, Space, identify

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import models
 from models import checkpoint
-from models.contract import ModelConfig
+from models.input_spec import ModelConfig
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, Protocol
 from pipelines.datasets.video_index import DataError, VideoIndex
@@ -111,7 +111,7 @@ class Run:
 
     def metadata(self, **extra: object) -> checkpoint.Metadata:
         """What the run's checkpoints say."""
-        flow = "flow" in models.contract_of(self.model).train.streams
+        flow = "flow" in models.input_spec_of(self.model).train.streams
         return checkpoint.Metadata(
             classes=self.train.classes,
             flow_convention=self.train.convention["flow"] if flow else None,

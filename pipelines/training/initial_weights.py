@@ -13,9 +13,9 @@ import torch
 
 import models
 from models import checkpoint
-from models.contract import ModelConfig, VideoModel
 from models.i3d import I3DConfig
 from models.inflation import Mode, inflate
+from models.input_spec import ModelConfig, VideoModel
 from models.pretrained import load_released, read_released
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 

@@ -26,9 +26,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import models
 from models import checkpoint
-from models.contract import VideoModel
+from models.input_spec import VideoModel
 from pipelines import storage
-from pipelines.clips.loader import Batch, Share, TrainingClips, ValidationClips, stream_batches
+from pipelines.clips.loader import Batch, TrainingClips, ValidationClips, WorkerPart, stream_batches
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale
 from pipelines.training.log import TrainingLog
@@ -109,7 +109,7 @@ class Worker:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.clips_seen = int(state["clips_seen"])
-        self.contract = self.model.contract
+        self.input_spec = self.model.input_spec
         self.parallel = self._parallelise()
 
     def _place(self, model: VideoModel) -> VideoModel:
@@ -148,18 +148,18 @@ class Worker:
     def _stream(self, steps: int) -> Iterator[Batch]:
         clips = TrainingClips(
             videos=self.run.train,
-            contract=self.contract,
+            input_spec=self.input_spec,
             settings=self.run.clips,
             augmentation=self.run.augmentation,
             seed=self.run.seed,
         )
         # Each batch of an accumulated step is a step to the stream.
         steps *= self.optimisation.accumulate
-        share = self._share(start=self.clips_seen, batch=self.optimisation.batch, steps=steps)
-        return stream_batches(clips, share, num_cpus=self._data_cpus())
+        part = self._share(start=self.clips_seen, batch=self.optimisation.batch, steps=steps)
+        return stream_batches(clips, part, num_cpus=self._data_cpus())
 
-    def _share(self, *, start: int, batch: int, steps: int) -> Share:
-        return Share(start=start, rank=self.rank, num_workers=self.num_workers, batch=batch, steps=steps)
+    def _share(self, *, start: int, batch: int, steps: int) -> WorkerPart:
+        return WorkerPart(start=start, rank=self.rank, num_workers=self.num_workers, batch=batch, steps=steps)
 
     def _data_cpus(self) -> float:
         """This worker's part of the CPUs that no worker has reserved."""
@@ -289,12 +289,12 @@ class Worker:
     def _validate(self, videos: VideoIndex) -> Metrics:
         """Loss and accuracy over all videos of the validation split; one that cannot be decoded counts as wrong."""
         clips = ValidationClips(
-            videos=videos, contract=self.contract, settings=self.run.clips, protocol=self.run.reporting.validation
+            videos=videos, input_spec=self.input_spec, settings=self.run.clips, protocol=self.run.reporting.validation
         )
-        share = self._share(start=0, batch=1, steps=math.ceil(len(videos) / self.num_workers))
+        part = self._share(start=0, batch=1, steps=math.ceil(len(videos) / self.num_workers))
         sums = Sums(self.device)
         self.model.eval()
-        for batch in stream_batches(clips, share, num_cpus=self._data_cpus()):
+        for batch in stream_batches(clips, part, num_cpus=self._data_cpus()):
             inputs = batch.inputs(self.device, self.run.clips.flow_bound)
             labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
             with self._autocast():

@@ -29,7 +29,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from models import checkpoint
-from models.contract import VideoModel
+from models.input_spec import VideoModel
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.training.config import INITIAL, RESULT, SCORE, Metrics, Run, Scale, check_videos
