@@ -7,7 +7,7 @@ MAKEFLAGS += --jobs=2  # the browser comes while pip works
 # Two processes, each with whole files of tests: half of the time tests wait for processes that start.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup browser demo test test-fast test-soak lint format bench docs
+.PHONY: setup browser demo test test-fast test-gpu test-soak lint format bench docs
 
 setup: $(READY)
 
@@ -36,6 +36,12 @@ test: $(READY) browser lint  ## what CI runs: linter, types, all tests
 
 test-fast: $(READY)  ## without the tests marked slow
 	$(PYTEST) -m 'not slow and not soak'
+
+KERNEL_TESTS := $(addprefix tests/test_,gpu_kernels.py tvl1_torch.py device_codec.py flow_actor.py flow_pool.py)
+
+test-gpu: $(READY)  ## on a machine with a GPU: what needs one, then the tests of the kernels, which are compiled there
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m 'not gpu and not slow' $(KERNEL_TESTS)
 
 test-soak: $(READY) browser  ## those that take minutes each
 	$(BIN)/python -m pytest -m soak

@@ -15,11 +15,14 @@ from typing import Any
 from pipelines.errors import SettingsError
 
 
-def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False) -> str:
+def connect(
+    *, num_cpus: int | None = None, num_gpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False
+) -> str:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start Ray here, on loopback only.
 
     Returns a phrase about where that is. `num_cpus` sizes a Ray that is started here; on a cluster the graph limits
-    itself. Without `log_to_driver` what workers print stays in Ray's log files, for jobs that fetch their own lines.
+    itself. `num_gpus`, where given, is what that Ray takes to be there: a rehearsal pretends. Without `log_to_driver`
+    what workers print stays in Ray's log files, for jobs that fetch their own lines.
     `dashboard` starts that too, on loopback as well: what asks for the state of actors needs it. Called again, it
     keeps the Ray it has.
     """
@@ -38,7 +41,7 @@ def connect(*, num_cpus: int | None = None, log_to_driver: bool = True, dashboar
     elif submitted:
         ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
-        _start(num_cpus, log_to_driver, dashboard)
+        _start({"num_cpus": num_cpus, "num_gpus": num_gpus, "log_to_driver": log_to_driver}, dashboard)
     if on_stop is signal.default_int_handler:  # Ray has put its own there, which ends the process with a stack trace
         signal.signal(signal.SIGTERM, on_stop)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
@@ -80,11 +83,11 @@ def describe_workers(precision: str, num_workers: int, *, use_gpu: bool) -> str:
     return f"{num_workers} {kind}, {cuda.describe(precision, training=False) if use_gpu else precision}"
 
 
-def _start(num_cpus: int | None, log_to_driver: bool, dashboard: bool, *, attempts: int = 3) -> None:
+def _start(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> None:
     """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
     import ray
 
-    settings: dict[str, Any] = {"num_cpus": num_cpus, "include_dashboard": dashboard, "log_to_driver": log_to_driver}
+    settings = {**settings, "include_dashboard": dashboard}
     for left in reversed(range(attempts)):
         # For the workers, which inherit it. Untold they ask the Ray that was last started on this machine, alive or
         # not, for the state of actors: what stopped trials had reserved stays reserved, and a search waits. Where

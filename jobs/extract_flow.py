@@ -11,7 +11,8 @@ Interrupted, it goes on where it stopped when the same command is run again.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,7 @@ from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.lock import OutputLock, lock_output
 
 if TYPE_CHECKING:
+    from pipelines.extraction.flow_pool import FlowPool
     from pipelines.extraction.graph import Placement
 
 DEBUG_FOLDER = "out/debug"
@@ -133,12 +135,12 @@ def run(config: ExtractFlow) -> int:
     print_catalog(config.videos, catalog)
     with nullcontext() if config.dry_run else lock_output(output) as lock:
         print(f"ray         {connect(num_cpus=config.num_cpus)}")
-        backend, placement = place(config)
-        kernel = probe_kernel(backend, placement)
-        plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=kernel)
-        print(f"flow        {settings.flow_preset} on {kernel}; {placement.flow_actors or 'no'} GPU actors")
-        print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
-        return extract(config, plan, backend, placement, lock) if lock else dry_run(config, plan, backend)
+        with run_flow(settings, *place(config)) as flow:
+            plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=flow.kernel)
+            actors = flow.placement.flow_actors or "no"
+            print(f"flow        {settings.flow_preset} on {flow.kernel}; {actors} GPU actors")
+            print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+            return extract(config, plan, flow, lock) if lock else dry_run(config, plan, flow)
 
 
 def print_catalog(videos: str, catalog: Catalog) -> None:
@@ -179,12 +181,45 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
     return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
 
 
-def probe_kernel(backend: str, placement: Placement) -> str:
-    """What the flow kernel is compiled for, asked (and compiled) where it will run: a head node may differ."""
+@dataclass(frozen=True)
+class RunningFlow:
+    """What computes flow: a backend in the tasks, or the actors of a pool, and the kernel that it has there."""
+
+    backend: str
+    placement: Placement
+    pool: FlowPool | None
+    kernel: str
+
+
+@contextmanager
+def run_flow(settings: ExtractionSettings, backend: str, placement: Placement) -> Iterator[RunningFlow]:
+    """Start what computes flow, and ask what its kernel is compiled for where it runs: a head node may differ."""
     import ray
 
-    gpus = placement.gpus_per_actor if placement.flow_actors else 0
-    return str(ray.get(ray.remote(num_gpus=gpus)(_prewarm).remote(backend)))
+    from pipelines.extraction.graph import start_actors
+
+    with start_actors(settings, backend, placement) as pool:
+        if pool:  # while the actors load torch and open their GPU, which takes the longest
+            _warm_workers(placement.num_cpus)
+        try:
+            kernel = pool.kernel() if pool else ray.get(ray.remote(_prewarm).remote(backend))
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause or error) from error
+        yield RunningFlow(backend, placement, pool, str(kernel))
+
+
+def _warm_workers(num_cpus: int | None) -> None:
+    """Have Ray start the processes that will extract, and these import what they need."""
+    import ray
+
+    count = int(num_cpus or ray.cluster_resources().get("CPU", 0))
+    remote = ray.remote(num_cpus=1)(_import_steps)
+    for _ in range(count):
+        remote.remote()
+
+
+def _import_steps() -> None:
+    import pipelines.extraction.graph  # noqa: F401
 
 
 def _prewarm(backend: str) -> str:
@@ -194,30 +229,35 @@ def _prewarm(backend: str) -> str:
     return tvl1.kernel_target(backend)
 
 
-def extract(config: ExtractFlow, plan: Plan, backend: str, placement: Placement, lock: OutputLock) -> int:
+def extract(config: ExtractFlow, plan: Plan, flow: RunningFlow, lock: OutputLock) -> int:
     """Run the graph with progress lines, assemble the data set, print the final table."""
     from pipelines.extraction import graph, manifest
     from pipelines.pages import extraction
 
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
-        plan, backend=backend, placement=placement, retry=config.retry_quarantined, on_tally=log.add
+        plan,
+        backend=flow.backend,
+        placement=flow.placement,
+        pool=flow.pool,
+        retry=config.retry_quarantined,
+        on_tally=log.add,
     )
     try:
         for left in remaining:
             lock.check()
             log.update(left)
     finally:
-        log.write(plan.output, placement)
+        log.write(plan.output, flow.placement)
     described = manifest.assemble(plan)
     page = extraction.write_extraction_report(plan.output, described)
     manifest.finish(plan, described)
-    print(format_summary(described))
+    print(format_summary(described, gpu_share=log.gpu_share))
     print(f"look at     {page}")
     return 0 if described.shards else 1
 
 
-def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
+def dry_run(config: ExtractFlow, plan: Plan, flow: RunningFlow) -> int:
     """Print what the run would take, from a few videos that are extracted in this process."""
     import ray
 
@@ -227,7 +267,7 @@ def dry_run(config: ExtractFlow, plan: Plan, backend: str) -> int:
     cpus = config.num_cpus or ray.cluster_resources().get("CPU")
     if not cpus:
         raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
-    found = estimate(plan, Steps.of(plan, backend=backend), num_samples=config.dry_run_samples)
+    found = estimate(plan, Steps.of(plan, backend=flow.backend, pool=flow.pool), num_samples=config.dry_run_samples)
     print(format_estimate(found, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from pipelines.extraction.graph import Placement, Remaining
     from pipelines.extraction.progress import Tally
 
-VERSIONS_OF = ("av", "numba", "numpy", "opencv-contrib-python-headless", "pyarrow", "ray", "torch")
+OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+VERSIONS_OF = ("av", "numba", "numpy", *OPENCV, "pyarrow", "ray", "torch", "triton")
+FULLY_BUSY = 0.8  # share of the time above which a GPU counts as the bottleneck; the rest is start and end of a run
 
 
 class RunLog:
@@ -33,6 +35,7 @@ class RunLog:
         self.started = time.time()
         self.timeline: list[TimelinePoint] = []
         self.nodes: dict[str, int] = {}
+        self.gpu_share: float | None = None
 
     def update(self, remaining: Remaining) -> None:
         """Take note of a committed shard; the first call says what there is to do."""
@@ -50,12 +53,13 @@ class RunLog:
         point = TimelinePoint(round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined)
         self.timeline.append(point)
         self.nodes = dict(tally.nodes)
+        self.gpu_share = tally.gpu_share
         left = max(0, self.videos_to_do - tally.videos)
         eta = format_seconds(left * tally.seconds / tally.videos) if tally.videos else "unknown"
         print(
             f"{format_seconds(tally.seconds):>9}  {tally.videos:,} of {self.videos_to_do:,} videos, "
             f"{tally.frames / tally.seconds:.0f} frames/s, ETA {eta}, {tally.quarantined:,} quarantined, "
-            f"{self.shards_left} shards left",
+            f"{self.shards_left} shards left{'' if tally.gpu_share is None else f', GPU {tally.gpu_share:.0%} busy'}",
             flush=True,
         )
 
@@ -74,6 +78,7 @@ class RunLog:
             host=socket.gethostname(),
             placement=asdict(placement),
             videos_by_node=self.nodes,
+            gpu_share=self.gpu_share,
             versions={"python": platform.python_version(), **_find_versions()},
             timeline=tuple(self.timeline),
         )
@@ -115,8 +120,8 @@ def format_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str
     return "\n".join("  ".join(line) for line in lines)
 
 
-def format_summary(dataset: Dataset) -> str:
-    """The final table of an extraction."""
+def format_summary(dataset: Dataset, *, gpu_share: float | None = None) -> str:
+    """The final table of an extraction, which says, where GPUs computed flow, which side waited for the other."""
     columns = ("expected", "ok", "missing", "quarantined", "frames")
     splits = [(name, *(getattr(counts, column) for column in columns)) for name, counts in dataset.splits.items()]
     parts = [format_table(("split", *columns), splits)]
@@ -124,6 +129,9 @@ def format_summary(dataset: Dataset) -> str:
         parts.append(format_table(("quarantined because", "videos"), sorted(dataset.quarantine_reasons.items())))
     if dataset.totals.frames:
         parts.append(_format_totals(dataset.totals, dataset.flow_error_px))
+    if gpu_share is not None:
+        slower = "the GPUs are" if gpu_share >= FULLY_BUSY else "decoding and encoding on the CPUs is"
+        parts.append(f"GPU         computed flow in {gpu_share:.0%} of the time: {slower} the bottleneck")
     return "\n" + "\n\n".join(parts) + "\n"
 
 

@@ -13,6 +13,7 @@ UserError                    a job prints it as `error: …` and exits with 1; a
 │   └── SettingsChangedError it was begun with other settings
 ├── RunError                 a training, search or extraction was given up
 │   └── DivergedError        the weights of a training are not finite any more
+├── BackendError             a flow backend where what it needs is not there
 ├── OutageError              a store that does not answer, or refuses everything; an OSError as well
 └── SubmitError              a job that cannot be submitted
 
@@ -74,6 +75,10 @@ class RunError(UserError):
 
 class DivergedError(RunError):
     """The weights are not finite any more: this run cannot go on, only be begun anew with other settings."""
+
+
+class BackendError(UserError):
+    """A flow backend is asked for where what it needs is not there; the message says what to do."""
 
 
 class OutageError(UserError, OSError):

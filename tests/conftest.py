@@ -16,7 +16,20 @@ pytest_plugins = ["fixtures_browser", "fixtures_motion", "fixtures_s3"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts with & inherits that, and so would the jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where there is no GPU, Triton's kernels are interpreted; it decides when a module with kernels is first imported.
+if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+    os.environ["TRITON_INTERPRET"] = "1"
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked gpu need one."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU that torch sees")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from ray_head import Head, run_head
 from jobs import evaluate, extract_flow, train, tune
 from pipelines.clips import loader
 from pipelines.evaluation import features, scoring
-from pipelines.extraction import graph
+from pipelines.extraction import flow_pool, graph
 from pipelines.extraction.plan import ExtractionSettings
 from pipelines.training import trainer
 from pipelines.training.settings import PRESETS
@@ -125,7 +125,9 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     total = grown(monkeypatch, cluster, **counts)
     _, placement = extract_flow.place(extract_flow.ExtractFlow(videos="videos", output="shards"))
     steps = graph.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
-    graph.build_graph([], steps, placement)
+    graph.build_graph([], steps)
+    if placement.flow_actors:
+        asked.map(**flow_pool.actor_options(placement.gpus_per_actor))
     scorer = evaluate.make_scorer(evaluate.Evaluate(data="shards", output="evaluation", rgb="run"))
     list(scoring.score_videos(range(10), {}, scorer))  # type: ignore[arg-type]
     extractor = features.Extractor(
@@ -133,7 +135,7 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     )
     features.extract_features(extractor, features.ReadVideo([]), {}, range(10))
     nodes = [cluster["available_node_types"][kind]["resources"] for kind in counts]
-    assert len(asked.requests) >= (7 if total["GPU"] else 3)
+    assert len(asked.requests) >= (5 if total["GPU"] else 4)
     assert all(any(fits(request, node) for node in nodes) for request in asked.requests), asked.requests
     assert placement.flow_actors * placement.gpus_per_actor <= total["GPU"]
     assert scorer.num_workers <= (total["GPU"] or total["CPU"])

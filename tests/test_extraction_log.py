@@ -148,3 +148,9 @@ def test_the_estimate_says_time_bytes_and_cost() -> None:
     assert "time        1 h 00 min on 2 CPUs (30 min 00 s to 2 h 00 min" in text
     assert "bytes       1.5 GB" in text
     assert "cost        $0.08 for 2.00 CPU hours at $0.04" in text
+
+
+def test_the_summary_says_which_side_was_the_bottleneck() -> None:
+    assert "43% of the time: decoding and encoding on the CPUs" in format_summary(DATASET, gpu_share=0.43)
+    assert "97% of the time: the GPUs are the bottleneck" in format_summary(DATASET, gpu_share=0.97)
+    assert "GPU" not in format_summary(DATASET)

@@ -24,7 +24,8 @@ from pipelines.datasets.motion_videos import write_broken_videos, write_motion_v
 from pipelines.datasets.records import Dataset
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import OutageError
-from pipelines.extraction import manifest
+from pipelines.extraction import flow_pool, manifest
+from pipelines.extraction.flow_actor import FlowActor
 from pipelines.extraction.graph import (
     Placement,
     Steps,
@@ -32,6 +33,7 @@ from pipelines.extraction.graph import (
     configure_ray_data,
     extract,
     run_graph,
+    start_actors,
 )
 from pipelines.extraction.plan import ExtractionSettings, Plan, iter_blocks, make_plan
 from pipelines.media import codec
@@ -91,13 +93,6 @@ def hashes(output: Path) -> dict[str, str]:
 
 def good_rows(plan: Plan) -> list[dict[str, Any]]:
     return [row for row in plan.table.to_pylist() if "broken" not in row["id"]]
-
-
-def test_extract_as_one_stream_equals_the_three_steps(videos: Path, tmp_path: Path) -> None:
-    plan = plan_of(videos, tmp_path)
-    steps = steps_of(plan)
-    row = good_rows(plan)[0]
-    assert steps.extract(dict(row)) == steps.encode(steps.flow(steps.decode(dict(row))))
 
 
 def test_extracted_row_is_true_to_the_video(videos: Path, tmp_path: Path) -> None:
@@ -238,48 +233,59 @@ def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
 
 
 class NotingSteps(Steps):
-    """Steps that note, in a folder beside the output, which GPUs and process each step had."""
+    """Steps that note, in a folder beside the output, how many GPUs the task had."""
 
-    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._note("decode", super().decode(row))
+    def extract(self, row: dict[str, Any]) -> dict[str, Any]:
+        note(Path(f"{self.output}.notes"), "extract")
+        return super().extract(row)
 
-    def flow(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._note("flow", super().flow(row))
 
-    def encode(self, row: dict[str, Any]) -> dict[str, Any]:
-        return self._note("encode", super().encode(row))
+class NotingActor(FlowActor):
+    """A flow actor that notes the same, and the bytes that its frames take."""
 
-    def _note(self, step: str, row: dict[str, Any]) -> dict[str, Any]:
-        folder = Path(f"{self.output}.notes")
-        folder.mkdir(exist_ok=True)
-        gpus = len(ray.get_gpu_ids())
-        (folder / f"{step}-{gpus}gpus-{os.getpid()}").touch()
-        return row
+    notes = ""
+
+    def solve(self, frames: Any, num_samples: int) -> Any:
+        note(Path(self.notes), "flow", frames.nbytes)
+        return super().solve(frames, num_samples)
+
+
+def note(folder: Path, step: str, size: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{step}-{len(ray.get_gpu_ids())}gpus-{os.getpid()}-{size}").touch()
 
 
 def test_with_gpus_flow_runs_on_actors_that_hold_them_and_nothing_else_does(
-    ray_cluster: None, videos: Path, tmp_path: Path
+    ray_cluster: None, videos: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     run(plan_of(videos, tmp_path / "cpu"))
     plan = plan_of(videos, tmp_path / "gpu")
-    noting = steps_of(plan, NotingSteps)
+    monkeypatch.setattr(NotingActor, "notes", f"{plan.output}.notes")
+    monkeypatch.setattr(flow_pool, "FlowActor", NotingActor)
     placement = Placement(flow_actors=2, gpus_per_actor=0.5)
-    committed = list(run_graph(iter_blocks(plan, {}, retry=False), noting, placement))
+    with start_actors(plan.settings, "cpu", placement) as pool:
+        assert pool is not None
+        assert pool.kernel() == plan.kernel
+        pool.batch_pixels = 2 * 64 * 96  # two pairs a batch, of five: pieces of any size give the same bytes
+        noting = NotingSteps.of(plan, backend="none", pool=pool)
+        committed = list(run_graph(iter_blocks(plan, {}, retry=False), noting, placement))
+        assert len([seconds for seconds in pool.busy_seconds() if seconds > 0]) == 2
     assert [row["shard"] for row in committed] == list(plan.spans)
     manifest.finish(plan, manifest.assemble(plan))
     assert hashes(tmp_path / "gpu").keys() - {"plan.json"} == hashes(tmp_path / "cpu").keys() - {"plan.json"}
     assert all(hashes(tmp_path / "cpu")[name] == sha for name, sha in hashes(tmp_path / "gpu").items())
-    notes = {tuple(note.name.split("-")) for note in (tmp_path / "gpu.notes").iterdir()}
-    assert {(step, gpus) for step, gpus, _ in notes} == {("decode", "0gpus"), ("flow", "1gpus"), ("encode", "0gpus")}
-    flow_pids = {pid for step, _, pid in notes if step == "flow"}
+    notes = {tuple(path.name.split("-")) for path in (tmp_path / "gpu.notes").iterdir()}
+    assert {(step, gpus) for step, gpus, *_ in notes} == {("extract", "0gpus"), ("flow", "1gpus")}
+    flow_pids = {pid for step, _, pid, _ in notes if step == "flow"}
     assert len(flow_pids) == 2
-    assert flow_pids.isdisjoint(pid for step, _, pid in notes if step != "flow")
+    assert flow_pids.isdisjoint(pid for step, _, pid, _ in notes if step != "flow")
+    assert {int(size) for step, *_, size in notes if step == "flow"} == {frames * 64 * 96 for frames in (2, 3)}
 
 
 def test_the_cpu_graph_is_one_fused_operator(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     plan = plan_of(videos, tmp_path)
     configure_ray_data(Placement())
-    graph = build_graph(list(iter_blocks(plan, {}, retry=False))[:1], steps_of(plan), Placement())
+    graph = build_graph(list(iter_blocks(plan, {}, retry=False))[:1], steps_of(plan))
     assert len(graph.take_all()) == 1
     assert "Map(Steps.extract)->MapBatches(Steps.commit)" in graph.stats()
 

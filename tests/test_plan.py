@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pyarrow as pa
 import pytest
 
@@ -249,3 +251,13 @@ def test_an_encoders_options_are_in_the_fingerprint(
     formats[codec] = dataclasses.replace(formats[codec], video=changed) if table == "_FLOW_FORMATS" else changed
     monkeypatch.setattr(codec_module, table, formats)
     assert plan_of(catalog_of({"train": 1}), tmp_path).fingerprint != before
+
+
+def test_any_distribution_of_opencv_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_none(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", find_none)
+    plan = plan_of(catalog_of({"train": 4}), tmp_path)
+    assert plan.record.derived["libraries"]["opencv"] == cv2.__version__
+    assert set(plan.record.derived["libraries"]) == {"av", "numpy", "opencv", "pyarrow"}

@@ -19,6 +19,7 @@ import pytest
 from tvl1_oracle import bicubic, oracle_flow
 
 from pipelines import tvl1
+from pipelines.errors import BackendError
 from pipelines.tvl1 import PRESETS, TVL1Params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,3 +281,10 @@ def test_middlebury_error_is_no_worse_than_opencvs(shared_data: Path) -> None:
         np.hypot(*(tvl1.flow(frames, backend=backend)[0] - truth)[known].T).mean() for backend in ("cpu", "opencv")
     )
     assert ours < 1.05 * theirs
+
+
+def test_opencv_without_tvl1_says_which_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.delattr(cv2, "optflow")
+    with pytest.raises(BackendError, match="opencv-contrib-python-headless"):
+        tvl1.kernel_target("opencv")

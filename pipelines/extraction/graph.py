@@ -1,11 +1,11 @@
 """The Ray Data graph that turns a plan into shards of RGB and flow.
 
     planned rows, one block per shard, in a fixed order
-      .map(extract)                          without GPUs: a video is one stream of frames through decode, flow, encode
-      .map(decode) .map(flow) .map(encode)   with GPUs: the same steps, flow on an actor pool, the others on CPU tasks
-      .map_batches(commit)                   one batch = one shard
+      .map(extract)           a video is one stream of frames through decode, flow, encode
+      .map_batches(commit)    one batch = one shard
 
-Without GPUs Ray fuses the graph: one task makes one shard, and no frame passes through the object store. Shards are
+Ray fuses the graph: one task makes one shard. Flow is computed in the task, and then no frame passes through the
+object store, or by actors that hold GPUs, to which the task sends batches of grey frames (flow_pool.py). Shards are
 padded to `videos_per_shard` rows with empty ones, so that a batch never straddles two shards, whichever way Ray cuts
 its blocks. A video that fails stays a row, with the reason, and ends in the quarantine table.
 """
@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,7 +33,9 @@ from pipelines import storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
-from pipelines.errors import OutageError, VideoError
+from pipelines.errors import BackendError, OutageError, VideoError
+from pipelines.extraction.flow_actor import FlowTask
+from pipelines.extraction.flow_pool import FlowPool, open_pool
 from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin_output, find_committed, iter_blocks
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
@@ -68,9 +70,8 @@ class Placement:
 class Steps:
     """The steps of the graph as functions of one row (commit: of one batch). No Ray in here, so tests call them.
 
-    A row is a dict with the columns of PLAN_SCHEMA. decode adds the facts of the video, `rgb` and `grey`; flow puts
-    `levels` (quantised flow) and `sample` (float flow, to measure the error) for `grey`; encode puts `flow` for those.
-    extract is all three at once.
+    A row is a dict with the columns of PLAN_SCHEMA; extract adds those of a shard's row. The actors of a pool compute
+    the flow; where there is no pool, `backend` does in this process.
     """
 
     output: str
@@ -78,38 +79,26 @@ class Steps:
     backend: str
     kernel: str
     fingerprint: str
+    pool: FlowPool | None = None
     progress: Progress | None = None
 
     @classmethod
-    def of(cls, plan: Plan, *, backend: str, progress: Progress | None = None) -> Steps:
-        """The steps of a plan, with flow computed by `backend`."""
+    def of(cls, plan: Plan, *, backend: str, pool: FlowPool | None = None, progress: Progress | None = None) -> Steps:
+        """The steps of a plan, with flow computed by `backend` or by the actors of a pool."""
         return cls(
             output=plan.output,
             settings=plan.settings,
             backend=backend,
             kernel=plan.kernel,
             fingerprint=plan.fingerprint,
+            pool=pool,
             progress=progress,
         )
 
-    def decode(self, row: Row) -> Row:
-        """Read, sample and resize one video; encode its RGB, keep its grey frames (T, H, W) uint8."""
-        return _attempt("decode", row, self._decode) if row["status"] == "new" else row
-
-    def flow(self, row: Row) -> Row:
-        """TV-L1 flow of the grey frames, quantised and stacked: (T-1, 2H, W)."""
-        return _attempt("flow", row, self._flow, drop=("grey",)) if row["status"] == "decoded" else row
-
-    def encode(self, row: Row) -> Row:
-        """The quantised flow as a compressed video."""
-        if row["status"] == "decoded":
-            row = _attempt("encode", row, self._encode, drop=("levels", "sample"))
-        return self._finish(row)
-
     def extract(self, row: Row) -> Row:
-        """decode, flow and encode as one stream, frame by frame: memory does not grow with the video's length."""
+        """Decode, flow and encode as one stream, frame by frame: memory does not grow with the video's length."""
         if row["status"] == "new":
-            row = _attempt("flow", row, self._extract)
+            row = _attempt(row, self._extract)
         return self._finish(row)
 
     def commit(self, batch: pa.Table) -> pa.Table:
@@ -131,62 +120,35 @@ class Steps:
         )
         return pa.table({"shard": [name], "videos": [commit.num_rows], "bytes": [commit.num_bytes]})
 
-    def _decode(self, row: Row) -> Row:
-        with _fetch(row) as path:
-            video = _Video(path, row, self.settings)
-            grey = np.stack(list(video))
-            return {**video.facts(), "status": "decoded", "grey": grey}
-
-    def _flow(self, row: Row) -> Row:
-        sample: list[Flow] = []
-        levels = list(self._iter_levels(row, row["grey"], sample))
-        empty = np.zeros((0, 2 * row["height"], row["width"]), self.settings.codec.flow_scale.dtype)
-        return {
-            "kernel": tvl1.kernel_target(self.backend),
-            "levels": np.stack(levels) if levels else empty,
-            "sample": np.stack(sample) if sample else None,
-        }
-
-    def _encode(self, row: Row) -> Row:
-        return self._encode_levels(row["levels"], row["sample"] if row["sample"] is not None else ())
-
     def _extract(self, row: Row) -> Row:
-        sample: list[Flow] = []
         with _fetch(row) as path:
             video = _Video(path, row, self.settings)
-            encoded = self._encode_levels(self._iter_levels(row, video, sample), sample)
-            return {**video.facts(), **encoded, "kernel": tvl1.kernel_target(self.backend)}
+            flow = _Flow(self, sampled=row["index"] % self.settings.error_sample_every == 0)
+            encoded = self._encode(flow, video)
+            return {**video.facts(), **encoded, "kernel": flow.kernel}
 
-    def _iter_levels(self, row: Row, grey: Iterable[GreyFrame], sample: list[Flow]) -> Iterator[codec.Levels]:
-        """Quantised flow, frame by frame; puts the first float frames of a sampled video into `sample`."""
-        sampled = row["index"] % self.settings.error_sample_every == 0
-        for flow in tvl1.iter_flow(grey, preset=self.settings.flow_preset, backend=self.backend):
-            if sampled and len(sample) < ERROR_SAMPLE_FRAMES:
-                sample.append(flow.copy())
-            yield codec.stack_components(codec.quantise(flow, self.settings.codec.flow_scale))
-
-    def _encode_levels(self, levels: Iterable[codec.Levels], sample: Sequence[Flow]) -> Row:
+    def _encode(self, flow: _Flow, video: Iterable[GreyFrame]) -> Row:
         encoder: codec.FlowEncoder | None = None
-        for image in levels:
+        for image, counts in flow.levels(video):
             if encoder is None:
                 height, width = image.shape[0] // 2, image.shape[1]
                 encoder = codec.FlowEncoder(
                     self.settings.codec, height=height, width=width, fps=self.settings.decode.fps
                 )
-            encoder.write_levels(image)
+            encoder.write_levels(image, counts)
         if encoder is None:  # a video of one frame has no flow
             return {"status": "ok", "flow": b"", "flow_mean": 0.0, "flow_clipped": 0.0}
-        flow = encoder.close()
+        encoded = encoder.close()
         return {
             "status": "ok",
-            "flow": flow,
+            "flow": encoded,
             "flow_mean": encoder.mean_magnitude,
             "flow_clipped": encoder.clipped_share,
-            **self._measure_error(flow, sample),
+            **self._measure_error(encoded, flow.sample),
         }
 
-    def _measure_error(self, data: bytes, sample: Sequence[Flow]) -> Row:
-        if len(sample) == 0:
+    def _measure_error(self, data: bytes, sample: list[Flow]) -> Row:
+        if not sample:
             return {}
         decoded = codec.decode_flow(data, self.settings.codec.flow_convention(), stop=len(sample))
         error = codec.flow_error(np.stack(sample), decoded, self.settings.codec.bound)
@@ -252,14 +214,34 @@ class _Video:
         }
 
 
-class FlowActor:
-    """A worker that keeps its GPU, and the kernels compiled for it, from video to video."""
+class _Flow:
+    """The flow of one video on its way: its codes, and as floats the first frames of a sampled one."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, *, sampled: bool) -> None:
         self.steps = steps
+        self.num_samples = ERROR_SAMPLE_FRAMES if sampled else 0
+        self.sample: list[Flow] = []
+        self.kernel: str | None = None  # what computed it
 
-    def __call__(self, row: Row) -> Row:
-        return self.steps.flow(row)
+    def levels(self, grey: Iterable[GreyFrame]) -> Iterator[tuple[codec.Levels, codec.FlowCounts | None]]:
+        """Stacked codes (2H, W), frame by frame, with their counts where they are known."""
+        return self._levels_here(grey) if self.steps.pool is None else self._levels_of(self.steps.pool, grey)
+
+    def _levels_here(self, grey: Iterable[GreyFrame]) -> Iterator[tuple[codec.Levels, None]]:
+        settings, backend = self.steps.settings, self.steps.backend
+        self.kernel = tvl1.kernel_target(backend)
+        for flow in tvl1.iter_flow(grey, preset=settings.flow_preset, backend=backend):
+            if len(self.sample) < self.num_samples:
+                self.sample.append(flow.copy())
+            yield codec.stack_components(codec.quantise(flow, settings.codec.flow_scale)), None
+
+    def _levels_of(
+        self, pool: FlowPool, grey: Iterable[GreyFrame]
+    ) -> Iterator[tuple[codec.Levels, codec.FlowCounts | None]]:
+        for batch in pool.stream(grey, self.num_samples):
+            self.kernel = batch.kernel
+            self.sample.extend(batch.sample)
+            yield from zip(batch.levels, batch.counts, strict=True)
 
 
 def make_convention(settings: ExtractionSettings, kernel: str) -> ShardConvention:
@@ -292,22 +274,21 @@ def _fetch(row: Row) -> Iterator[str]:
         raise
 
 
-def _attempt(stage: str, row: Row, step: Callable[[Row], Row], *, drop: tuple[str, ...] = ()) -> Row:
-    """The row with what the step adds, or quarantined with stage, kind and message; without the columns to drop."""
-    rest = {name: value for name, value in row.items() if name not in drop}
+def _attempt(row: Row, step: Callable[[Row], Row]) -> Row:
+    """The row with what the step adds, or quarantined with stage, kind and message."""
     cv2.setNumThreads(1)  # a task reserves one CPU; OpenCV would take them all
     try:
-        return {**rest, **step(row)}
-    except OutageError:
+        return {**row, **step(row)}
+    except (OutageError, BackendError):
         raise
     except VideoError as error:
         stage, kind, message = "decode", str(error.kind), error.message
     # The one broad except of the graph: whatever else a video does to a library costs that video, not the run.
     except Exception as error:
-        logger.exception("%s of video %s failed", stage, row["id"])
-        kind, message = type(error).__name__, str(error)
+        logger.exception("video %s failed", row["id"])
+        stage, kind, message = "flow", type(error).__name__, str(error)
     message = message.encode(errors="replace").decode()  # file names may hold what no table can
-    return {**rest, "status": "quarantined", "stage": stage, "error_kind": kind, "error_message": message, "rgb": None}
+    return {**row, "status": "quarantined", "stage": stage, "error_kind": kind, "error_message": message, "rgb": None}
 
 
 def _describe(row: Row) -> Row:
@@ -324,18 +305,11 @@ def _hash_file(path: str) -> str:
     return sha.hexdigest()
 
 
-def build_graph(blocks: Iterable[pa.Table], steps: Steps, placement: Placement) -> ray.data.Dataset:
+def build_graph(blocks: Iterable[pa.Table], steps: Steps) -> ray.data.Dataset:
     """The lazy graph over blocks of one shard each; its rows are the counts of the committed shards, in order."""
     size = steps.settings.shards.videos_per_shard
     on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
-    graph = ray.data.from_arrow(list(blocks))
-    if placement.flow_actors:
-        actors = ray.data.ActorPoolStrategy(size=placement.flow_actors)
-        on_gpu = {"compute": actors, "num_cpus": 0, "num_gpus": placement.gpus_per_actor}
-        graph = graph.map(steps.decode, **on_cpu)
-        graph = graph.map(FlowActor, fn_constructor_args=(steps,), **on_gpu).map(steps.encode, **on_cpu)
-    else:
-        graph = graph.map(steps.extract, **on_cpu)
+    graph = ray.data.from_arrow(list(blocks)).map(steps.extract, **on_cpu)
     return graph.map_batches(steps.commit, batch_size=size, batch_format="pyarrow", **on_cpu)
 
 
@@ -346,9 +320,6 @@ def configure_ray_data(placement: Placement) -> None:
     context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=placement.num_cpus)
     context.enable_progress_bars = False  # they count blocks; the job prints videos
     context.execution_no_progress_timeout_s = -1  # a shard may honestly take hours
-    if placement.flow_actors:
-        # Each row a block of its own, so that a video goes on to its flow actor as soon as it is decoded.
-        context.target_max_block_size = 1
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
     # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
@@ -358,7 +329,7 @@ def configure_ray_data(placement: Placement) -> None:
 def run_graph(blocks: Iterable[pa.Table], steps: Steps, placement: Placement) -> Iterator[Row]:
     """Run the graph; yields the counts of each shard as it is committed."""
     configure_ray_data(placement)
-    yield from build_graph(blocks, steps, placement).iter_rows()
+    yield from build_graph(blocks, steps).iter_rows()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,12 +345,14 @@ def extract(
     *,
     backend: str,
     placement: Placement,
+    pool: FlowPool | None = None,
     retry: bool = False,
     on_tally: Callable[[Tally], None] = lambda tally: None,
     tally_every_s: float = 5.0,
 ) -> Iterator[Remaining]:
     """Make every shard of the plan that is not there yet; yields what remains, at first and after each shard.
 
+    pool: actors that are up already; None: those of the placement, for as long as this takes.
     Ray must be running, and the caller hold the output's lock. Raises SettingsChangedError where the output holds
     another plan. Whatever stops it, the same call goes on where it stopped.
     """
@@ -393,7 +366,19 @@ def extract(
     if not blocks:
         return
     storage.delete(storage.join(plan.output, "dataset.json"))  # a retry makes some of its hashes untrue
-    with watch_progress(on_tally, every_s=tally_every_s) as progress:
-        steps = Steps.of(plan, backend=backend, progress=progress)
-        for done, _ in enumerate(run_graph(blocks, steps, placement), start=1):
-            yield Remaining(shards=len(blocks) - done, videos=sum(videos[done:]))
+    with nullcontext(pool) if pool else start_actors(plan.settings, backend, placement) as actors:
+        busy = actors.busy_seconds if actors else None
+        with watch_progress(on_tally, busy_seconds=busy, every_s=tally_every_s) as progress:
+            steps = Steps.of(plan, backend=backend, pool=actors, progress=progress)
+            for done, _ in enumerate(run_graph(blocks, steps, placement), start=1):
+                yield Remaining(shards=len(blocks) - done, videos=sum(videos[done:]))
+
+
+def start_actors(
+    settings: ExtractionSettings, backend: str, placement: Placement
+) -> AbstractContextManager[FlowPool | None]:
+    """The flow actors of a placement, which come up while the caller does other things; None where it has none."""
+    if not placement.flow_actors:
+        return nullcontext(None)
+    task = FlowTask(backend=backend, preset=settings.flow_preset, scale=settings.codec.flow_scale)
+    return open_pool(task, num_actors=placement.flow_actors, gpus_per_actor=placement.gpus_per_actor)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
+import av
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,7 +36,6 @@ LIMITS = ("max_frames", "max_gap_s", "timeout_s", "memory_limit_mb", "cpu_limit_
 DECODING = (probe, timestamps, decode, resize)  # modules whose constants decide what becomes of a video
 # Constants of theirs that bound settings, and no more: a setting that is allowed means the same whatever they are.
 BOUNDS = ("MIN_FPS", "MAX_SHORT_SIDE", "DAY_S", "MAX_LIMIT")
-ENCODERS = ("av", "numpy", "opencv-contrib-python-headless", "pyarrow")  # libraries that the bytes come from
 PLAN_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -140,7 +141,17 @@ def _derive(settings: ExtractionSettings) -> Values:
         "tvl1": asdict(tvl1.PRESETS[settings.flow_preset]),
         "decoding": _list_constants(),
         "encoding": settings.codec.describe_formats(),
-        "libraries": {name: importlib.metadata.version(name) for name in ENCODERS},
+        "libraries": _find_libraries(),
+    }
+
+
+def _find_libraries() -> dict[str, str]:
+    """Versions of the libraries that the bytes come from, as they say themselves: OpenCV has many distributions."""
+    return {
+        "av": av.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+        "pyarrow": pa.__version__,
     }
 
 

@@ -28,6 +28,7 @@ class Tally:
     frames: int
     quarantined: int
     nodes: Mapping[str, int] = field(default_factory=dict)  # id of each node that worked → videos it finished
+    gpu_share: float | None = None  # of the time, that the flow actors computed; None: there are none
 
 
 class Progress(Protocol):
@@ -61,8 +62,13 @@ class ActorProgress:
 
 
 @contextmanager
-def watch_progress(on_tally: Callable[[Tally], None], *, every_s: float) -> Iterator[ActorProgress]:
-    """Count videos in an actor and hand the tally to `on_tally` every few seconds and once at the end."""
+def watch_progress(
+    on_tally: Callable[[Tally], None], *, every_s: float, busy_seconds: Callable[[], list[float]] | None = None
+) -> Iterator[ActorProgress]:
+    """Count videos in an actor and hand the tally to `on_tally` every few seconds and once at the end.
+
+    busy_seconds: how long each flow actor has computed so far.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     counter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Counter).remote()
     started, stop = time.monotonic(), threading.Event()
@@ -70,10 +76,14 @@ def watch_progress(on_tally: Callable[[Tally], None], *, every_s: float) -> Iter
     def tell() -> None:
         try:
             frames, quarantined, nodes = ray.get(counter.read.remote(), timeout=30)
+            busy = busy_seconds() if busy_seconds else None
         except ray.exceptions.RayError:  # the actor is restarted or slow: the run matters, not its count
             return
         seconds, videos = time.monotonic() - started, sum(nodes.values())
-        on_tally(Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined, nodes=nodes))
+        share = _share(busy, seconds)
+        on_tally(
+            Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined, nodes=nodes, gpu_share=share)
+        )
 
     def poll() -> None:
         while not stop.wait(every_s):
@@ -88,3 +98,10 @@ def watch_progress(on_tally: Callable[[Tally], None], *, every_s: float) -> Iter
         stop.set()
         thread.join(timeout=every_s)
         ray.kill(counter)
+
+
+def _share(busy: list[float] | None, seconds: float) -> float | None:
+    """Mean share of the time that the actors computed; those that share a GPU wait for each other's part, too."""
+    if busy is None:
+        return None
+    return min(1.0, sum(busy) / (max(1, len(busy)) * seconds))

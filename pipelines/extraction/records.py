@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipelines.records import Record
+from pipelines.records import Record, Values
 
 PLAN = "plan.json"
 RUNS = "runs"  # folder of an output
@@ -52,8 +52,16 @@ class ExtractionRun(Record):
     host: str
     placement: Mapping[str, object] = field(default_factory=dict)
     videos_by_node: Mapping[str, int] = field(default_factory=dict)
+    gpu_share: float | None = None  # of the time that GPUs computed flow; None: without GPUs
     versions: Mapping[str, str] = field(default_factory=dict)
     timeline: tuple[TimelinePoint, ...] = ()
+
+    def to_json(self) -> Values:
+        """The record as plain values, without a share of GPUs where there were none."""
+        values = super().to_json()
+        if self.gpu_share is None:
+            del values["gpu_share"]
+        return values
 
     @property
     def frames(self) -> int:

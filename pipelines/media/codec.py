@@ -262,6 +262,29 @@ def split_components(image: Levels) -> Levels:
     return np.moveaxis(image.reshape(*outer, 2, double_height // 2, width), -3, -1)
 
 
+@dataclass(frozen=True)
+class FlowCounts:
+    """What is said of a stored frame of flow beside its codes.
+
+    length   sum of the lengths of its vectors, in codes
+    clipped  number of components stored as -bound or +bound
+    """
+
+    length: float
+    clipped: int
+
+
+def count_levels(image: Levels, scale: FlowScale) -> FlowCounts:
+    """The counts of one stacked image (2H, W) of codes."""
+    u, v = np.split(image.astype(np.float32) - np.float32(scale.zero_code), 2)
+    lowest, highest = scale.lowest, scale.lowest + scale.levels - 1
+    # Not cv2.magnitude and cv2.sumElems: their last digits depend on where in memory the arrays lie.
+    return FlowCounts(
+        length=float(np.sqrt(u * u + v * v).sum(dtype=np.float64)),
+        clipped=int(np.count_nonzero(image <= lowest) + np.count_nonzero(image >= highest)),
+    )
+
+
 class FlowEncoder:
     """Encodes the flow of one video frame by frame and counts what was written. Sizes are even, 2x2 to 4K."""
 
@@ -277,21 +300,19 @@ class FlowEncoder:
         """Append flow (H, W, 2) in px from one frame to the next."""
         self.write_levels(stack_components(quantise(flow, self.scale)))
 
-    def write_levels(self, image: Levels) -> None:
-        """Append one stacked image (2H, W) of codes, as `stack_components(quantise(flow, scale))` makes it."""
+    def write_levels(self, image: Levels, counts: FlowCounts | None = None) -> None:
+        """Append one stacked image (2H, W) of codes, as `stack_components(quantise(flow, scale))` makes it.
+
+        counts: of this image, where they are known already.
+        """
         height, width = self._size
         if image.shape != (2 * height, width) or image.dtype != self.scale.dtype:
             wanted = f"{(2 * height, width)} {self.scale.dtype.__name__}"
             raise ValueError(f"levels are {image.shape} {image.dtype}; this encoder takes {wanted}")
-        self._count(image)
+        counts = counts or count_levels(image, self.scale)
+        self._magnitude_sum += self.scale.step * counts.length
+        self._num_clipped += counts.clipped
         self._writer.write_grey(image)
-
-    def _count(self, image: Levels) -> None:
-        u, v = np.split(image.astype(np.float32) - np.float32(self.scale.zero_code), 2)
-        # Not cv2.magnitude and cv2.sumElems: their last digits depend on where in memory the arrays lie.
-        self._magnitude_sum += self.scale.step * float(np.sqrt(u * u + v * v).sum(dtype=np.float64))
-        lowest, highest = self.scale.lowest, self.scale.lowest + self.scale.levels - 1
-        self._num_clipped += int(np.count_nonzero(image <= lowest) + np.count_nonzero(image >= highest))
 
     @property
     def num_frames(self) -> int:
