@@ -28,7 +28,8 @@ from typing import Any
 
 import tyro
 
-from jobs.extraction_log import format_bytes, format_table
+from jobs.extraction_log import format_table
+from pipelines.formatting import format_bytes
 
 FRAMES = 250  # 10 s at 25 frames a second
 VIDEOS_PER_SHARD = 32

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipelines import records, storage
 from pipelines.extraction.records import RUNS, ExtractionRun, TimelinePoint
+from pipelines.formatting import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from pipelines.datasets.records import Dataset, StoredFlowError, Totals
@@ -90,23 +91,6 @@ class RunLog:
 def _find_versions() -> dict[str, str]:
     installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {name: installed[name] for name in VERSIONS_OF if name in installed}
-
-
-def format_seconds(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s` or `7 s`."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
-
-
-def format_bytes(count: float) -> str:
-    """`1.5 GB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB" if count < 999.5 else f"{count:,.0f} TB"
 
 
 def format_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.command import run_command
-from jobs.extraction_log import format_bytes
 from pipelines.errors import SubmitError
+from pipelines.formatting import format_bytes
 
 LARGEST = 3  # files that a refusal names
 

@@ -10,9 +10,7 @@ import pytest
 
 from jobs.extraction_log import (
     RunLog,
-    format_bytes,
     format_estimate,
-    format_seconds,
     format_summary,
     format_table,
 )
@@ -20,6 +18,7 @@ from pipelines.datasets.records import Dataset, ShardConvention, SplitCounts, St
 from pipelines.extraction.estimate import Estimate
 from pipelines.extraction.graph import Placement, Remaining
 from pipelines.extraction.progress import Tally
+from pipelines.formatting import format_bytes, format_seconds
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +38,8 @@ from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import OutageError
-from pipelines.media.codec import check_convention, decode_flow, decode_rgb
+from pipelines.media.codec import DECODING_ERRORS, check_convention, decode_flow, decode_rgb
+from pipelines.ray_data import MAX_WORKER_DEATHS, quieten
 
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's overhead, little enough to hold
 MAX_TASK_CLIPS = 64
@@ -48,7 +48,6 @@ TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
 # the clips that wait, it sometimes starts no task any more.
 UNMEASURED_BYTES = 768 << 20
 SEGMENT_TASKS = 2_000  # in one Ray Data execution, which describes all of them before the first one runs
-MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
 DATASET = "dataset.json"  # of a data set of shards; there as long as that is
 
@@ -89,7 +88,7 @@ class NumberedClips(ABC):
         for again in (True, False):
             try:
                 return found | cut(video, open_row(video, list(self.input_spec.train.streams)))
-            except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+            except DECODING_ERRORS as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
                     if again:  # it may have been away for a moment; what fails twice is the file's own fault
@@ -304,9 +303,6 @@ def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -
 
 def build_graph(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> ray.data.Dataset:
     """The lazy graph whose rows are the part's clips in order."""
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # max_retries has no other place yet
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
     num_tasks = -(-part.steps * part.batch // clips.clips_per_task)
     tasks_at_once = max(1, int(num_cpus))
     graph = ray.data.read_datasource(
@@ -320,8 +316,7 @@ def build_graph(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> r
     options.preserve_order = True
     ahead = TASKS_AHEAD * tasks_at_once * TASK_BYTES + UNMEASURED_BYTES
     options.resource_limits = ExecutionResources(object_store_memory=ahead)
-    graph.context.enable_progress_bars = False
-    graph.context.execution_no_progress_timeout_s = -1  # a training that waits for its GPU makes no progress here
+    quieten(graph.context)
     return graph
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +22,19 @@ from models import cuda
 from models.folding import fold_batch_norm
 from models.i3d import I3D
 from models.input_spec import FRAMES_PER_SECOND, InputSpec
-from pipelines.clips.loader import MAX_WORKER_DEATHS, open_row
+from pipelines.clips.loader import open_row
 from pipelines.clips.sampling import ClipSettings, centre_crop, decoded_side, resize_for_crop, scale_clips
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, decode_frames
-from pipelines.evaluation.scoring import NetworkSource, configure_ray_data, set_up, unless_refused
+from pipelines.evaluation.scoring import NetworkSource, set_up, unless_refused
+from pipelines.media.codec import DECODING_ERRORS
+from pipelines.ray_data import ON_CPU, quieten
 from pipelines.training.trained_network import Network
 
 BATCH = 8  # windows that go through a network at a time
-READING_ERRORS = (ValueError, LookupError, OSError, VideoError, av.FFmpegError, cv2.error)
+READING_ERRORS = (VideoError, *DECODING_ERRORS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,19 +210,18 @@ def extract_features(extractor: Extractor, read: ReadVideo, wanted: Mapping[str,
     Ray must be running. On CPUs a task decodes and extracts; with GPUs decoding is tasks on CPUs of their own, and the
     flow of raw files is computed on the GPU. Raises RunError where a GPU computes wrong numbers.
     """
-    configure_ray_data()
+    quieten()
     decode = DecodeVideo(read, wanted)
     graph = ray.data.from_items([{"id": place} for place in places], override_num_blocks=len(places))
-    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
     if extractor.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=extractor.num_workers)
         given = (extractor, read)
-        graph = graph.map(decode, **on_cpu)
+        graph = graph.map(decode, **ON_CPU)
         graph = graph.map(ComputeFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=extractor.num_workers)
         step = ExtractOnCpu(extractor=extractor, read=read, decode=decode)
-        graph = graph.map(step, compute=tasks, **on_cpu)
+        graph = graph.map(step, compute=tasks, **ON_CPU)
     return sorted(unless_refused(graph.iter_rows()), key=lambda row: row["place"])
 
 

@@ -7,33 +7,30 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import DataContext
 
 import models
 from models import cuda
 from models.folding import fold_batch_norm
-from pipelines.clips.loader import MAX_WORKER_DEATHS, check_storage, is_of_storage, open_row
+from pipelines.clips.loader import check_storage, is_of_storage, open_row
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError, OutageError, RunError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
-from pipelines.media.codec import check_convention
+from pipelines.media.codec import DECODING_ERRORS, check_convention
+from pipelines.ray_data import ON_CPU, quieten
 from pipelines.training.trained_network import Network, load_network
 from pipelines.training.weights_files import Which
 
@@ -105,7 +102,7 @@ class CutVideo:
                 for name, (input_spec, settings) in self.wanted.items()
                 for stream, clips in cut_test_frames(frames, input_spec, settings, self.protocol).items()
             }
-        except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
+        except DECODING_ERRORS as error:
             cause = self._find_cause(error)
             return {"place": int(row["id"]), "error": f"{type(cause).__name__}: {cause}"[:500]}
         return {"place": int(row["id"]), "error": "", **cut}
@@ -194,33 +191,22 @@ def _cached_scorer(scorer: Scorer) -> ScoreVideo:
     return ScoreVideo(scorer)
 
 
-def configure_ray_data() -> None:
-    """Settings of Ray Data that the graphs of an evaluation stand on, for this driver."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # they count blocks
-    context.execution_no_progress_timeout_s = -1
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-
-
 def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Scorer) -> Iterator[Row]:
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
     Ray must be running. On CPUs a task decodes and scores; with GPUs decoding is tasks on CPUs of their own. Raises
     OutageError where the data set cannot be reached, RunError where a GPU computes wrong numbers.
     """
-    configure_ray_data()
+    quieten()
     cut = CutVideo(index, networks, scorer.protocol)
     graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
-    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
     if scorer.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=scorer.num_workers)
-        graph = graph.map(cut, **on_cpu)
+        graph = graph.map(cut, **ON_CPU)
         graph = graph.map(ScoreVideo, fn_constructor_args=(scorer,), compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
-        graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **on_cpu)
+        graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **ON_CPU)
     for row in unless_refused(graph.iter_rows()):
         # Not raised where it was met: Ray Data would make its own error of it, of which only a traceback is left.
         if row["error"].startswith(OutageError.__name__):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -27,7 +26,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-from ray.data import DataContext
 
 from pipelines import storage, tvl1
 from pipelines.datasets import shards
@@ -40,11 +38,11 @@ from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, beg
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
+from pipelines.ray_data import ON_CPU, quieten
 
 logger = logging.getLogger(__name__)
 
 ERROR_SAMPLE_FRAMES = 32  # flow frames of a sampled video whose error is measured
-MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 
 FINISHED_COLUMNS = tuple(dict.fromkeys([*PLAN_SCHEMA.names, *VIDEO_SCHEMA.names, *ROW_SCHEMA.names, "kernel"]))
 
@@ -308,22 +306,15 @@ def _hash_file(path: str) -> str:
 def build_graph(blocks: Iterable[pa.Table], steps: Steps) -> ray.data.Dataset:
     """The lazy graph over blocks of one shard each; its rows are the counts of the committed shards, in order."""
     size = steps.settings.shards.videos_per_shard
-    on_cpu = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}
-    graph = ray.data.from_arrow(list(blocks)).map(steps.extract, **on_cpu)
-    return graph.map_batches(steps.commit, batch_size=size, batch_format="pyarrow", **on_cpu)
+    graph = ray.data.from_arrow(list(blocks)).map(steps.extract, **ON_CPU)
+    return graph.map_batches(steps.commit, batch_size=size, batch_format="pyarrow", **ON_CPU)
 
 
 def configure_ray_data(placement: Placement) -> None:
     """Settings of Ray Data that the graph stands on, for this driver."""
-    context = DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(cpu=placement.num_cpus)
-    context.enable_progress_bars = False  # they count blocks; the job prints videos
-    context.execution_no_progress_timeout_s = -1  # a shard may honestly take hours
-    for name in ("ray.data", "ray.data._internal"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
-    # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    options = quieten().execution_options
+    options.preserve_order = True
+    options.resource_limits = options.resource_limits.copy(cpu=placement.num_cpus)
 
 
 def run_graph(blocks: Iterable[pa.Table], steps: Steps, placement: Placement) -> Iterator[Row]:

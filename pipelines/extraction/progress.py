@@ -7,7 +7,6 @@ driver only.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +16,8 @@ from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.ray_data import polled_actor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,34 +71,19 @@ def watch_progress(
     busy_seconds: how long each flow actor has computed so far.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    counter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Counter).remote()
-    started, stop = time.monotonic(), threading.Event()
+    started = time.monotonic()
 
-    def tell() -> None:
-        try:
-            frames, quarantined, nodes = ray.get(counter.read.remote(), timeout=30)
-            busy = busy_seconds() if busy_seconds else None
-        except ray.exceptions.RayError:  # the actor is restarted or slow: the run matters, not its count
-            return
+    def tell(counter: Any) -> None:
+        frames, quarantined, nodes = ray.get(counter.read.remote(), timeout=30)
+        busy = busy_seconds() if busy_seconds else None
         seconds, videos = time.monotonic() - started, sum(nodes.values())
         share = _share(busy, seconds)
         on_tally(
             Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined, nodes=nodes, gpu_share=share)
         )
 
-    def poll() -> None:
-        while not stop.wait(every_s):
-            tell()
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
+    with polled_actor(_Counter, tell, every_s=every_s, scheduling_strategy=here) as counter:
         yield ActorProgress(counter)
-        tell()
-    finally:
-        stop.set()
-        thread.join(timeout=every_s)
-        ray.kill(counter)
 
 
 def _share(busy: list[float] | None, seconds: float) -> float | None:

@@ -36,6 +36,8 @@ Levels = npt.NDArray[np.integer]
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a zip must carry a date, and the bytes must not depend on it
 SVT_AV1_MIN_SIDE = 4
+# What a stored video that is damaged makes its decoders raise.
+DECODING_ERRORS = (ValueError, LookupError, OSError, av.FFmpegError, cv2.error)
 MAX_KEYFRAME_INTERVAL = 10_000  # far beyond any use, and still a number that encoders take
 
 

@@ -15,6 +15,7 @@ import jinja2
 import markupsafe
 
 from pipelines import storage
+from pipelines.formatting import format_bytes, format_seconds
 from pipelines.pages.class_coverage import STATUSES, Count
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -39,12 +40,12 @@ def make_environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "thousands": lambda number: f"{number:,}",
-        "size": _format_bytes,
-        "time": _format_seconds,
+        "size": format_bytes,
+        "time": format_seconds,
         "base64": lambda data: base64.b64encode(data).decode(),
         "plain": _plain,
         "flat": _flatten,
-        "hours": lambda hours: _format_seconds(3600 * hours),
+        "hours": lambda hours: format_seconds(3600 * hours),
     }
     script = (TEMPLATES / "previews.js").read_text()
     environment.globals |= {
@@ -53,23 +54,6 @@ def make_environment() -> jinja2.Environment:
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     return environment
-
-
-def _format_bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size < 1000 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:.3g} {unit}"
-
-
-def _format_seconds(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.3g} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _plain(text: object, most: int = 400) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import posixpath
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from models import checkpoint
 from models.input_spec import VideoModel
 from pipelines import records, storage
 from pipelines.errors import DivergedError, RunError
+from pipelines.ray_data import polled_actor
 from pipelines.resume import was_begun
 from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check_run
 from pipelines.training.loop import train_worker
@@ -158,32 +158,13 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
     if on_metrics is None:
         yield None
         return
-    # Workers cannot call the driver, and it cannot call them: both call an actor. It may lie on a node that goes.
-    mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
-    stop = threading.Event()
 
-    def deliver() -> None:
-        try:
-            lines = ray.get(mailbox.fetch.remote(), timeout=30)
-        except ray.exceptions.RayError:  # the actor's node is gone or slow: metrics.jsonl has the lines
-            return
-        for line in lines:
+    def deliver(mailbox: Any) -> None:
+        for line in ray.get(mailbox.fetch.remote(), timeout=30):  # where it is gone, metrics.jsonl has the lines
             on_metrics(line)
 
-    def poll() -> None:
-        while not stop.wait(every_s):
-            deliver()
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
+    with polled_actor(_Mailbox, deliver, every_s=every_s) as mailbox:
         yield mailbox
-        stop.set()
-        thread.join(timeout=30)
-        deliver()  # the last lines, sent after the thread last looked
-    finally:
-        stop.set()
-        ray.kill(mailbox)
 
 
 def _finish(output: str, run: Run, result: ray.train.Result) -> Result:

@@ -1,0 +1,58 @@
+"""How this project runs Ray: Data that is quiet, patient and bounded in retries, and an actor that the driver polls."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.data import DataContext
+
+MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
+ON_CPU = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}  # of a step that computes on one processor
+
+
+def quieten(context: DataContext | None = None) -> DataContext:
+    """A context of Ray Data (None: this driver's) whose graphs say nothing themselves, and may take their time."""
+    context = context or DataContext.get_current()
+    context.enable_progress_bars = False  # they count blocks; the jobs print videos
+    context.execution_no_progress_timeout_s = -1  # a shard may take hours, and a training that waits for its GPU too
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    return context
+
+
+@contextlib.contextmanager
+def polled_actor(kind: type, poll: Callable[[Any], None], *, every_s: float, **options: Any) -> Iterator[Any]:
+    """An actor that workers tell something; `poll` is given it every few seconds, and once more at the end.
+
+    Workers cannot call the driver, and it cannot call them: both call an actor. What Ray raises while polling is passed
+    over: the actor may be restarted or slow, and the run matters more than what is told of it.
+    """
+    actor = ray.remote(num_cpus=0, max_restarts=-1, **options)(kind).remote()
+    stop = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            poll(actor)
+
+    def keep_asking() -> None:
+        while not stop.wait(every_s):
+            ask()
+
+    thread = threading.Thread(target=keep_asking, daemon=True)
+    thread.start()
+    try:
+        yield actor
+        stop.set()
+        thread.join(timeout=30)
+        ask()  # what came after the thread last looked
+    finally:
+        stop.set()
+        ray.kill(actor)
