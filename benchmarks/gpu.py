@@ -295,6 +295,22 @@ class NoFlow:
             yield FlowBatch(levels=levels, counts=counts, sample=np.zeros((0, *batch.shape[1:], 2)), kernel=NOTHING)
 
 
+def measure_networks(session: Session) -> Iterator[Row]:
+    """I3D at 64x224x224 in training and inference, beside a plain port in the same run (benchmarks/gpu_networks.py)."""
+    from gpu_networks import MEASURES, Settings
+
+    tiny = session.config.rehearse
+    sizes = {"batch": 2, "frames": 16, "size": 32, "rounds": 1} if tiny else {"rounds": 5}
+    settings = Settings(seconds=20, small=tiny, **sizes)
+    for part in ("training", "inference"):
+        for row in MEASURES[part](settings):
+            if row.clips_per_s is None:  # one variant that fails leaves the others
+                print(f"{part}: {row.name} failed, {row.error}", flush=True)
+                continue
+            ceiling = row.clips_per_s * session.matmul / (row.tflops * 1e12) if session.matmul and row.tflops else None
+            yield Row(part, row.name, row.clips_per_s, "clips/s", ceiling, "bf16 matrix product")
+
+
 def _settings(*, tiny: bool) -> ExtractionSettings:
     from pipelines.datasets.shards import ShardSettings
     from pipelines.extraction.plan import ExtractionSettings
@@ -330,6 +346,7 @@ class Part:
 PARTS = [
     Part("card", measure_card, 10),
     Part("flow", measure_flow, 45),
+    Part("networks", measure_networks, 45),
     Part("extraction", measure_extraction, 70),
 ]
 
