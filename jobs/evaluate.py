@@ -1,4 +1,4 @@
-"""Say how good networks are on a split of a data set, honestly.
+"""Evaluate networks on a split of a data set.
 
     python jobs/evaluate.py --data SHARDS --rgb RUN --flow RUN --output EVALUATION      both streams, logits added
     python jobs/evaluate.py --data SHARDS --model RUN --output EVALUATION               any single network
@@ -38,38 +38,38 @@ class Evaluate:
     data: str
     """Shards, on disk or s3://."""
     output: str
-    """Folder for evaluation.json, scores.parquet and report.html, on disk or s3://."""
+    """Folder for the results, on disk or s3://: evaluation.json, scores.parquet and report.html."""
     rgb: str | None = None
-    """Network of the RGB stream: a run, a checkpoint, or released weights."""
+    """Network of the RGB stream: a run, a checkpoint or released weights."""
     flow: str | None = None
-    """Network of the flow stream, likewise; with --rgb their logits are added."""
+    """Network of the flow stream, in the same forms. With --rgb, the logits of both are added."""
     model: str | None = None
-    """Instead: a network of any kind, such as c3d or fused_two_stream."""
+    """A single network of any kind, such as c3d or fused_two_stream, instead of --rgb and --flow."""
     which: Which = "last"
-    """Of a run its last checkpoint, or the best on its validation split (no honest choice if that is evaluated)."""
+    """Which checkpoint of a run. best was chosen on the validation split: do not report its accuracy on that split."""
 
     split: str = "test"
     """Split to evaluate on."""
     annotations: tuple[str, ...] = ()
-    """Official annotation files whose division is used in place of that of the shards."""
+    """Official annotation files whose splits replace those of the shards."""
     fold: int = 1
-    """Division of --annotations: 1, 2 or 3."""
+    """Official split of --annotations to use: 1, 2 or 3."""
     ignore_missing: bool = False
-    """Leave out videos that are missing, quarantined or fail, in place of counting them as wrong."""
+    """Leave out videos that are missing, quarantined or fail, instead of counting them as wrong."""
 
     protocol: ProtocolName = "paper"
-    """What of a video is seen: the paper's test, 10 clips spread over the video, or those at 3 crops."""
+    """Clips per video: the paper's test, 10 clips spread over the video, or these 10 at 3 crops each."""
     flip: bool = False
-    """See each clip mirrored as well."""
+    """Score the mirror image of each clip, too."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 is faster where the processor or GPU has it; fp16 is for GPUs. fp32 is without TensorFloat-32."""
+    """Precision of the networks. bf16 is faster on processors and GPUs that have it; fp16 needs a GPU."""
 
     num_workers: int | None = None
-    """Scoring workers, each with a GPU where there are some. None: all GPUs, else all CPUs."""
+    """Number of workers, each on a GPU if there are any. None: one per GPU, or one per CPU without GPUs."""
     num_cpus: int | None = None
-    """CPUs of a Ray that is started here. None: all."""
+    """CPUs of the Ray instance that the job starts on this machine. None: all."""
     num_gpus: int | None = None
-    """0: score on CPUs though there are GPUs."""
+    """GPUs to use. None: all; 0: score on CPUs."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.rgb is None and self.flow is None):

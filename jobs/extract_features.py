@@ -52,35 +52,35 @@ class ExtractFeatures:
     videos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = ()
     """Video files, on disk or s3://."""
     data: str | None = None
-    """Instead: shards, on disk or s3://."""
+    """Shards to read instead of video files, on disk or s3://."""
     output: str
     """Folder for the features, on disk or s3://."""
     rgb: str | None = None
-    """I3D of the RGB stream: a run, a checkpoint, or released weights."""
+    """I3D of the RGB stream: a run, a checkpoint or released weights."""
     flow: str | None = None
-    """I3D of the flow stream, likewise."""
+    """I3D of the flow stream, in the same forms."""
     which: Which = "last"
-    """Of a run its last or its best checkpoint."""
+    """Which checkpoint of a run."""
     split: str | None = None
-    """Of --data this split only."""
+    """Take only this split of --data. None: all."""
     window: int = 64
-    """Frames of a window, at 25 a second."""
+    """Frames per window, at 25 frames per second."""
     step: int = 64
-    """Frames from one window's beginning to the next one's."""
+    """Frames between the starts of neighbouring windows."""
     format: Literal["parquet", "npy"] = "parquet"
-    """Where the vectors go: into the Parquet files, or into one .npy file per video and stream."""
+    """Output format: Parquet files, or one .npy file per video and stream."""
     flow_preset: FlowPreset = "faithful"
-    """TV-L1 settings for video files."""
+    """TV-L1 preset for video files."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """bf16 is faster where the processor or GPU has it; fp16 is for GPUs. fp32 is without TensorFloat-32."""
+    """Precision of the networks. bf16 is faster on processors and GPUs that have it; fp16 needs a GPU."""
     videos_per_part: int = 256
-    """Videos in one Parquet file, which is also what is done again after a crash."""
+    """Videos per Parquet file. After a crash, the file that was in work is computed again."""
     num_workers: int | None = None
-    """Workers, each with a GPU where there are some. None: all GPUs, else all CPUs."""
+    """Number of workers, each on a GPU if there are any. None: one per GPU, or one per CPU without GPUs."""
     num_cpus: int | None = None
-    """CPUs of a Ray that is started here. None: all."""
+    """CPUs of the Ray instance that the job starts on this machine. None: all."""
     num_gpus: int | None = None
-    """0: extract on CPUs though there are GPUs."""
+    """GPUs to use. None: all; 0: extract on CPUs."""
 
     def __post_init__(self) -> None:
         if bool(self.videos) == (self.data is not None):

@@ -37,43 +37,43 @@ DEBUG_FOLDER = "out/debug"
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractFlow:
-    """Turn raw videos into shards of RGB frames and TV-L1 flow. Without --videos: a debug run on self-made videos."""
+    """Turn raw videos into shards of RGB frames and TV-L1 flow. Without --videos, a few videos are made and used."""
 
     videos: str | None = None
-    """Folder of videos (or one file), on disk or s3://. None: make a few videos under out/debug and take those."""
+    """Folder of videos, or one file, on disk or s3://. None: make a few videos under out/debug and use them."""
     output: str | None = None
-    """Folder for the shards, on disk or s3://. None: out/debug/shards, allowed for the debug run only."""
+    """Folder for the shards, on disk or s3://. Required with --videos. None: out/debug/shards."""
     annotations: tuple[str, ...] = ()
-    """CSV path,label[,split]; Kinetics CSVs; or the folder of the UCF-101 or HMDB-51 lists. None: folders say."""
+    """A CSV (path,label[,split]), Kinetics CSVs, or the folder of UCF-101's or HMDB-51's lists. None: folder names."""
     layout: Layout = "auto"
-    """What folders are, without --annotations. auto: what their names say, and an error where that may be wrong."""
+    """What the folders are, without --annotations. auto: decide by their names, and stop if that is ambiguous."""
     split: str | None = None
-    """Take this split only (train, val, test, …). None: all."""
+    """Take only this split (train, val, test, …). None: all."""
     fold: int = 1
-    """Which of the three official divisions of UCF-101 and HMDB-51 (1, 2 or 3)."""
+    """Which of the three official splits of UCF-101 and HMDB-51 to use: 1, 2 or 3."""
     limit: int | None = None
-    """Take at most so many videos, evenly spread over the catalog. None: all."""
+    """Take at most this many videos, evenly spread over the catalog. None: all."""
 
     settings: ExtractionSettings = field(default_factory=ExtractionSettings)
-    """What decides about the bytes of the output."""
+    """What determines the bytes of the output."""
 
     flow_backend: Literal["auto", "cpu", "cuda", "opencv"] = "auto"
-    """What computes flow. auto: cuda where the cluster has GPUs now, else cpu; cuda also waits for GPUs to come."""
+    """Where flow is computed. auto: on GPUs if the cluster has any now, else on CPUs. cuda waits for GPUs to join."""
     num_cpus: int | None = None
-    """CPUs to use at a time, one task on each. None: all."""
+    """CPUs to use at a time, with one task on each. None: all."""
     num_gpus: float | None = None
     """GPUs to use for flow. None: all."""
     gpus_per_actor: float = 1.0
-    """Share of a GPU that one flow actor reserves; 0.5 lets two share one."""
+    """Fraction of a GPU that one flow actor reserves; with 0.5, two share a GPU."""
 
     retry_quarantined: bool = False
-    """Do the quarantined videos again, and missing ones that are there now; the rest of their shards is kept."""
+    """Try quarantined videos again, and missing ones that have appeared; the other videos of their shards are kept."""
     dry_run: bool = False
-    """Only print the plan, and time, bytes and cost extrapolated from a few videos."""
+    """Only print the plan, with time, bytes and cost extrapolated from a few videos."""
     dry_run_samples: int = 4
-    """Videos that --dry-run extracts."""
+    """Number of videos that --dry-run extracts."""
     cpu_hour_price: float = 0.04
-    """Dollars an hour and CPU, for --dry-run."""
+    """Dollars per CPU and hour, for --dry-run."""
 
     def __post_init__(self) -> None:
         if self.videos is not None and self.output is None:

@@ -49,25 +49,24 @@ MAX_SCALED = 1.5  # resampling may overshoot [-1, 1] a little; pixels and colour
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Say what happens in one video, by one stream of a network or by two whose logits are added."""
+    """Classify one video with one stream, or with both, whose logits are added."""
 
     video: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
-    """A video, on disk or s3://, of which the networks see what their test takes: I3D the first 250 frames at 25 a
-    second, looped where there are fewer."""
+    """Video file, on disk or s3://. I3D sees its first 250 frames at 25 frames per second; short videos are looped."""
     clips: tuple[str, ...] = ()
-    """Instead of a video: .npy files, float (1, T, H, W, 3) for RGB and (1, T, H, W, 2) for flow, in [-1, 1]."""
+    """Clips instead of a video: .npy files, float (1, T, H, W, 3) for RGB, (1, T, H, W, 2) for flow, in [-1, 1]."""
     rgb: str | None = None
     """Network of the RGB stream: a run, a checkpoint, a TensorFlow checkpoint or a PyTorch file."""
     flow: str | None = None
-    """Network of the flow stream, likewise."""
+    """Network of the flow stream, in the same forms."""
     classes: str | None = None
-    """Text file with the names of the classes, one a line. None: the checkpoints' own names, else numbers."""
+    """Text file with one class name per line. None: the names in the checkpoint, or numbers if there are none."""
     top: int = 5
-    """Classes to print, the most probable first."""
+    """How many of the most probable classes to print."""
     flow_preset: FlowPreset = "faithful"
-    """TV-L1 settings, best those that the flow network was trained on."""
+    """TV-L1 preset. Use the one that the flow network was trained with."""
     precision: Precision = "fp32"
-    """fp32, or bf16: faster on CPUs that have it and on GPUs, logits off by about half a percent. fp16 is for GPUs."""
+    """Precision of the network. bf16 is faster where supported, its logits off by half a percent; fp16 needs a GPU."""
 
     def __post_init__(self) -> None:
         if (self.video is None) == (not self.clips):

@@ -37,13 +37,13 @@ class Workers:
     """The workers of a training."""
 
     num_workers: int | None = None
-    """Workers, each with a GPU where there are some. None: all GPUs, else all CPUs, of the cluster now."""
+    """Number of workers, each on a GPU if there are any. None: one per GPU the cluster has now, or one per CPU."""
     min_workers: int | None = None
-    """Go on with as few as these where the cluster has no more; learning rate and steps follow."""
+    """Continue with as few workers as this if the cluster has no more; learning rate and steps are scaled."""
     num_cpus: int | None = None
-    """CPUs of a Ray that is started here. None: all."""
+    """CPUs of the Ray instance that the job starts on this machine. None: all."""
     num_gpus: int | None = None
-    """0: train on CPUs even if there are GPUs."""
+    """GPUs to use. None: all; 0: train on CPUs."""
     max_failures: int = 3
     """How often workers may die before the run ends."""
     compile: bool = False
@@ -63,15 +63,15 @@ class Train:
     output: str
     """Folder of the run, on disk or s3://: checkpoints, metrics, result."""
     preset: PresetName | None = None
-    """Published schedule, batch, weight decay and dropout. Any other flag wins over it."""
+    """Published schedule, batch, weight decay and dropout. Any other flag overrides it."""
     from_sweep: str | None = None
     """Folder of a finished jobs/tune.py: the best geometry it found, with its learning rate where that was searched."""
     annotations: tuple[str, ...] = ()
-    """Official annotation files whose division is used in place of that of the shards."""
+    """Official annotation files whose splits replace those of the shards."""
     folds: tuple[int, ...] = ()
-    """Divisions of --annotations (1, 2 and 3 of UCF-101 and HMDB-51) to train on one after the other."""
+    """Official splits of --annotations (1, 2 and 3 of UCF-101 and HMDB-51) to train on, one after the other."""
     settings: TrainingSettings = field(default_factory=TrainingSettings)
-    """What decides about the weights."""
+    """What determines the weights."""
     workers: Workers = field(default_factory=Workers)
     """The workers of a training."""
 

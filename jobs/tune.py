@@ -43,26 +43,26 @@ class Tune:
     output: str
     """Folder of the search, on disk or s3://: trials, the best of them, page."""
     preset: PresetName | None = None
-    """Schedule, batch, weight decay and dropout of every trial. Any other flag wins over it."""
+    """Schedule, batch, weight decay and dropout of every trial. Any other flag overrides it."""
     annotations: tuple[str, ...] = ()
-    """Official annotation files whose division is used in place of that of the shards."""
+    """Official annotation files whose splits replace those of the shards."""
     fold: int = 1
-    """Division of --annotations: 1, 2 or 3."""
+    """Official split of --annotations to use: 1, 2 or 3."""
 
     trials: int = 16
-    """Geometries to try, the paper's among them."""
+    """Number of geometries to try, including the paper's."""
     objective: Literal["accuracy", "pareto"] = "accuracy"
-    """What Optuna proposes for: top-1, or top-1 and GFLOPs per video together."""
+    """What Optuna optimises: top-1, or top-1 and GFLOPs per video together."""
     rungs: int = 3
-    """How often ASHA looks at a trial, its end included."""
+    """How often ASHA compares trials, including at their end."""
     reduction: int = 3
-    """One in so many trials survives a rung; rungs lie this factor apart in steps."""
+    """One in this many trials survives a rung; rungs are this factor apart in steps."""
     confirm: int = 2
-    """How many of the best trials are trained again from other seeds, and the paper's with them."""
+    """How many of the best trials, besides the paper's, are trained again from other seeds."""
     confirm_seeds: int = 3
-    """Seeds of each of these, the search's own among them."""
+    """Number of seeds for each of these, including the search's own."""
     concurrent: int | None = None
-    """Trials at a time. None: as many as the cluster has CPUs or GPUs for now."""
+    """Trials that run at a time. None: as many as the cluster has CPUs or GPUs for now."""
 
     space: Space = field(default_factory=Space)
     """What may be chosen."""

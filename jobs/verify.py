@@ -30,11 +30,11 @@ class Verify:
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Shards, on disk or s3://."""
     videos: str | None = None
-    """Folder that they were made of: the samples' sources are decoded and their flow computed again."""
+    """Folder of the source videos: those of the samples are decoded again, and their flow is computed again."""
     samples: int = 8
-    """Videos to decode."""
+    """Number of videos to decode."""
     seed: int = 0
-    """Which videos."""
+    """Seed that chooses the videos."""
 
     def __post_init__(self) -> None:
         if self.samples < 0:

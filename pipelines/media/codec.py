@@ -138,7 +138,7 @@ class CodecSettings:
     rgb_quality: int | None = None
     """Constant rate factor of the RGB video (lower is better). None: 20 for h264, 26 for av1."""
     keyframe_interval: int = 16
-    """Largest distance between keyframes in frames; reading a window decodes up to this many frames more."""
+    """Largest distance between keyframes, in frames; reading a window decodes up to this many frames more."""
 
     def __post_init__(self) -> None:
         for flag, codec, allowed in (

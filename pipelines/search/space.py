@@ -39,7 +39,7 @@ class Space:
     frames: Annotated[tuple[int, ...], arg(name="search-frames")] = ()
     """Frames of a training clip to try besides those of the network."""
     frame_steps: Annotated[tuple[int, ...], arg(name="search-frame-steps")] = (1, 2, 4)
-    """Input strides: every how many frames one is kept."""
+    """Input strides: 2 keeps every second frame."""
     conv1_kernels: Annotated[tuple[int, ...], arg(name="search-conv1-kernels")] = (3, 5, 7)
     """Temporal kernels of conv1."""
     conv1_strides: Annotated[tuple[int, ...], arg(name="search-conv1-strides")] = (1, 2)
@@ -49,9 +49,9 @@ class Space:
     pool_strides: Annotated[tuple[int, ...], arg(name="search-pool-strides")] = (1, 2)
     """Temporal strides of each of the four max-pools."""
     inflation: Annotated[tuple[Mode, ...], arg(name="search-inflation")] = ()
-    """Ways to inflate 2-D weights (with --init imagenet). Empty: not searched."""
+    """Ways to inflate 2-D weights, with --init imagenet. Empty: not searched."""
     learning_rate: Annotated[tuple[float, float] | None, arg(name="search-learning-rate")] = None
-    """Lowest and highest learning rate, searched by its logarithm. None: not searched."""
+    """Lowest and highest learning rate, searched on a logarithmic scale. None: not searched."""
     paper_frames: Annotated[int, conf.Suppress] = 0
     paper_learning_rate: Annotated[float | None, conf.Suppress] = None
 

@@ -33,21 +33,21 @@ class Optimisation:
     """How weights are changed: SGD with momentum on `batch` clips of each worker, `accumulate` times a step."""
 
     batch: int = 6
-    """Clips of one worker at a time."""
+    """Clips per worker and forward pass."""
     accumulate: int = 1
-    """Batches whose gradients are added up to one step."""
+    """Batches whose gradients are accumulated for one step."""
     momentum: float = 0.9
     """Momentum of SGD."""
     weight_decay: float = 1e-7
     """L2 penalty on the weights."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes."""
+    """Fraction of the target that is spread over all classes."""
     clip_norm: float | None = None
-    """Largest norm of a step's gradient. None: no limit."""
+    """Clip the gradient to this norm. None: no clipping."""
     precision: Precision = "fp32"
     """Precision of the convolutions; weights and sums stay fp32. fp16 is for GPUs, where fp32 multiplies in TF32."""
     sync_bn: bool = False
-    """Compute batch norm over all workers' clips (GPUs only)."""
+    """Synchronise batch norm over all workers (GPUs only)."""
 
     def __post_init__(self) -> None:
         if min(self.batch, self.accumulate) < 1:
@@ -67,11 +67,11 @@ class Reporting:
     """When a run says and saves something, in steps; `checkpoint_every` None: a tenth of the run, at least 100."""
 
     log_every: int = 20
-    """Steps between two lines of metrics."""
+    """Steps between lines of metrics."""
     checkpoint_every: int | None = None
-    """Steps between two validations and checkpoints. None: a tenth of the run, at least 100."""
+    """Steps between validations with a checkpoint. None: a tenth of the run, at least 100."""
     validation_clips: int = 1
-    """Clips of each video that a validation scores, spread over the video."""
+    """Clips per video that a validation scores, spread over the video."""
 
     def __post_init__(self) -> None:
         if self.validation_clips < 1:

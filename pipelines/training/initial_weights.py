@@ -30,13 +30,13 @@ class InitialWeights:
     """Where they come from."""
 
     source: Annotated[Source, arg(name="init")] = "scratch"
-    """scratch: drawn; imagenet: 2-D weights, inflated; kinetics: released I3D weights; checkpoint: one of ours."""
+    """Initial weights: random (scratch), 2-D ImageNet weights inflated, released Kinetics weights, or a checkpoint."""
     weights: str | None = None
-    """File, checkpoint or run folder of --init, on disk or s3://."""
+    """File, checkpoint or run folder for --init, on disk or s3://."""
     inflation: Mode = "mean"
-    """How 2-D filters become 3-D ones: repeated and divided (mean), or placed at the middle step (center)."""
+    """How 2-D filters become 3-D: repeated and divided (mean), or placed at the central time step (center)."""
     finetune: Finetune | None = None
-    """Transfer to other classes with a new classifier: train everything (the paper's full-FT) or only it (fixed)."""
+    """Transfer to other classes: train all layers (full, the paper's full-FT), or only a new classifier (head)."""
 
     @property
     def new_head(self) -> bool:

@@ -76,13 +76,13 @@ class ScheduleSettings:
     """How long to train, and the learning rate on the way; `phases` and `reference_batch` are those of a preset."""
 
     steps: int | None = None
-    """Steps of the run, with the workers and the batch that are given. None: the preset's."""
+    """Training steps, counted with the given workers and batch. None: the preset's."""
     learning_rate: float | None = None
-    """Learning rate of the first phase. None: the preset's, or 0.05 with --steps. The later phases keep their ratio."""
+    """Initial learning rate; later phases keep their ratio to it. None: the preset's, or 0.05 with --steps."""
     drops: tuple[float, ...] | None = None
-    """Shares of --steps at which the learning rate falls to a tenth. None: 0.6 0.85."""
+    """Fractions of --steps at which the learning rate drops to a tenth. None: 0.6 0.85."""
     warmup_steps: int = 0
-    """Steps in which the learning rate rises linearly."""
+    """Steps during which the learning rate rises linearly from zero. A preset may set it."""
     phases: Annotated[tuple[tuple[int, float], ...], conf.Suppress, conf.Fixed] = ()
     reference_batch: Annotated[int, conf.Suppress] = 0
 

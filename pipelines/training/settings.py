@@ -36,15 +36,15 @@ class NetworkSettings:
     """Which network, and its size."""
 
     model: ModelName = "i3d"
-    """Network; its input specification says what clips it sees."""
+    """The network. Each has its own clip length and size."""
     stream: Stream | None = None
-    """What the network sees: required for i3d, rgb by default for convnet_lstm and c3d. fused_two_stream sees both."""
+    """Input stream: required for i3d; rgb by default for convnet_lstm and c3d. fused_two_stream takes both."""
     width: float | None = None
-    """Factor of the number of channels of every layer. None: the preset's, else 1."""
+    """Multiplier for the number of channels in every layer. None: the preset's, else 1."""
     size: int | None = None
     """Side of the crop in pixels. None: the preset's, else the network's own."""
     frames: int | None = None
-    """Frames of a training clip, for networks that let one choose. None: the preset's, else the network's own."""
+    """Frames per training clip, for networks that allow a choice. None: the preset's, else the network's own."""
     set: tuple[str, ...] = ()
     """Further settings of the network as NAME=VALUE, such as dropout=0.3 or pool_strides=[1,1,1,2]."""
     defaults: Annotated[Mapping[str, object], conf.Suppress, conf.Fixed] = field(default_factory=dict)
