@@ -64,6 +64,7 @@ def train(
     Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
     allows, DivergedError where the weights are not finite any more, DataError where the videos do not fit.
     """
+    output = storage.absolute(output)  # workers may stand elsewhere
     check_run(run, scale.min_workers or scale.num_workers)
     run = keep_interval(run, output)
     if begin_run(run, model, output):
