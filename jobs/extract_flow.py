@@ -267,8 +267,8 @@ def dry_run(config: ExtractFlow, plan: Plan, flow: RunningFlow) -> int:
     cpus = config.num_cpus or ray.cluster_resources().get("CPU")
     if not cpus:
         raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
-    found = estimate(plan, Steps.of(plan, backend=flow.backend, pool=flow.pool), num_samples=config.dry_run_samples)
-    print(format_estimate(found, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
+    cost = estimate(plan, Steps.of(plan, backend=flow.backend, pool=flow.pool), num_samples=config.dry_run_samples)
+    print(format_estimate(cost, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0
 
 

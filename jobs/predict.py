@@ -200,8 +200,8 @@ def read_clip(uri: str) -> tuple[Stream, Tensor]:
         raise InputError(f"--clips {uri} is no whole .npy file of numbers; pickled objects are not read") from error
     stream = _stream_of(array)
     if stream is None:
-        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
-        raise InputError(f"--clips {uri} is {found}; needed are floats (1, T, H, W, 3) for RGB or (…, 2) for flow")
+        contents = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
+        raise InputError(f"--clips {uri} is {contents}; needed are floats (1, T, H, W, 3) for RGB or (…, 2) for flow")
     if not np.abs(array).max() <= MAX_SCALED:
         raise InputError(f"--clips {uri} is not scaled to [-1, 1]: it has values of {np.abs(array).max():g}")
     return stream, torch.from_numpy(array.astype(np.float32)).permute(0, 4, 1, 2, 3)

@@ -77,16 +77,16 @@ def list_upload(folder: Path) -> dict[str, int]:
 
     if not folder.is_dir():
         raise SubmitError(f"--working-dir {folder} is no folder: give the root of the project")
-    found = {}
+    sizes = {}
 
     def note(path: Path) -> None:
         if path.is_file():
-            found[path.relative_to(folder).as_posix()] = path.stat().st_size
+            sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
 
     excludes = [packaging._get_excludes(folder, get_runtime_env_default_excludes())]
     heed_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
     packaging._dir_travel(folder, excludes, note, include_gitignore=heed_gitignore)
-    return found
+    return sizes
 
 
 def measure_archive(files: dict[str, int]) -> int:

@@ -59,7 +59,7 @@ def run(config: Verify) -> list[Finding]:
         f"{len(dataset.shards):,} shards against their hashes": verify.check_shards(output, dataset),
         f"{len(index):,} videos of the catalog": verify.check_catalog(output, dataset),
         f"{len(index):,} videos in the tables": verify.check_tables(output, dataset),
-        f"{len(samples):,} videos decoded": (found for video in samples for found in verify.check_sample(video)),
+        f"{len(samples):,} videos decoded": (finding for video in samples for finding in verify.check_sample(video)),
     }
     findings = []
     for title, check in checks.items():
@@ -85,9 +85,9 @@ def check_sources(config: Verify, index: VideoIndex, samples: list[shards.Row]) 
     videos = shards.read_table(storage.join(index.data, "videos.parquet"), columns)
     facts = {row["id"]: row for row in videos.to_pylist()}
     dataset = read_dataset(index.data)
-    found = [verify.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
-    recomputed = [entry for entry in found if isinstance(entry, Recomputed)]
-    findings = [entry for entry in found if isinstance(entry, Finding)]
+    comparisons = [verify.compare_source(video, facts[video["id"]], config.videos, dataset) for video in samples]
+    recomputed = [entry for entry in comparisons if isinstance(entry, Recomputed)]
+    findings = [entry for entry in comparisons if isinstance(entry, Finding)]
     findings += verify.judge(recomputed, dataset)
     report(f"{len(samples):,} sources, and their flow computed anew", findings)
     for entry in recomputed:

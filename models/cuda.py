@@ -93,7 +93,7 @@ def check_convolution(device: torch.device, precision: str, *, training: bool) -
     """
     computed = _convolve_example(device, DTYPES[precision], training=training)
     exact = _convolve_example(torch.device("cpu"), torch.float32, training=training)
-    error = max(_relative_error(found, right) for found, right in zip(computed, exact, strict=True))
+    error = max(_relative_error(result, right) for result, right in zip(computed, exact, strict=True))
     if not error <= TOLERANCES["tf32" if uses_tf32(precision, training=training) else precision]:
         cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
         raise ConvolutionError(
@@ -115,9 +115,9 @@ def _convolve_example(device: torch.device, dtype: torch.dtype, *, training: boo
     return [y, *torch.autograd.grad(y, (clip, weight), torch.ones_like(y))] if training else [y]
 
 
-def _relative_error(found: Tensor, right: Tensor) -> float:
-    found, right = found.detach().double().cpu(), right.detach().double()
-    error = float((found - right).norm() / right.norm())
+def _relative_error(result: Tensor, right: Tensor) -> float:
+    result, right = result.detach().double().cpu(), right.detach().double()
+    error = float((result - right).norm() / right.norm())
     return math.inf if math.isnan(error) else error
 
 

@@ -43,9 +43,9 @@ class Naming:
 def recognize(tensors: Tensors, names: Iterable[str], namings: Sequence[Naming]) -> Naming:
     """The naming under which most of our `names` are found in a file; ValueError where none is."""
     wanted = list(names)
-    found = {index: sum(naming.spell(name) in tensors for name in wanted) for index, naming in enumerate(namings)}
-    best = max(found, key=found.__getitem__)
-    if not found[best]:
+    counts = {index: sum(naming.spell(name) in tensors for name in wanted) for index, naming in enumerate(namings)}
+    best = max(counts, key=counts.__getitem__)
+    if not counts[best]:
         known = [naming.spell(wanted[0]) for naming in namings]
         raise ValueError(f"Unknown tensor names {sorted(tensors)[:3]}; expected names such as {' or '.join(known)}.")
     return namings[best]

@@ -71,12 +71,12 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
 def from_tensors(tensors: Tensors, *, stream: str | None = None, **settings: object) -> I3D:
     """An I3D from tensors under any of the released namings; see `load_released`."""
     naming = recognize(tensors, _shapes(I3DConfig(num_classes=400)), NAMINGS)
-    found = _stream_of(tensors, naming)
-    if stream not in (None, found):
-        raise ValueError(f"These are weights of the {found} stream; asked for was stream={stream!r}.")
+    stored = _stream_of(tensors, naming)
+    if stream not in (None, stored):
+        raise ValueError(f"These are weights of the {stored} stream; asked for was stream={stream!r}.")
     bias = tensors.get(naming.logits["logits.bias"])
     num_classes = 400 if bias is None else bias.numel()
-    config = I3DConfig(num_classes=num_classes, stream=found, **{"bn_gamma": True, **settings})  # type: ignore[arg-type]
+    config = I3DConfig(num_classes=num_classes, stream=stored, **{"bn_gamma": True, **settings})  # type: ignore[arg-type]
     state = translate(tensors, naming, shapes_with_gamma(_shapes(config)))
     if not config.bn_gamma or ("bn_gamma" not in settings and not scaled_by_gamma(state)):
         config, state = replace(config, bn_gamma=False), without_gamma(state)

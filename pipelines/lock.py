@@ -146,10 +146,10 @@ def _take_object(output: str, uri: str) -> dict[str, object]:
     mine = _describe()
     while not storage.create(uri, _encode(mine)):
         try:
-            found = storage.read_bytes(uri)
+            record_bytes = storage.read_bytes(uri)
         except FileNotFoundError:  # released this moment
             continue
-        holder = json.loads(found)
+        holder = json.loads(record_bytes)
         if holder == mine:  # the answer to the creation was lost, and its repetition refused
             break
         if not _has_died(holder):
@@ -159,7 +159,7 @@ def _take_object(output: str, uri: str) -> dict[str, object]:
                 raise _refuse(output, holder, f"If it was killed, {wait}")
             time.sleep(2 * HEARTBEAT_S)  # clocks differ: a holder that lives shows it by a beat
         mine["beat"] = time.time()
-        if not storage.exchange(uri, found, _encode(mine)):
+        if not storage.exchange(uri, record_bytes, _encode(mine)):
             raise _refuse(output, holder, "Wait for it or stop it, or choose another --output.")
         break
     return mine
@@ -172,10 +172,10 @@ def _encode(record: dict[str, object]) -> bytes:
 def _beat(uri: str, record: dict[str, object], lock: OutputLock, stop: threading.Event) -> None:
     while not lock.lost and not stop.wait(HEARTBEAT_S):
         try:
-            found = storage.read_bytes(uri)
-            lock.lost = json.loads(found)["token"] != record["token"]
+            record_bytes = storage.read_bytes(uri)
+            lock.lost = json.loads(record_bytes)["token"] != record["token"]
             if not lock.lost:
-                storage.exchange(uri, found, _encode({**record, "beat": time.time()}))
+                storage.exchange(uri, record_bytes, _encode({**record, "beat": time.time()}))
         except FileNotFoundError:
             lock.lost = True
         except OSError as error:

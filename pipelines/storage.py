@@ -136,8 +136,8 @@ def _explain(uri: str) -> Iterator[None]:
         remedy = _find_outage(error)
         if remedy is not None:
             raise OutageError(f"{uri}: {what.rstrip('.')}{remedy}") from error
-        kept = isinstance(error, (FileNotFoundError, FileExistsError, PermissionError))
-        raise (type(error) if kept else OSError)(f"{uri}: {what}") from error
+        precise = isinstance(error, (FileNotFoundError, FileExistsError, PermissionError))
+        raise (type(error) if precise else OSError)(f"{uri}: {what}") from error
 
 
 def _find_outage(error: BaseException | None) -> str | None:
@@ -264,9 +264,9 @@ def list_files(uri: str) -> Iterator[File]:
 
 def _list_s3(uri: str) -> dict[str, int]:
     prefix = uri.removeprefix("s3://").rstrip("/") + "/"
-    found = _on_s3(uri, lambda s3, root: s3.find(root, detail=True))
+    entries = _on_s3(uri, lambda s3, root: s3.find(root, detail=True))
     # A key that ends in a slash is what consoles make of an empty folder.
-    return {full.removeprefix(prefix): int(found[full]["size"]) for full in found if not full.endswith("/")}
+    return {full.removeprefix(prefix): int(entries[full]["size"]) for full in entries if not full.endswith("/")}
 
 
 def _list_local(root: Path) -> dict[str, int]:

@@ -84,17 +84,17 @@ class NumberedClips(ABC):
         OutageError where the fault is not the video's.
         """
         video = self.videos.row(place)
-        found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
+        clip = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         for again in (True, False):
             try:
-                return found | cut(video, open_row(video, list(self.input_spec.train.streams)))
+                return clip | cut(video, open_row(video, list(self.input_spec.train.streams)))
             except DECODING_ERRORS as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
                     if again:  # it may have been away for a moment; what fails twice is the file's own fault
                         continue
                 reason = f"{video['id']}: {type(error).__name__}: {error}"
-                return found | {"weight": 0.0, "error": reason[:500]}
+                return clip | {"weight": 0.0, "error": reason[:500]}
         raise AssertionError("the second try returns")
 
 
@@ -230,20 +230,20 @@ class ClipSource(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
         """One task for each part of the part, whatever `parallelism` is."""
-        told = ray.put((self.clips, self.part))  # once, not in each task: an index may name 250,000 videos
+        clips_ref = ray.put((self.clips, self.part))  # once, not in each task: an index may name 250,000 videos
         tasks = []
         for first in range(0, self.part.steps * self.part.batch, self.size):
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            tasks.append(ReadTask(partial(_read_clips, told, first, self.size), metadata))
+            tasks.append(ReadTask(partial(_read_clips, clips_ref, first, self.size), metadata))
         return tasks
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
 
-def _read_clips(told: ray.ObjectRef, first: int, count: int) -> list[Block]:
+def _read_clips(clips_ref: ray.ObjectRef, first: int, count: int) -> list[Block]:
     cv2.setNumThreads(1)
-    clips, part = ray.get(told)
+    clips, part = ray.get(clips_ref)
     return [BlockAccessor.batch_to_block(cut_clips(clips, part.numbers(first, count)))]
 
 

@@ -85,7 +85,7 @@ def make_id(name: str) -> str:
     Slashes become `~`; every other character that is not a letter, digit or one of `_-+=,@` becomes its UTF-8 bytes as
     %XX, so two names never share an id and the name can be read back. Beyond 200 bytes the tail becomes a SHA-256.
     """
-    escaped = _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), name)
+    escaped = _UNSAFE.sub(lambda unsafe: "".join(f"%{byte:02X}" for byte in unsafe[0].encode()), name)
     made = escaped.replace("/", "~")
     if len(made.encode()) <= MAX_ID_BYTES:
         return made
@@ -258,9 +258,9 @@ def _read_tables(tables: Sequence[_CsvTable], classes: tuple[str, ...]) -> Annot
         rows = _read_paths(tables)
         source = "a CSV of paths"
     else:
-        found = "; ".join(f"{table.name} has {', '.join(table.columns)}" for table in tables)
+        headers = "; ".join(f"{table.name} has {', '.join(table.columns)}" for table in tables)
         raise CatalogError(
-            f"columns missing: {found}. Allowed headers, the same kind in every file: path,label[,split] or "
+            f"columns missing: {headers}. Allowed headers, the same kind in every file: path,label[,split] or "
             "[label,]youtube_id,time_start,time_end[,split]"
         )
     return Annotations(rows, _check_labels(rows, classes), source)
@@ -367,8 +367,8 @@ def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
     for split in ("train", "test"):
         name = f"{split}list{fold:02d}.txt"
         if name not in names:
-            found = ", ".join(sorted(other for other in names if "list" in other))
-            raise CatalogError(f"no {name} beside classInd.txt, where {found or 'no list'} is. Choose fold 1, 2 or 3")
+            lists = ", ".join(sorted(other for other in names if "list" in other))
+            raise CatalogError(f"no {name} beside classInd.txt, where {lists or 'no list'} is. Choose fold 1, 2 or 3")
         for place, text in _read_lines(names[name]):
             path, *number = text.replace("\\", "/").split()
             class_name, _, file_name = path.rpartition("/")
@@ -390,10 +390,10 @@ def _read_class_index(uri: str) -> tuple[str, ...]:
 
 
 def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
-    found = [match for match in map(_HMDB_FILE.fullmatch, names) if match]
-    classes = tuple(sorted({match[1] for match in found}))
+    matches = [match for match in map(_HMDB_FILE.fullmatch, names) if match]
+    classes = tuple(sorted({match[1] for match in matches}))
     absent = [f"{name}_test_split{fold}.txt" for name in classes if f"{name}_test_split{fold}.txt" not in names]
-    refuse("split files absent", absent, f"Choose a fold of {', '.join(sorted({match[2] for match in found}))}")
+    refuse("split files absent", absent, f"Choose a fold of {', '.join(sorted({match[2] for match in matches}))}")
     rows: list[Annotation] = []
     wrong: list[str] = []
     for class_name in classes:

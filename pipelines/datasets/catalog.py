@@ -108,9 +108,9 @@ def read_catalog(
     if limit is not None and limit < 1:
         raise CatalogError(f"limit {limit}: at least 1 video is needed. Leave the limit out for all")
     folder, paths = _list_folder(videos)
-    found = [path for path in paths if _is_video(path)]
+    video_paths = [path for path in paths if _is_video(path)]
     if annotations is None:
-        annotated = annotate_folders(found, layout)
+        annotated = annotate_folders(video_paths, layout)
     elif layout != "auto":
         raise CatalogError(f"layout {layout} says what folders mean, and annotations are given: leave it out")
     else:
@@ -123,7 +123,7 @@ def read_catalog(
         _refuse_no_videos(videos, paths, rows)
     left_out = _describe_others(paths)
     if annotations is not None and split is None:
-        left_out += _describe_unnamed(found, folder, table)
+        left_out += _describe_unnamed(video_paths, folder, table)
     return Catalog(_limit(table, limit), annotated.classes, annotated.source, left_out)
 
 
@@ -208,8 +208,8 @@ def _order(rows: Sequence[Annotation], split: str | None) -> list[Annotation]:
     _refuse_twin_splits(splits)
     if split is not None and split not in splits:
         raise CatalogError(f"split {split!r} has no rows. Choose one of {', '.join(sorted(splits)) or 'none: no rows'}")
-    kept = (row for row in rows if split in (None, row.split))
-    return sorted(kept, key=lambda row: (*split_rank(row.split), _scatter(row.id), row.id))
+    chosen = (row for row in rows if split in (None, row.split))
+    return sorted(chosen, key=lambda row: (*split_rank(row.split), _scatter(row.id), row.id))
 
 
 def _refuse_duplicates(rows: Sequence[Annotation]) -> None:
@@ -247,16 +247,16 @@ def _warn_untrained(rows: Sequence[Annotation]) -> None:
 
 
 def _build_table(rows: Sequence[Annotation], files: _Files, folder: str, classes: Sequence[str]) -> pa.Table:
-    found = [files.find(row) for row in rows]
+    files_of_rows = [files.find(row) for row in rows]
     labels = {name: label for label, name in enumerate(classes)} | {"": -1}
     columns = {
         "id": [row.id for row in rows],
-        "path": [path and storage.join(folder, path) for path, _ in found],
+        "path": [path and storage.join(folder, path) for path, _ in files_of_rows],
         "label": [labels[row.class_name] for row in rows],
         "class_name": [row.class_name for row in rows],
         "split": [row.split for row in rows],
-        "start": [None if trimmed else row.start for row, (_, trimmed) in zip(rows, found, strict=True)],
-        "end": [None if trimmed else row.end for row, (_, trimmed) in zip(rows, found, strict=True)],
+        "start": [None if trimmed else row.start for row, (_, trimmed) in zip(rows, files_of_rows, strict=True)],
+        "end": [None if trimmed else row.end for row, (_, trimmed) in zip(rows, files_of_rows, strict=True)],
     }
     return pa.table(columns, schema=SCHEMA)
 
@@ -273,12 +273,12 @@ def _refuse_no_videos(videos: str, paths: Sequence[str], rows: Sequence[Annotati
     if not rows:
         others = "; ".join(_describe_others(paths))
         known = f"Known are .mp4, .mkv, .avi, .mov, .webm and {len(VIDEO_EXTENSIONS) - 5} others"
-        held = f"it holds {others}. {known}" if paths else "the folder is empty. Check the path"
-        raise CatalogError(f"no videos in {videos!r}: {held}")
-    found = f"{len(paths)} files" + (f", such as {paths[0]}" if paths else "")
+        contents = f"it holds {others}. {known}" if paths else "the folder is empty. Check the path"
+        raise CatalogError(f"no videos in {videos!r}: {contents}")
+    listed = f"{len(paths)} files" + (f", such as {paths[0]}" if paths else "")
     first = rows[0]
     names = " or ".join(name for name in (first.path, first.trimmed, first.stem) if name)
     raise CatalogError(
-        f"none of the {len(rows)} annotated videos is in {videos!r}: looked for {names} there, which holds {found}. "
+        f"none of the {len(rows)} annotated videos is in {videos!r}: looked for {names} there, which holds {listed}. "
         "Give the folder that the annotation's names start from"
     )

@@ -115,11 +115,11 @@ def _name_splits(tops: Sequence[str]) -> list[str]:
 def _strip_affix(tops: set[str]) -> dict[str, str] | None:
     """The split in each of `videos_train`, `videos_val`; None where the names differ in more, or all are one split."""
     parts = {top: re.split(r"([\W_]+)", top.lower()) for top in tops}
-    splits = {top: [part for part in found if part in SPLIT_SYNONYMS] for top, found in parts.items()}
-    rests = {tuple(part for part in found if part not in SPLIT_SYNONYMS) for found in parts.values()}
-    if len(rests) != 1 or any(len(found) != 1 for found in splits.values()):
+    splits = {top: [part for part in names if part in SPLIT_SYNONYMS] for top, names in parts.items()}
+    rests = {tuple(part for part in names if part not in SPLIT_SYNONYMS) for names in parts.values()}
+    if len(rests) != 1 or any(len(names) != 1 for names in splits.values()):
         return None
-    named = {top: SPLIT_SYNONYMS[found[0]] for top, found in splits.items()}
+    named = {top: SPLIT_SYNONYMS[names[0]] for top, names in splits.items()}
     return named if len(set(named.values())) > 1 else None
 
 

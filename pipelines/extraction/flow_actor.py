@@ -176,8 +176,8 @@ class DeviceFlow:
             if computed:
                 self.streams["down"].wait_event(computed)
             host = [
-                [self._to_host(x) for x in (found.codes, found.lengths, found.clipped, found.finite, sample)]
-                for found, sample in parts
+                [self._to_host(x) for x in (coded.codes, coded.lengths, coded.clipped, coded.finite, sample)]
+                for coded, sample in parts
             ]
             if self._on_gpu:
                 self.streams["down"].synchronize()

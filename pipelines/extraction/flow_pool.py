@@ -68,8 +68,8 @@ class FlowPool:
     def busy_seconds(self, timeout_s: float = 5.0) -> list[float]:
         """Seconds that each actor computed so far, of those that answer in time."""
         self._listen(timeout_s=timeout_s)
-        asked = [actor.busy.remote() for actor in self._nodes]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+        requests = [actor.busy.remote() for actor in self._nodes]
+        answered, _ = ray.wait(requests, num_returns=len(requests), timeout=timeout_s) if requests else ([], [])
         return [ray.get(reference) for reference in answered]
 
     def _send(self, batch: GreyFrames, num_samples: int) -> _Sent:

@@ -209,22 +209,22 @@ def resample(
     of frames that share a slot the last stays, and the last frame lasts to its end. Differs in two edges: a video has
     at least one slot, and `slots`, where given, ends the output there. Frames that end before time 0 fill nothing.
     """
-    held: list[T] = []
+    waiting: list[T] = []
     filled, last_end = 0, Fraction(0)
     for time, end, frame in timed:
         slot = round_half_up(time * fps)
         last = slot if slots is None else min(slot, slots)
-        if held and last > filled:
-            yield held[0], last - filled
+        if waiting and last > filled:
+            yield waiting[0], last - filled
             filled = last
         if slots is not None and slot >= slots:
             return
-        held, last_end = [frame], end
+        waiting, last_end = [frame], end
     end_slot = max(1, round_half_up(last_end * fps))
     if slots is not None:
         end_slot = min(end_slot, slots)
     if last_end > 0 and end_slot > filled:
-        yield held[0], end_slot - filled
+        yield waiting[0], end_slot - filled
 
 
 def rises(path: str | os.PathLike[str], probe: Probe) -> bool:

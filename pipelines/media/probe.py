@@ -210,23 +210,23 @@ def probe_packets(
     """Read the packets, of the span or of the whole file, without decoding. Raises VideoError("encrypted")."""
     if offset is not None:
         container.seek(offset, stream=stream, backward=True)
-    found = _Packets(container, stream)
-    found.gather(span, on_progress)
-    stamps = Stamps(found.pts, found.dts, format_name(container), tick(stream), nominal_rate(stream))
+    packets = _Packets(container, stream)
+    packets.gather(span, on_progress)
+    stamps = Stamps(packets.pts, packets.dts, format_name(container), tick(stream), nominal_rate(stream))
     timing = stamps.judge()
     declared = promised_duration(container, stream) if span is None else None
     return Probe(
         stream=stream.index,
         offset=offset,
-        packets=len(found.pts),
-        lead_in=found.lead_in(),
-        first_pts=found.first_pts(timing),
-        pictures=found.count(timing),
+        packets=len(packets.pts),
+        lead_in=packets.lead_in(),
+        first_pts=packets.first_pts(timing),
+        pictures=packets.count(timing),
         timing=timing,
         seconds=stamps.length(timing),
         longest_gap=stamps.longest_gap(timing),
         declared=declared,
-        share=share_of(found.reached(timing, stamps), declared, found.frame),
+        share=share_of(packets.reached(timing, stamps), declared, packets.frame),
     )
 
 

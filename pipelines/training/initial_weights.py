@@ -93,23 +93,23 @@ def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str,
 def _transfer(source: VideoModel, config: ModelConfig, *, new_head: bool) -> VideoModel:
     """A network of these settings with the weights of another one, classifier included unless it is drawn anew."""
     if type(source.config) is not type(config):
-        found, wanted = models.name_of(source.config), models.name_of(config)
-        raise NetworkError(f"the weights are of {found}; the model is {wanted}")
+        stored, wanted = models.name_of(source.config), models.name_of(config)
+        raise NetworkError(f"the weights are of {stored}; the model is {wanted}")
     # Released weights have no gamma, and one that is drawn would be a layer that the source did not have.
     if hasattr(config, "bn_gamma"):
         config = replace(config, bn_gamma=source.config.bn_gamma)  # type: ignore[call-arg, attr-defined]
     model = models.build_from(config)
     # Compared here and not by load_state_dict: only the classifier may differ, and a message names what else does.
     own, state = model.state_dict(), source.state_dict()
-    kept = {name: tensor for name, tensor in state.items() if not (new_head and "logits" in name.split("."))}
+    transferred = {name: tensor for name, tensor in state.items() if not (new_head and "logits" in name.split("."))}
     wrong = [
         f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}" if name in own else f"{name} in excess"
-        for name, tensor in kept.items()
+        for name, tensor in transferred.items()
         if name not in own or own[name].shape != tensor.shape
     ]
     if wrong:
         raise NetworkError(
             f"{len(wrong)} tensors do not fit: {', '.join(wrong[:3])}. Is it another width or class count?"
         )
-    model.load_state_dict(own | kept)
+    model.load_state_dict(own | transferred)
     return model

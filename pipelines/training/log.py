@@ -29,8 +29,8 @@ class TrainingLog:
         self.events = storage.join(output, "tensorboard")
         self.mailbox = mailbox
         # Steps after the checkpoint are taken again, and log themselves again.
-        held = storage.read_text(self.uri).splitlines() if clips_seen and storage.exists(self.uri) else []
-        self.lines = [line for line in map(json.loads, held) if line["clips"] <= clips_seen]
+        earlier = storage.read_text(self.uri).splitlines() if clips_seen and storage.exists(self.uri) else []
+        self.lines = [line for line in map(json.loads, earlier) if line["clips"] <= clips_seen]
         # TensorBoard's writer knows local files only, and appends, which S3 does not: each flush puts the whole file.
         self.folder = tempfile.mkdtemp(prefix="tensorboard-")
         self.writer = SummaryWriter(self.folder)

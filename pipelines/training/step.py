@@ -62,9 +62,9 @@ class TrainingStep:
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def _wait_for(self, batches: Iterator[Batch]) -> Batch:
-        asked = time.monotonic()
+        started = time.monotonic()
         batch = next(batches)
-        self.sums.add(waited=time.monotonic() - asked)
+        self.sums.add(waited=time.monotonic() - started)
         return batch
 
     def _without_sync(self, skip: bool) -> AbstractContextManager[Any]:

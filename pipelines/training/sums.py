@@ -26,9 +26,9 @@ class Sums:
         # A single worker has no process group.
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.values)
-        found = dict(zip(COUNTED, self.values.tolist(), strict=True))
+        totals = dict(zip(COUNTED, self.values.tolist(), strict=True))
         self.values.zero_()
-        return found
+        return totals
 
 
 def count_hits(scores: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:

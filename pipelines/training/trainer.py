@@ -170,12 +170,12 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
 
 def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
     """Write result.json from what Ray kept."""
-    kept = [(saved, metrics) for saved, metrics in result.best_checkpoints or [] if metrics]
+    checkpoints = [(saved, metrics) for saved, metrics in result.best_checkpoints or [] if metrics]
     assert result.checkpoint is not None, "the loop saves at its last step"
     last = posixpath.basename(result.checkpoint.path)
     best, metrics = last, dict(result.metrics or {})
-    if run.validation is not None and kept:
-        saved, _ = max(kept, key=lambda pair: pair[1][SCORE])
+    if run.validation is not None and checkpoints:
+        saved, _ = max(checkpoints, key=lambda pair: pair[1][SCORE])
         best = posixpath.basename(saved.path)
     written = RunResult(last=f"{CHECKPOINTS}/{last}", best=f"{CHECKPOINTS}/{best}", metrics=metrics)
     records.write(storage.join(output, RESULT), written)
