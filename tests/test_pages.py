@@ -138,8 +138,9 @@ def test_an_evaluation_whose_shards_are_gone_keeps_its_scores(folders: dict[str,
 def test_a_browser_shows_all_of_it_wide_and_narrow_light_and_dark(
     folders: dict[str, Path], name: str, browser: Browser
 ) -> None:
+    browser.show(folders[name] / "report.html", size=PHONE)
     for size, dark in ((PHONE, False), (PHONE, True), (DESKTOP, False), (DESKTOP, True)):
-        browser.show(folders[name] / "report.html", size=size, dark=dark)
+        browser.change(size=size, dark=dark)
         assert browser.run(AUDIT) == []
         assert browser.errors() == []
 
