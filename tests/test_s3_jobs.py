@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ class Jobs(NamedTuple):
 
     folder: str  # s3://
     ray: Path  # session folder of their Ray, logs included
-    printed: str
+    printed: dict[str, str]  # by job
     hashes: dict[str, str]  # of the shards
     faults: int
 
@@ -63,27 +62,29 @@ def jobs_elsewhere() -> Iterator[RunJob]:
 def jobs(motion_shards: str, seaweed: Seaweed) -> Iterator[Jobs]:
     """Extraction (while faults are drawn from a seed), verification, training, evaluation, all on s3://."""
     folder = "s3://data/jobs"
-    # Ray's sockets lie in its folder, and their names may be 107 bytes long.
-    ray = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch, running_proxy(seaweed.endpoint) as proxy:
-        for name, value in {**seaweed.environment(proxy.endpoint), "RAY_TMPDIR": str(ray)}.items():
+    with (
+        # Ray's sockets lie in its folder, and their names may be 107 bytes long.
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as ray,
+        pytest.MonkeyPatch.context() as patch,
+        running_proxy(seaweed.endpoint) as proxy,
+    ):
+        for name, value in {**seaweed.environment(proxy.endpoint), "RAY_TMPDIR": ray}.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
         upload(Path(motion_shards).parent, folder)
         data, flow = ("--data", f"{folder}/shards"), ("--stream", "flow", "--preset", "debug")
         with jobs_elsewhere() as run:
             proxy.share = SHARE
-            printed = run("extract_flow", *extraction(folder), "--videos-per-shard", "5")
+            printed = {"extract_flow": run("extract_flow", *extraction(folder), "--videos-per-shard", "5")}
             proxy.share, faults = 0.0, proxy.done.total() - proxy.done["passed"]
-            printed += run("verify", f"{folder}/shards", "--videos", f"{folder}/videos", "--samples", "3")
+            printed["verify"] = run("verify", f"{folder}/shards", "--videos", f"{folder}/videos", "--samples", "3")
             made = hashes(f"{folder}/shards")
             storage.delete(f"{folder}/shards/shards/train-00000.parquet")
-            printed += run("train", *data, *flow, "--num-workers", "1", "--output", f"{folder}/run")
+            printed["train"] = run("train", *data, *flow, "--num-workers", "1", "--output", f"{folder}/run")
             score = ("--flow", f"{folder}/run", "--num-workers", "1", "--output", f"{folder}/evaluation")
-            printed += run("evaluate", *data, *score)
-        yield Jobs(folder, ray, printed, made, faults)
+            printed["evaluate"] = run("evaluate", *data, *score)
+        yield Jobs(folder, Path(ray), printed, made, faults)
     s3fs.S3FileSystem.clear_instance_cache()
-    shutil.rmtree(ray)
 
 
 def upload(source: Path, folder: str) -> None:
@@ -116,20 +117,20 @@ def test_s3_and_disk_hold_the_same_bytes_though_the_network_fails(jobs: Jobs, mo
 
 @pytest.mark.slow
 def test_verify_checks_a_data_set_on_s3(jobs: Jobs) -> None:
-    assert jobs.printed.count("px mean") == 3
-    assert f"ok: {jobs.folder}/shards" in jobs.printed
+    assert jobs.printed["verify"].count("px mean") == 3
+    assert f"ok: {jobs.folder}/shards" in jobs.printed["verify"]
 
 
 @pytest.mark.slow
 def test_with_a_shard_gone_training_and_evaluation_go_on_and_say_so(jobs: Jobs) -> None:
-    assert re.search(r"step +20 .*clips could not be decoded", jobs.printed)
-    assert "not decoded: train~" in jobs.printed
-    assert "evaluated   6 of 8 videos; 1 missing, 1 quarantined, 0 failed" in jobs.printed
+    assert re.search(r"step +20 .*clips could not be decoded", jobs.printed["train"])
+    assert "not decoded: train~" in jobs.printed["train"]
+    assert "evaluated   6 of 8 videos; 1 missing, 1 quarantined, 0 failed" in jobs.printed["evaluate"]
 
 
 @pytest.mark.slow
 def test_no_secret_is_printed_or_written(jobs: Jobs, seaweed: Seaweed) -> None:
-    texts = {"printed": jobs.printed.encode()}
+    texts = {name: text.encode() for name, text in jobs.printed.items()}
     texts |= {path.path: storage.read_bytes(f"{jobs.folder}/{path.path}") for path in storage.list_files(jobs.folder)}
     logs = [path for path in jobs.ray.rglob("*") if path.is_file() and not path.is_symlink()]
     texts |= {str(path): path.read_bytes() for path in logs}
