@@ -100,8 +100,8 @@ def test_geometries_without_time_steps_are_never_proposed(tmp_path: Path) -> Non
     every = [{**short.paper(), "frames": 2}, {**short.paper(), "frames": 4}]
     assert not any(is_left(geometry) for geometry in every)
     book = Book(str(tmp_path), identify(short.paper()))
-    proposals = Proposals(book, replace(SEARCH, space=short, num_trials=40), configure)
-    assert all(is_left(propose(proposals, book, str(index), [0.5])["geometry"]) for index in range(40))
+    proposals = Proposals(book, replace(SEARCH, space=short, num_trials=15), configure)
+    assert all(is_left(propose(proposals, book, str(index), [0.5])["geometry"]) for index in range(15))
 
 
 def test_a_space_that_is_used_up_ends_the_search(tmp_path: Path) -> None:
