@@ -29,7 +29,7 @@ import tyro
 
 import models
 from jobs.cluster import connect
-from models.contract import InputContract
+from models.input_spec import InputSpec
 from pipelines.clips.augmentation import Augmentation, cut_training_clip
 from pipelines.clips.sampling import ClipSettings
 from pipelines.datasets.motion_videos import write_motion_videos
@@ -98,15 +98,15 @@ def compare(settings: Settings, folder: Path, videos: str) -> None:
     """Clips a second of each loader, and its ratio to our stream."""
     connect(log_to_driver=False)
     config = models.configure("i3d", num_classes=6, stream="rgb", size=settings.size, frames=settings.frames)
-    contract = models.contract_of(config)
+    input_spec = models.input_spec_of(config)
     index = read_index(f"{folder}/parquet").usable()
     tars = [str(path) for path in sorted((folder / "tar" / "shards").glob("*.tar"))]
     files = [str(Path(videos) / source) for source in index.table["source"].to_pylist()]
     loaders = {
-        "our stream of Parquet shards": lambda: stream(index, contract, settings.clips),
-        "our stream of tar shards": lambda: stream(read_index(f"{folder}/tar").usable(), contract, settings.clips),
-        "DataLoader on the files": lambda: load_files(files, contract, settings.clips),
-        "webdataset on our tars": lambda: load_tars(tars, contract, settings.clips),
+        "our stream of Parquet shards": lambda: stream(index, input_spec, settings.clips),
+        "our stream of tar shards": lambda: stream(read_index(f"{folder}/tar").usable(), input_spec, settings.clips),
+        "DataLoader on the files": lambda: load_files(files, input_spec, settings.clips),
+        "webdataset on our tars": lambda: load_tars(tars, input_spec, settings.clips),
     }
     best = dict.fromkeys(loaders, 0.0)
     for _ in range(settings.rounds):
@@ -127,34 +127,34 @@ def measure(batches: Iterable[Any], clips: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def stream(index: VideoIndex, contract: InputContract, clips: int) -> Iterator[Any]:
+def stream(index: VideoIndex, input_spec: InputSpec, clips: int) -> Iterator[Any]:
     """Our stream, on all CPUs."""
     import ray
 
     from pipelines.clips.loader import Share, TrainingClips, stream_batches
 
     numbered = TrainingClips(
-        videos=index, contract=contract, settings=ClipSettings(), augmentation=Augmentation(), seed=0
+        videos=index, input_spec=input_spec, settings=ClipSettings(), augmentation=Augmentation(), seed=0
     )
     share = Share(start=0, rank=0, num_workers=1, batch=BATCH, steps=clips // BATCH)
     return stream_batches(numbered, share, num_cpus=ray.cluster_resources()["CPU"])
 
 
-def cut(frames: np.ndarray, contract: InputContract, rng: np.random.Generator) -> torch.Tensor:
+def cut(frames: np.ndarray, input_spec: InputSpec, rng: np.random.Generator) -> torch.Tensor:
     """A training clip of decoded frames, by the same code for every loader."""
 
     def read(_: str, start: int, stop: int | None) -> np.ndarray:
         return frames[start:stop]
 
-    clip = cut_training_clip(read, len(frames), contract, ClipSettings(), Augmentation(), rng)["rgb"]
+    clip = cut_training_clip(read, len(frames), input_spec, ClipSettings(), Augmentation(), rng)["rgb"]
     return torch.from_numpy(clip)
 
 
 class Files(torch.utils.data.Dataset):
     """Clips of the videos' own files: seek to the window, decode it, resize, crop."""
 
-    def __init__(self, files: list[str], contract: InputContract, clips: int) -> None:
-        self.files, self.contract, self.clips = files, contract, clips
+    def __init__(self, files: list[str], input_spec: InputSpec, clips: int) -> None:
+        self.files, self.input_spec, self.clips = files, input_spec, clips
 
     def __len__(self) -> int:
         return self.clips
@@ -165,7 +165,7 @@ class Files(torch.utils.data.Dataset):
         with av.open(self.files[number % len(self.files)]) as container:
             video = container.streams.video[0]
             video.codec_context.thread_count = 1
-            span = self.contract.train.span
+            span = self.input_spec.train.span
             first = int(rng.integers(max(0, video.frames - span) + 1))
             container.seek(int(first / video.average_rate / video.time_base), stream=video)
             frames = []
@@ -174,25 +174,25 @@ class Files(torch.utils.data.Dataset):
                     frames.append(frame.to_ndarray(format="rgb24"))
                 if len(frames) == span:
                     break
-        return cut(np.stack(frames), self.contract, rng)
+        return cut(np.stack(frames), self.input_spec, rng)
 
 
-def load_files(files: list[str], contract: InputContract, clips: int) -> Iterable[Any]:
+def load_files(files: list[str], input_spec: InputSpec, clips: int) -> Iterable[Any]:
     """A DataLoader with one worker per core."""
-    dataset = Files(files, contract, clips)
+    dataset = Files(files, input_spec, clips)
     return torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=CORES, drop_last=True)
 
 
-def load_tars(tars: list[str], contract: InputContract, clips: int) -> Iterable[Any]:
+def load_tars(tars: list[str], input_spec: InputSpec, clips: int) -> Iterable[Any]:
     """The webdataset library: shuffled tars, a shuffle buffer, decoding of the window in its workers."""
     import webdataset
 
     def decode(sample: dict[str, Any]) -> torch.Tensor:
         cv2.setNumThreads(1)
         rng = np.random.default_rng()
-        num_frames, span = json.loads(sample["json"])["num_frames"], contract.train.span
+        num_frames, span = json.loads(sample["json"])["num_frames"], input_spec.train.span
         first = int(rng.integers(max(0, num_frames - span) + 1))
-        return cut(decode_rgb(sample["rgb.mp4"], start=first, stop=first + span), contract, rng)
+        return cut(decode_rgb(sample["rgb.mp4"], start=first, stop=first + span), input_spec, rng)
 
     pipeline = webdataset.WebDataset(tars, shardshuffle=False, resampled=True).shuffle(100).map(decode)
     dataset = pipeline.with_epoch(clips // CORES // BATCH * BATCH)

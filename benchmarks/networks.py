@@ -23,10 +23,10 @@ import tyro
 from torch import Tensor, nn
 
 import models
-from models.contract import VideoModel
 from models.convolution import ConvUnit, MaxPool, pad_for_convolution, same_padding
 from models.cost import blank_clips, count_flops, count_parameters
-from models.folding import fold
+from models.folding import fold_batch_norm
+from models.input_spec import VideoModel
 
 PAPER_PARAMETERS = {"convnet_lstm": "9M", "c3d": "79M", "two_stream": "12M", "fused_two_stream": "39M", "i3d": "25M"}
 
@@ -170,7 +170,7 @@ def measure(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     clock = wall_time_on_cuda if settings.device == "cuda" else time.process_time
     model = build(settings)
-    zeros = blank_clips(model.contract.train, settings.size, batch=settings.batch)
+    zeros = blank_clips(model.input_spec.train, settings.size, batch=settings.batch)
     clips = {stream: (torch.rand_like(clip) * 2 - 1).to(settings.device) for stream, clip in zeros.items()}
     padding, symmetric = plain_build(model, copies=True), plain_build(model, copies=False)
     training = {
@@ -192,9 +192,9 @@ def measure(settings: Settings) -> None:
         "plain, padding, fp32": inference(padding, clips),
         "plain, symmetric, fp32": inference(symmetric, clips),
         "ours, fp32": inference(model, clips),
-        "ours, folded, fp32": inference(fold(model), clips),
+        "ours, folded, fp32": inference(fold_batch_norm(model), clips),
         "plain, padding, bf16 autocast": inference(padding, clips, bf16=True),
-        "ours, folded, bf16": inference(fold(model, dtype=torch.bfloat16), clips),
+        "ours, folded, bf16": inference(fold_batch_norm(model, dtype=torch.bfloat16), clips),
     }
     report("inference", take_turns(inferring, settings.rounds, clock))
     report_parity({name: infer() for name, infer in inferring.items()})
@@ -227,9 +227,9 @@ def print_table() -> None:
 
 
 def describe_inputs(built: list[VideoModel], *, test: bool) -> str:
-    samplings = [model.contract.test if test else model.contract.train for model in built]
+    samplings = [model.input_spec.test if test else model.input_spec.train for model in built]
     frames = {s: c.num_frames * sampling.num_clips for sampling in samplings for s, c in sampling.streams.items()}
-    size = built[0].contract.size
+    size = built[0].input_spec.size
     named = " + ".join(f"{count} {stream.upper() if stream == 'rgb' else stream}" for stream, count in frames.items())
     return f"{named}, {size}×{size}, {samplings[0].seconds:g} s"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs import evaluate, extract_flow, train
 from jobs.cluster import connect
 from jobs.command import run_command
-from models.contract import STREAMS, Stream
+from models.input_spec import STREAMS, Stream
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.errors import SettingsError
 from pipelines.extraction.plan import ExtractionSettings

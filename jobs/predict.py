@@ -32,8 +32,8 @@ from torch import Tensor
 
 from jobs.command import run_command
 from models import clip_scores
-from models.contract import CHANNELS, STREAMS, Stream, VideoModel
-from models.folding import fold
+from models.folding import fold_batch_norm
+from models.input_spec import CHANNELS, STREAMS, Stream, VideoModel
 from pipelines import storage
 from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
@@ -144,20 +144,20 @@ def _read_names(path: str) -> tuple[str, ...]:
 
 
 def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Stream, Tensor]:
-    """The test clips (N, C, T, H, W) of the video for each network, by its own contract."""
+    """The test clips (N, C, T, H, W) of the video for each network, by its own input spec."""
     assert config.video is not None, "checked by the settings"
     clips: dict[Stream, Tensor] = {}
     decoded: dict[tuple[int, int], Frames] = {}
     for stream, network in networks.items():
-        contract, settings = network.model.contract, network.settings
+        input_spec, settings = network.model.input_spec, network.settings
         # One frame more than RGB needs: flow has one fewer than the frames that it is computed from.
-        side, num_frames = wanted = decoded_side(contract, settings), count_test_frames(contract) + 1
+        side, num_frames = wanted = decoded_side(input_spec, settings), count_test_frames(input_spec) + 1
         if wanted not in decoded:
             decoded[wanted] = decode(config.video, short_side=side, num_frames=num_frames)
         frames = decoded[wanted]
         video = {"rgb": frames} if stream == "rgb" else {"flow": compute_flow(frames, config.flow_preset)}
         try:
-            clips[stream] = cut_test_clips(video, contract, settings)[stream]
+            clips[stream] = cut_test_clips(video, input_spec, settings)[stream]
         except ValueError as error:
             raise InputError(f"{config.video}: {error}") from error
     return clips
@@ -229,7 +229,7 @@ def score(network: Network, stream: Stream, clips: Tensor, precision: Precision)
 
 
 def _score_on_cpu(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:
-    return fold(model, dtype=dtype)(clips)
+    return fold_batch_norm(model, dtype=dtype)(clips)
 
 
 def _score_on_cuda(model: VideoModel, clips: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,7 @@
 
 model = models.build("i3d", num_classes=400, stream="flow")
 logits = model(torch.zeros(1, 2, 64, 224, 224))
-model.contract.train.streams["flow"].num_frames   # 64: what a loader must deliver
+model.input_spec.train.streams["flow"].num_frames   # 64: what a loader must deliver
 """
 
 from models.outputs import clip_scores, cross_entropies, video_scores
@@ -12,7 +12,7 @@ from models.registry import (
     build,
     build_from,
     configure,
-    contract_of,
+    input_spec_of,
     name_of,
     setting_names,
 )
@@ -24,8 +24,8 @@ __all__ = [
     "build_from",
     "clip_scores",
     "configure",
-    "contract_of",
     "cross_entropies",
+    "input_spec_of",
     "name_of",
     "setting_names",
     "video_scores",

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.contract import (
+from models.convolution import Convolution, MaxPool
+from models.inception import UnitFactory
+from models.input_spec import (
     CHANNELS,
     Clips,
-    InputContract,
+    InputSpec,
     ModelConfig,
     Stream,
     VideoModel,
     consecutive_frames,
     stream_of,
 )
-from models.convolution import Convolution, MaxPool
-from models.inception import UnitFactory
 
 # Output channels of the convolutions before each of the five pools, and of the two hidden layers.
 STAGE_WIDTHS = {"1": (64,), "2": (128,), "3": (256, 256), "4": (512, 512), "5": (512, 512)}
@@ -70,11 +70,11 @@ class C3D(VideoModel):
         self.logits = Convolution(features, config.num_classes, (1, 1, 1), bias=True)
 
     @property
-    def contract(self) -> InputContract:
+    def input_spec(self) -> InputSpec:
         """Table 1: 16 RGB frames (0.64 s) for training; 240 frames (9.6 s) in 15 clips at test."""
         train = consecutive_frames(self.config.stream, self.config.frames)
         test = consecutive_frames(self.config.stream, self.config.frames, num_clips=self.config.test_clips)
-        return InputContract(size=self.config.size, train=train, test=test)
+        return InputSpec(size=self.config.size, train=train, test=test)
 
     def forward(self, clips: Clips) -> Tensor:
         clip = stream_of(clips, self.config.stream)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import build, name_of
-from models.contract import VideoModel
+from models.input_spec import VideoModel
 
 FORMAT = 1
 

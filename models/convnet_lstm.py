@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.contract import (
+from models.inception import InceptionV1, UnitFactory
+from models.input_spec import (
     CHANNELS,
     Clips,
-    InputContract,
+    InputSpec,
     ModelConfig,
     Stream,
     VideoModel,
     consecutive_frames,
     stream_of,
 )
-from models.inception import InceptionV1, UnitFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +85,12 @@ class ConvNetLSTM(VideoModel):
         self.logits = nn.Linear(hidden, config.num_classes)
 
     @property
-    def contract(self) -> InputContract:
+    def input_spec(self) -> InputSpec:
         """Table 1: 25 RGB frames, every fifth of 5 s, for training; 50 of 10 s at test."""
         stream, step = self.config.stream, self.config.frame_step
         train = consecutive_frames(stream, self.config.frames, frame_step=step)
         test = consecutive_frames(stream, self.config.test_frames, frame_step=step, any_length=True)
-        return InputContract(size=self.config.size, train=train, test=test, scores_every_step=True)
+        return InputSpec(size=self.config.size, train=train, test=test, scores_every_step=True)
 
     def forward(self, clips: Clips) -> Tensor:
         grid = self.trunk(stream_of(clips, self.config.stream))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_from
-from models.contract import ClipSampling, ModelConfig
+from models.input_spec import ClipSampling, ModelConfig
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -18,19 +18,19 @@ def count_parameters(model: nn.Module) -> int:
 def count_flops(config: ModelConfig, *, test: bool = False) -> int:
     """Floating-point operations (two per multiply-add) of one forward pass over a training clip, or a test video.
 
-    A test video is all clips of the contract's test sampling. Counted on the meta device: nothing is computed.
+    A test video is all clips of the input spec's test sampling. Counted on the meta device: nothing is computed.
     """
     with torch.device("meta"):
         model = build_from(config).eval()
-        sampling = model.contract.test if test else model.contract.train
-        clips = blank_clips(sampling, model.contract.size)
+        sampling = model.input_spec.test if test else model.input_spec.train
+        clips = blank_clips(sampling, model.input_spec.size)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(clips)
     return counter.get_total_flops() * sampling.num_clips
 
 
 def blank_clips(sampling: ClipSampling, size: int, *, batch: int = 1) -> dict[str, Tensor]:
-    """Zero clips (batch, C, T, size, size) of every stream, as a loader that obeys the contract would deliver."""
+    """Zero clips (batch, C, T, size, size) of every stream, as a loader that obeys the input spec would deliver."""
     return {
         stream: torch.zeros(batch, frames.channels, frames.num_frames, size, size)
         for stream, frames in sampling.streams.items()

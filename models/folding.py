@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.convolution import ConvUnit, pad_for_convolution
 
 
-def fold(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+def fold_batch_norm(model: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of a model, on its device and in eval mode, with every conv-BN-ReLU unit folded to `dtype`.
 
     Inputs stay float32, and so do the classifier and its logits. In bfloat16 the logits differ by about 0.5 %.

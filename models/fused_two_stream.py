@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.contract import STREAMS, Clips, InputContract, ModelConfig, VideoModel
 from models.convolution import BatchNorm, Convolution, ConvUnit, MaxPool
 from models.inception import InceptionV1, UnitFactory
+from models.input_spec import STREAMS, Clips, InputSpec, ModelConfig, VideoModel
 from models.two_stream import SNAPSHOT_CHANNELS, snapshot_sampling, snapshots_of
 
 
@@ -50,11 +50,11 @@ class FusedTwoStream(VideoModel):
         self.logits = Convolution(channels, config.num_classes, (1, 1, 1), bias=True)
 
     @property
-    def contract(self) -> InputContract:
+    def input_spec(self) -> InputSpec:
         """Table 1: 5 RGB and 50 flow frames (2 s) for training; 25 and 250 (10 s) at test, five clips averaged."""
         train = snapshot_sampling(STREAMS, self.config.snapshots)
         test = snapshot_sampling(STREAMS, self.config.snapshots, num_clips=self.config.test_clips)
-        return InputContract(size=self.config.size, train=train, test=test)
+        return InputSpec(size=self.config.size, train=train, test=test)
 
     def forward(self, clips: Clips) -> Tensor:
         snapshots = snapshots_of(clips, self.streams)

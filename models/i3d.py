@@ -10,18 +10,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.contract import (
+from models.convolution import Convolution
+from models.inception import InceptionV1, TemporalExtents, UnitFactory, count_time_steps
+from models.input_spec import (
     CHANNELS,
     Clips,
-    InputContract,
+    InputSpec,
     ModelConfig,
     Stream,
     VideoModel,
     consecutive_frames,
     stream_of,
 )
-from models.convolution import Convolution
-from models.inception import InceptionV1, TemporalExtents, UnitFactory, count_time_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +77,12 @@ class I3D(VideoModel):
         self.logits = Convolution(self.trunk.out_channels, config.num_classes, (1, 1, 1), bias=True)
 
     @property
-    def contract(self) -> InputContract:
+    def input_spec(self) -> InputSpec:
         """Table 1: 64 frames (2.56 s) for training, up to 250 frames (10 s) at test, the whole video in one pass."""
         stream, step = self.config.stream, self.config.frame_step
         train = consecutive_frames(stream, self.config.frames, frame_step=step)
         test = consecutive_frames(stream, self.config.test_frames, frame_step=step, any_length=True)
-        return InputContract(size=self.config.size, train=train, test=test)
+        return InputSpec(size=self.config.size, train=train, test=test)
 
     def features(self, clips: Clips, endpoint: str = "Mixed_5c") -> Tensor:
         """The activation (B, C, T', H', W') at an end point of Inception, Conv3d_1a_7x7 to Mixed_5c."""

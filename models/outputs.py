@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from models.contract import VideoModel
+from models.input_spec import VideoModel
 
 
 def clip_scores(logits: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.contract import CHANNELS, Stream
 from models.i3d import I3D, I3DConfig
+from models.input_spec import CHANNELS, Stream
 from models.naming import (
     DEEPMIND,
     FIRST_CONV,

@@ -8,10 +8,10 @@ from dataclasses import fields
 import torch
 
 from models.c3d import C3D, C3DConfig
-from models.contract import InputContract, ModelConfig, VideoModel
 from models.convnet_lstm import ConvNetLSTM, ConvNetLSTMConfig
 from models.fused_two_stream import FusedTwoStream, FusedTwoStreamConfig
 from models.i3d import I3D, I3DConfig
+from models.input_spec import InputSpec, ModelConfig, VideoModel
 from models.two_stream import TwoStream, TwoStreamConfig
 
 CONFIGS: dict[str, type[ModelConfig]] = {
@@ -65,10 +65,10 @@ def build_from(config: ModelConfig) -> VideoModel:
     return NETWORKS[type(config)](config)
 
 
-def contract_of(config: ModelConfig) -> InputContract:
+def input_spec_of(config: ModelConfig) -> InputSpec:
     """What the model of these settings asks of the data; no weight is allocated."""
     with torch.device("meta"):
-        return build_from(config).contract
+        return build_from(config).input_spec
 
 
 def name_of(config: ModelConfig) -> str:

@@ -12,20 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.contract import (
+from models.convolution import Convolution
+from models.inception import InceptionV1, UnitFactory
+from models.input_spec import (
     CHANNELS,
     STREAMS,
     Clips,
     ClipSampling,
-    InputContract,
+    InputSpec,
     ModelConfig,
     Stream,
     StreamSampling,
     VideoModel,
     stream_of,
 )
-from models.convolution import Convolution
-from models.inception import InceptionV1, UnitFactory
 
 FLOW_FRAMES = 10  # stacked as the channels of one snapshot
 
@@ -74,11 +74,11 @@ class TwoStream(VideoModel):
         self.streams = nn.ModuleDict({s: SnapshotNet(SNAPSHOT_CHANNELS[s], config) for s in config.streams})
 
     @property
-    def contract(self) -> InputContract:
+    def input_spec(self) -> InputSpec:
         """Table 1: one RGB and 10 flow frames (0.4 s) for training; 25 and 250 (10 s) at test, snapshots averaged."""
         train = snapshot_sampling(self.config.streams, 1)
         test = snapshot_sampling(self.config.streams, 1, num_clips=self.config.test_snapshots)
-        return InputContract(size=self.config.size, train=train, test=test)
+        return InputSpec(size=self.config.size, train=train, test=test)
 
     def forward(self, clips: Clips) -> Tensor:
         snapshots = snapshots_of(clips, self.streams)

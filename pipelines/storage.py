@@ -392,7 +392,7 @@ def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
         written.unlink(missing_ok=True)
 
 
-def sweep(*folders: str) -> None:
+def remove_leftovers(*folders: str) -> None:
     """Remove what killed writers left in these folders, where nobody may be writing now; S3 shows nothing of them.
 
     Folders within them are left alone: they may be the outputs of others, who write this moment.

@@ -9,19 +9,19 @@ import numpy.typing as npt
 import pytest
 
 import models
-from models.contract import InputContract
+from models.input_spec import InputSpec
 from pipelines.clips.augmentation import Augmentation, cut_training_clip, empty_clip, jitter_colours
 from pipelines.clips.sampling import ClipSettings
 
 HEIGHT, WIDTH = 74, 100
 
 
-def contract_of(name: str, **settings: object) -> InputContract:
-    return models.contract_of(models.configure(name, num_classes=2, width=0.125, size=64, **settings))
+def input_spec_of(name: str, **settings: object) -> InputSpec:
+    return models.input_spec_of(models.configure(name, num_classes=2, width=0.125, size=64, **settings))
 
 
-I3D = contract_of("i3d", frames=16)
-BOTH = contract_of("two_stream")
+I3D = input_spec_of("i3d", frames=16)
+BOTH = input_spec_of("two_stream")
 
 
 def reader(num_frames: int, asked: list[tuple[str, int, int]] | None = None) -> Callable[..., npt.NDArray]:
@@ -38,10 +38,10 @@ def reader(num_frames: int, asked: list[tuple[str, int, int]] | None = None) -> 
     return read
 
 
-def cut(contract: InputContract, num_frames: int, seed: int, **changes: object) -> dict[str, npt.NDArray]:
+def cut(input_spec: InputSpec, num_frames: int, seed: int, **changes: object) -> dict[str, npt.NDArray]:
     augmentation = Augmentation(**{"flip": 0.0, **changes})
     rng = np.random.default_rng(seed)
-    return cut_training_clip(reader(num_frames), num_frames, contract, ClipSettings(), augmentation, rng)
+    return cut_training_clip(reader(num_frames), num_frames, input_spec, ClipSettings(), augmentation, rng)
 
 
 def test_a_clip_is_consecutive_frames_of_the_contract() -> None:
@@ -131,7 +131,7 @@ def test_videos_without_a_clip_are_refused() -> None:
 
 
 def test_empty_clips_have_the_same_shapes() -> None:
-    for contract in (I3D, BOTH, contract_of("convnet_lstm")):
-        found = cut(contract, 200, seed=0)
-        for stream, clip in empty_clip(contract).items():
+    for input_spec in (I3D, BOTH, input_spec_of("convnet_lstm")):
+        found = cut(input_spec, 200, seed=0)
+        for stream, clip in empty_clip(input_spec).items():
             assert (clip.shape, clip.dtype) == (found[stream].shape, found[stream].dtype)

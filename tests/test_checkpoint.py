@@ -32,7 +32,7 @@ def test_every_model_comes_back(tmp_path, name):
     again, metadata = load(tmp_path / "new" / "checkpoint")
     assert again.config == model.config
     assert metadata == told
-    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.contract.train, model.contract.size).items()}
+    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.input_spec.train, model.input_spec.size).items()}
     assert torch.equal(again.eval()(clips), model.eval()(clips))
 
 

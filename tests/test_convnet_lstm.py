@@ -42,4 +42,4 @@ def test_a_later_frame_changes_later_logits_only():
 def test_a_batch_gives_logits_at_every_step():
     model = build("convnet_lstm", num_classes=4, width=0.125, size=32, frames=3)
     assert model(torch.randn(2, 3, 3, 32, 32)).shape == (2, 3, 4)
-    assert model.contract.scores_every_step
+    assert model.input_spec.scores_every_step

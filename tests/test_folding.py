@@ -8,7 +8,7 @@ from test_registry import SMALL
 
 import models
 from models.cost import blank_clips
-from models.folding import FoldedUnit, fold
+from models.folding import FoldedUnit, fold_batch_norm
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def trained_like(name, **settings):
 
 
 def random_clips(model, batch=2):
-    clips = blank_clips(model.contract.train, model.contract.size, batch=batch)
+    clips = blank_clips(model.input_spec.train, model.input_spec.size, batch=batch)
     return {stream: torch.rand_like(clip) * 2 - 1 for stream, clip in clips.items()}
 
 
@@ -43,7 +43,7 @@ def test_folded_logits_are_the_same_in_fp32(name, batch):
     clips = random_clips(model, batch)
     logits = model(clips)
     assert logits.std() > 0.02
-    torch.testing.assert_close(fold(model)(clips), logits, atol=2e-5, rtol=0)
+    torch.testing.assert_close(fold_batch_norm(model)(clips), logits, atol=2e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def test_folded_logits_are_close_in_bf16(name):
     model = trained_like(name)
     clips = random_clips(model)
     logits = model(clips)
-    error = (fold(model, dtype=torch.bfloat16)(clips) - logits).norm() / logits.norm()
+    error = (fold_batch_norm(model, dtype=torch.bfloat16)(clips) - logits).norm() / logits.norm()
     assert error < 0.05
 
 
@@ -61,7 +61,7 @@ def test_folding_leaves_the_model_as_it_was_and_holds_gamma():
     model = trained_like("i3d", bn_gamma=True)
     clips = random_clips(model)
     before = model(clips)
-    folded = fold(model.train())
+    folded = fold_batch_norm(model.train())
     assert model.training
     assert not any(isinstance(module, FoldedUnit) for module in model.modules())
     torch.testing.assert_close(folded(clips), before, atol=2e-5, rtol=0)
@@ -71,4 +71,4 @@ def test_folding_leaves_the_model_as_it_was_and_holds_gamma():
 def test_unpacked_folding_is_exact_in_fp64():
     model = trained_like("i3d").double()
     clip = torch.rand(1, 3, 16, 64, 64, dtype=torch.float64)
-    torch.testing.assert_close(fold(model, dtype=torch.float64)(clip), model(clip))
+    torch.testing.assert_close(fold_batch_norm(model, dtype=torch.float64)(clip), model(clip))

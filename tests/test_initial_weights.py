@@ -14,7 +14,7 @@ from test_pretrained import as_piergiaj
 import models
 from models import checkpoint
 from models.checkpoint import Metadata
-from models.contract import ModelConfig
+from models.input_spec import ModelConfig
 from pipelines.training.initial_weights import InitialWeights, make_model
 
 SMALL = {"width": 0.125, "size": 32, "frames": 16}

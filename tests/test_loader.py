@@ -18,9 +18,9 @@ from pipelines.clips import loader
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.loader import (
     Batch,
-    Share,
     TrainingClips,
     ValidationClips,
+    WorkerPart,
     cut_clips,
     open_row,
     stack_clips,
@@ -30,29 +30,31 @@ from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import OutageError
 
-CONTRACT = models.contract_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
+CONTRACT = models.input_spec_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
 
 
 @pytest.fixture
 def clips(motion_shards: str) -> TrainingClips:
     videos = read_index(motion_shards).of_split("train").usable()
     augmentation = Augmentation(jitter=0.2)
-    return TrainingClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), augmentation=augmentation, seed=3)
+    return TrainingClips(videos=videos, input_spec=CONTRACT, settings=ClipSettings(), augmentation=augmentation, seed=3)
 
 
 @pytest.mark.parametrize(("num_workers", "batch"), [(1, 8), (2, 4), (3, 5)])
 def test_workers_share_each_step_without_gap_or_overlap(num_workers: int, batch: int) -> None:
-    shares = [Share(start=7, rank=rank, num_workers=num_workers, batch=batch, steps=6) for rank in range(num_workers)]
+    parts = [
+        WorkerPart(start=7, rank=rank, num_workers=num_workers, batch=batch, steps=6) for rank in range(num_workers)
+    ]
     for step in range(6):
-        numbers = [number for share in shares for number in share.numbers(step * batch, batch)]
+        numbers = [number for part in parts for number in part.numbers(step * batch, batch)]
         first = 7 + step * num_workers * batch
         assert numbers == list(range(first, first + num_workers * batch))
-    assert all(share.numbers(6 * batch, 9) == [] for share in shares)
+    assert all(part.numbers(6 * batch, 9) == [] for part in parts)
 
 
 def test_the_rest_of_a_share_goes_on_where_it_was_left() -> None:
-    share = Share(start=0, rank=1, num_workers=2, batch=4, steps=10)
-    assert share.part(4, 6).numbers(0, 100) == share.numbers(16, 100)
+    part = WorkerPart(start=0, rank=1, num_workers=2, batch=4, steps=10)
+    assert part.after(4, 6).numbers(0, 100) == part.numbers(16, 100)
 
 
 def test_every_epoch_shows_each_video_once_in_another_order(clips: TrainingClips) -> None:
@@ -136,7 +138,7 @@ def test_batches_become_what_the_model_takes() -> None:
 def test_validation_clips_are_the_protocols_and_fill_up_with_nothing(motion_shards: str) -> None:
     videos = read_index(motion_shards).of_split("test").usable()
     protocol = EvaluationProtocol(num_clips=2, flip=True)
-    clips = ValidationClips(videos=videos, contract=CONTRACT, settings=ClipSettings(), protocol=protocol)
+    clips = ValidationClips(videos=videos, input_spec=CONTRACT, settings=ClipSettings(), protocol=protocol)
     cut = clips.cut(0)
     assert cut["rgb"].shape == clips.empty()["rgb"].shape == (4, 1, 32, 32, 3)
     assert clips.cut(len(videos))["weight"] == 0
@@ -156,9 +158,9 @@ def a_quarter_left(ray_here: None) -> Iterator[None]:
 def test_ray_data_streams_the_clips_of_each_worker_in_order_on_the_cpus_that_are_left(
     a_quarter_left: None, clips: TrainingClips, rank: int, num_cpus: float
 ) -> None:
-    share = Share(start=40, rank=rank, num_workers=2, batch=5, steps=30)
-    batches = list(stream_batches(clips, share, num_cpus=num_cpus))
-    assert [number for batch in batches for number in batch.numbers] == share.numbers(0, 1000)
+    part = WorkerPart(start=40, rank=rank, num_workers=2, batch=5, steps=30)
+    batches = list(stream_batches(clips, part, num_cpus=num_cpus))
+    assert [number for batch in batches for number in batch.numbers] == part.numbers(0, 1000)
     assert len(batches) == 30
     assert not any(batch.errors for batch in batches)
     for place, number in enumerate(batches[7].numbers):
@@ -171,6 +173,6 @@ def test_an_outage_in_a_task_of_ray_data_is_the_error(ray_here: None, clips: Tra
     files = pa.array([file.replace(clips.videos.data, "/nowhere") for file in table["file"].to_pylist()])
     table = table.set_column(table.schema.get_field_index("file"), "file", files)
     away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
-    share = Share(start=40, rank=1, num_workers=2, batch=5, steps=30)
+    part = WorkerPart(start=40, rank=1, num_workers=2, batch=5, steps=30)
     with pytest.raises(OutageError, match=r"^/nowhere cannot be read: \[Errno 2\]"):
-        next(stream_batches(away, share, num_cpus=0))
+        next(stream_batches(away, part, num_cpus=0))

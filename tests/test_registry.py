@@ -56,19 +56,19 @@ def test_parameters_are_those_of_table_1(name, streams, count):
 )
 def test_contracts_are_the_inputs_of_table_1(name, train, train_seconds, test, test_seconds):
     with torch.device("meta"):
-        contract = models.build(name, num_classes=400).contract
-    for sampling, frames, seconds in ((contract.train, train, train_seconds), (contract.test, test, test_seconds)):
+        input_spec = models.build(name, num_classes=400).input_spec
+    for sampling, frames, seconds in ((input_spec.train, train, train_seconds), (input_spec.test, test, test_seconds)):
         assert {s: c.num_frames * sampling.num_clips for s, c in sampling.streams.items()} == frames
         assert sampling.seconds == pytest.approx(seconds)
         for stream in sampling.streams.values():
             assert stream.frame_indices(7)[-1] < 7 + sampling.span
-    assert contract.shorter_side == {224: 256, 112: 128}[contract.size]
+    assert input_spec.shorter_side == {224: 256, 112: 128}[input_spec.size]
 
 
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_a_few_steps_on_small_clips_fit_the_labels(name):
     model = models.build(name, num_classes=3, width=0.125, dropout=0.0, bn_momentum=0.5, **SMALL[name])
-    clips = blank_clips(model.contract.train, 64, batch=3)
+    clips = blank_clips(model.input_spec.train, 64, batch=3)
     clips = {stream: torch.rand_like(clip) * 2 - 1 for stream, clip in clips.items()}
     labels = torch.tensor([0, 1, 2])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -83,7 +83,7 @@ def test_a_few_steps_on_small_clips_fit_the_labels(name):
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_a_test_video_of_the_contract_gives_scores(name):
     model = models.build(name, num_classes=3, width=0.0625, **SMALL[name]).eval()
-    scores = models.clip_scores(model(blank_clips(model.contract.test, model.contract.size)))
+    scores = models.clip_scores(model(blank_clips(model.input_spec.test, model.input_spec.size)))
     assert scores.shape == (1, 3)
 
 
@@ -132,6 +132,6 @@ def test_models_import_nothing_but_torch_numpy_and_safetensors():
 @pytest.mark.parametrize("name", ["c3d", "i3d"])
 def test_models_are_captured_as_one_graph(name):
     model = models.build(name, num_classes=3, width=0.0625, **SMALL[name]).eval()
-    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.contract.train, model.contract.size).items()}
+    clips = {s: torch.rand_like(c) for s, c in blank_clips(model.input_spec.train, model.input_spec.size).items()}
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(clips), model(clips))

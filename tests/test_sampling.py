@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import models
-from models.contract import InputContract
+from models.input_spec import InputSpec
 from pipelines import tvl1
 from pipelines.clips.sampling import (
     PROTOCOLS,
@@ -37,8 +37,8 @@ def numbered(num_frames: int, *, height: int = 74, width: int = 100) -> dict[str
     return {"rgb": rgb, "flow": flow}
 
 
-def contract_of(name: str, **settings: object) -> InputContract:
-    return models.build(name, num_classes=2, width=0.125, size=64, **settings).contract
+def input_spec_of(name: str, **settings: object) -> InputSpec:
+    return models.build(name, num_classes=2, width=0.125, size=64, **settings).input_spec
 
 
 def frames_of(clips: torch.Tensor) -> list[list[int]]:
@@ -96,54 +96,54 @@ def test_other_dtypes_and_shapes_are_refused(clip, frames) -> None:
 
 
 def test_i3d_takes_the_first_frames_in_one_clip() -> None:
-    contract = contract_of("i3d", frames=16, test_frames=24)
-    clips = cut_test_clips(numbered(40), contract, PAPER)
+    input_spec = input_spec_of("i3d", frames=16, test_frames=24)
+    clips = cut_test_clips(numbered(40), input_spec, PAPER)
     assert clips.keys() == {"rgb"}
     assert clips["rgb"].shape == (1, 3, 24, 64, 64)
     assert frames_of(clips["rgb"]) == [list(range(24))]
 
 
 def test_i3d_takes_a_shorter_video_whole_down_to_the_length_of_a_training_clip() -> None:
-    contract = contract_of("i3d", frames=16, test_frames=24)
-    assert frames_of(cut_test_clips(numbered(20), contract, PAPER)["rgb"]) == [list(range(20))]
-    assert frames_of(cut_test_clips(numbered(11), contract, PAPER)["rgb"]) == [[*range(11), *range(5)]]
+    input_spec = input_spec_of("i3d", frames=16, test_frames=24)
+    assert frames_of(cut_test_clips(numbered(20), input_spec, PAPER)["rgb"]) == [list(range(20))]
+    assert frames_of(cut_test_clips(numbered(11), input_spec, PAPER)["rgb"]) == [[*range(11), *range(5)]]
 
 
 def test_flow_loops_by_its_own_number_of_frames() -> None:
-    contract = contract_of("i3d", stream="flow", frames=16, test_frames=24)
-    clip = cut_test_clips(numbered(11), contract, ClipSettings(flow_bound=10))["flow"]
+    input_spec = input_spec_of("i3d", stream="flow", frames=16, test_frames=24)
+    clip = cut_test_clips(numbered(11), input_spec, ClipSettings(flow_bound=10))["flow"]
     expected = torch.tensor([t % 10 / 10 for t in range(16)])
     torch.testing.assert_close(clip[0, :, :, 3, 3], torch.stack([expected, -expected]))
 
 
 def test_clips_follow_one_another_and_the_last_ones_loop() -> None:
-    clips = cut_test_clips(numbered(40), contract_of("c3d", test_clips=3), PAPER)
+    clips = cut_test_clips(numbered(40), input_spec_of("c3d", test_clips=3), PAPER)
     assert frames_of(clips["rgb"]) == [list(range(16)), list(range(16, 32)), [*range(32, 40), *range(8)]]
 
 
 def test_steps_between_frames_are_kept() -> None:
-    clips = cut_test_clips(numbered(40), contract_of("convnet_lstm", frames=4, test_frames=6, frame_step=5), PAPER)
+    clips = cut_test_clips(numbered(40), input_spec_of("convnet_lstm", frames=4, test_frames=6, frame_step=5), PAPER)
     assert frames_of(clips["rgb"]) == [[0, 5, 10, 15, 20, 25]]
 
 
 def test_snapshots_of_both_streams_fit_their_network() -> None:
     model = models.build("two_stream", num_classes=2, width=0.125, size=64, test_snapshots=3).eval()
-    clips = cut_test_clips(numbered(40), model.contract, PAPER)
+    clips = cut_test_clips(numbered(40), model.input_spec, PAPER)
     assert frames_of(clips["rgb"]) == [[0], [10], [20]]
     assert clips["flow"].shape == (3, 2, 10, 64, 64)
     assert model(clips).shape == (3, 2)
 
 
 def test_both_streams_of_a_looped_video_begin_anew_together() -> None:
-    contract = contract_of("two_stream", test_snapshots=3)
-    clips = cut_test_clips(numbered(16), contract, ClipSettings(flow_bound=100))
+    input_spec = input_spec_of("two_stream", test_snapshots=3)
+    clips = cut_test_clips(numbered(16), input_spec, ClipSettings(flow_bound=100))
     assert frames_of(clips["rgb"]) == [[0], [10], [5]]  # frame 20 of a video whose 15 flow frames repeat
     firsts = (clips["flow"][:, 0, 0, 0, 0] * 100).round().int().tolist()
     assert firsts == [0, 10, 5]
 
 
 def test_ten_clips_are_spread_from_the_first_frame_to_the_last() -> None:
-    clips = cut_test_clips(numbered(43), contract_of("i3d", frames=16), PAPER, PROTOCOLS["10-clips"])
+    clips = cut_test_clips(numbered(43), input_spec_of("i3d", frames=16), PAPER, PROTOCOLS["10-clips"])
     assert [frames[0] for frames in frames_of(clips["rgb"])] == [3 * k for k in range(10)]
     assert frames_of(clips["rgb"])[-1] == list(range(27, 43))
 
@@ -151,9 +151,9 @@ def test_ten_clips_are_spread_from_the_first_frame_to_the_last() -> None:
 def test_three_crops_lie_along_the_longer_side() -> None:
     columns = np.broadcast_to(np.arange(104, dtype=np.uint8)[:, None], (16, 74, 104, 3))
     rows = columns.transpose(0, 2, 1, 3)
-    contract = contract_of("i3d", frames=16)
+    input_spec = input_spec_of("i3d", frames=16)
     for frames, axis in ((columns, -1), (rows, -2)):
-        clips = cut_test_clips({"rgb": frames}, contract, PAPER, EvaluationProtocol(num_clips=1, num_crops=3))["rgb"]
+        clips = cut_test_clips({"rgb": frames}, input_spec, PAPER, EvaluationProtocol(num_clips=1, num_crops=3))["rgb"]
         assert clips.shape == (3, 3, 16, 64, 64)
         firsts = (clips.select(axis, 0)[:, 0, 0, 20] + 1) * 127.5
         assert firsts.round().int().tolist() == [0, 20, 40]
@@ -162,7 +162,7 @@ def test_three_crops_lie_along_the_longer_side() -> None:
 def test_mirrored_clips_follow_their_plain_ones() -> None:
     video = {"flow": np.random.default_rng(0).normal(size=(16, 74, 74, 2)).astype(np.float32)}
     plain, mirrored = cut_test_clips(
-        video, contract_of("i3d", stream="flow", frames=16), PAPER, EvaluationProtocol(num_clips=1, flip=True)
+        video, input_spec_of("i3d", stream="flow", frames=16), PAPER, EvaluationProtocol(num_clips=1, flip=True)
     )["flow"]
     torch.testing.assert_close(mirrored[0], -plain[0].flip(-1))
     torch.testing.assert_close(mirrored[1], plain[1].flip(-1))
@@ -187,36 +187,36 @@ def test_vectors_are_scaled_with_their_frames() -> None:
 
 
 def test_frames_are_squashed_or_keep_their_shape() -> None:
-    contract = contract_of("i3d", frames=16)  # crops of 64 px from frames of 73
+    input_spec = input_spec_of("i3d", frames=16)  # crops of 64 px from frames of 73
     frames = np.broadcast_to(np.arange(146, dtype=np.uint8)[:, None], (16, 146, 146, 3))[:, :, :]
     for resize in ("shorter", "square"):
-        clip = cut_test_clips({"rgb": frames}, contract, ClipSettings(resize=resize))["rgb"]
+        clip = cut_test_clips({"rgb": frames}, input_spec, ClipSettings(resize=resize))["rgb"]
         # A crop of 64 of 73 columns shows 128 of 146 levels.
         spread = (clip[0, 0, 0, 0, -1] - clip[0, 0, 0, 0, 0]) * 127.5
         assert spread == pytest.approx(126, abs=2)
     wide = np.broadcast_to(np.linspace(0, 255, 292).astype(np.uint8)[:, None], (16, 146, 292, 3))
     spreads = {}
     for resize in ("shorter", "square"):
-        clip = cut_test_clips({"rgb": wide}, contract, ClipSettings(resize=resize))["rgb"]
+        clip = cut_test_clips({"rgb": wide}, input_spec, ClipSettings(resize=resize))["rgb"]
         spreads[resize] = float((clip[0, 0, 0, 0, -1] - clip[0, 0, 0, 0, 0]) * 127.5)
     assert spreads["square"] == pytest.approx(2 * spreads["shorter"], rel=0.05)
 
 
 def test_a_missing_stream_is_named() -> None:
     with pytest.raises(ValueError, match=r"also needs \['flow'\]"):
-        cut_test_clips({"rgb": numbered(4)["rgb"]}, contract_of("i3d", stream="flow"), PAPER)
+        cut_test_clips({"rgb": numbered(4)["rgb"]}, input_spec_of("i3d", stream="flow"), PAPER)
 
 
 def test_a_video_without_flow_is_refused() -> None:
     with pytest.raises(ValueError, match="no frame to make a clip of"):
-        cut_test_clips(numbered(1), contract_of("i3d", stream="flow"), PAPER)
+        cut_test_clips(numbered(1), input_spec_of("i3d", stream="flow"), PAPER)
 
 
 def test_raw_videos_are_decoded_at_the_side_that_flow_was_computed_at() -> None:
-    sides = {size: decoded_side(models.build("i3d", num_classes=2, width=0.125, size=size).contract, PAPER)
+    sides = {size: decoded_side(models.build("i3d", num_classes=2, width=0.125, size=size).input_spec, PAPER)
              for size in (224, 112, 64)}  # fmt: skip
     assert sides == {224: 256, 112: 128, 64: 74}
-    assert decoded_side(contract_of("i3d"), ClipSettings(short_side=96)) == 96
+    assert decoded_side(input_spec_of("i3d"), ClipSettings(short_side=96)) == 96
 
 
 def test_settings_come_from_the_checkpoint_else_from_the_convention() -> None:

@@ -23,8 +23,8 @@ from ray.tune.search import Searcher
 
 import models
 from jobs.tune import Tune, make_search
-from models.contract import ModelConfig
 from models.cost import count_flops
+from models.input_spec import ModelConfig
 from pipelines.errors import RunError
 from pipelines.pages.search import write_search_report
 from pipelines.search.records import Trial, read_outcome
@@ -70,9 +70,9 @@ def test_every_choice_of_the_paper_is_in_the_space_and_lists_are_of_any_order() 
 
 def test_an_input_stride_keeps_the_seconds_of_a_test_video() -> None:
     model = configure({**SPACE.paper(), "frame_step": 4})
-    contract = models.contract_of(model)
-    assert contract.train.streams["flow"].frame_indices(3)[:3] == [3, 7, 11]
-    assert (contract.train.span, contract.test.span) == (64, 248)
+    input_spec = models.input_spec_of(model)
+    assert input_spec.train.streams["flow"].frame_indices(3)[:3] == [3, 7, 11]
+    assert (input_spec.train.span, input_spec.test.span) == (64, 248)
 
 
 @pytest.mark.parametrize("objective", ["accuracy", "pareto"])

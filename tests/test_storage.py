@@ -175,7 +175,7 @@ def test_what_a_killed_writer_left_is_swept_away(tmp_path: Path) -> None:
     storage.put(str(tmp_path / "shards" / "b"), b"whole")
     assert len(list((tmp_path / "shards").iterdir())) == 2
     assert paths(str(tmp_path)) == ["shards/b"]
-    storage.sweep(str(tmp_path / "shards"))
+    storage.remove_leftovers(str(tmp_path / "shards"))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["b"]
 
 
@@ -183,8 +183,8 @@ def test_sweeping_leaves_what_others_write_in_folders_below(tmp_path: Path) -> N
     for folder in (tmp_path, tmp_path / "rgb"):
         folder.mkdir(exist_ok=True)
         (folder / ".part-1").write_bytes(b"half")
-    storage.sweep(str(tmp_path))
-    storage.sweep(str(tmp_path / "absent"))
+    storage.remove_leftovers(str(tmp_path))
+    storage.remove_leftovers(str(tmp_path / "absent"))
     assert [path.name for path in tmp_path.rglob(".part-*")] == [".part-1"]
     assert (tmp_path / "rgb" / ".part-1").exists()
 

@@ -56,6 +56,6 @@ def test_snapshots_of_a_clip_are_averaged():
 
 
 def test_one_stream_asks_for_one_stream():
-    assert set(build("two_stream", num_classes=3, stream="flow", width=0.125).contract.train.streams) == {"flow"}
+    assert set(build("two_stream", num_classes=3, stream="flow", width=0.125).input_spec.train.streams) == {"flow"}
     with pytest.raises(ValueError, match="None for both"):
         build("two_stream", num_classes=3, stream="depth")

@@ -25,9 +25,9 @@ from pipelines.training.state import TrainingState
 def run(motion_shards: str, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run whose validation cuts its clips in this process."""
 
-    def cut_here(clips: Any, share: Any, *, num_cpus: float) -> Iterator[Batch]:
-        for number in share.numbers(0, share.steps * share.batch):
-            yield _to_batch(cut_clips(clips, [number]), clips.contract)
+    def cut_here(clips: Any, part: Any, *, num_cpus: float) -> Iterator[Batch]:
+        for number in part.numbers(0, part.steps * part.batch):
+            yield _to_batch(cut_clips(clips, [number]), clips.input_spec)
 
     monkeypatch.setattr(validation, "stream_batches", cut_here)
     settings = PRESETS["debug"].change(network={"stream": "rgb", "model": "two_stream"})

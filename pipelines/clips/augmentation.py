@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.contract import InputContract
+from models.input_spec import InputSpec
 from pipelines.clips.sampling import ClipSettings, Frames, flip_frames, resize_for_crop
 from pipelines.errors import SettingsError
 
@@ -40,18 +40,18 @@ class Augmentation:
 def cut_training_clip(
     read: ReadWindow,
     num_frames: int,
-    contract: InputContract,
+    input_spec: InputSpec,
     settings: ClipSettings,
     augmentation: Augmentation,
     rng: np.random.Generator,
 ) -> dict[str, npt.NDArray]:
-    """One clip of each stream that the contract names: RGB (T, S, S, 3) uint8, flow (T, S, S, 2) float16 in pixels.
+    """One clip of each stream that the input spec names: RGB (T, S, S, 3) uint8, flow (T, S, S, 2) float16 in pixels.
 
     `num_frames` is the video's; flow has one fewer. The first frame is uniform among those that leave enough frames; a
     video that is too short is looped from its first frame (paper, section 2.5). Only that window is read.
     Raises ValueError where the video has no frame of a stream, or decodes to fewer frames than it should have.
     """
-    train = contract.train
+    train = input_spec.train
     length = num_frames - 1 if "flow" in train.streams else num_frames
     if length < 1:
         raise ValueError(f"a video of {num_frames} frames gives no clip; flow needs at least two")
@@ -65,7 +65,7 @@ def cut_training_clip(
         if len(frames) != window:
             raise ValueError(f"{len(frames)} of {window} {stream} frames from frame {start} on could be decoded")
         clip = frames[np.array(sampling.frame_indices(0)) % window]
-        clip = _crop(resize_for_crop(clip, contract, settings), contract, place)
+        clip = _crop(resize_for_crop(clip, input_spec, settings), input_spec, place)
         clip = flip_frames(clip) if mirrored else clip
         if stream == "rgb" and augmentation.jitter:
             clip = jitter_colours(clip, *gains)
@@ -73,11 +73,11 @@ def cut_training_clip(
     return clips
 
 
-def _crop(frames: npt.NDArray, contract: InputContract, place: npt.NDArray[np.float64]) -> npt.NDArray:
+def _crop(frames: npt.NDArray, input_spec: InputSpec, place: npt.NDArray[np.float64]) -> npt.NDArray:
     """The crop whose upper left corner lies at `place`, shares in [0, 1) of the possible rows and columns."""
     height, width = frames.shape[1:3]
-    top, left = (int(share * (side - contract.size + 1)) for share, side in zip(place, (height, width), strict=True))
-    return frames[:, top : top + contract.size, left : left + contract.size]
+    top, left = (int(share * (side - input_spec.size + 1)) for share, side in zip(place, (height, width), strict=True))
+    return frames[:, top : top + input_spec.size, left : left + input_spec.size]
 
 
 def jitter_colours(frames: Frames, brightness: float, contrast: float, saturation: float) -> Frames:
@@ -92,10 +92,10 @@ def jitter_colours(frames: Frames, brightness: float, contrast: float, saturatio
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
-def empty_clip(contract: InputContract) -> Mapping[str, npt.NDArray]:
+def empty_clip(input_spec: InputSpec) -> Mapping[str, npt.NDArray]:
     """Black frames and flow of zeros, of the shapes that `cut_training_clip` gives."""
-    size, dtypes = contract.size, {"rgb": np.uint8, "flow": np.float16}
+    size, dtypes = input_spec.size, {"rgb": np.uint8, "flow": np.float16}
     return {
         stream: np.zeros((sampling.num_frames, size, size, sampling.channels), dtypes[stream])
-        for stream, sampling in contract.train.streams.items()
+        for stream, sampling in input_spec.train.streams.items()
     }

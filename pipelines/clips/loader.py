@@ -32,7 +32,7 @@ from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from torch import Tensor
 
-from models.contract import InputContract
+from models.input_spec import InputSpec
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_clip, empty_clip
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, scale_clips
@@ -41,7 +41,7 @@ from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import OutageError
 from pipelines.media.codec import check_convention, decode_flow, decode_rgb
 
-TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's share, little enough to hold
+TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's overhead, little enough to hold
 MAX_TASK_CLIPS = 64
 TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
 # Ray Data counts a task whose output it has not measured with two blocks of 128 MiB: with less room than that beside
@@ -62,7 +62,7 @@ class NumberedClips(ABC):
     """Clips known by their numbers: what the graph cuts."""
 
     videos: VideoIndex  # usable ones
-    contract: InputContract
+    input_spec: InputSpec
 
     @abstractmethod
     def cut(self, number: int) -> Clip:
@@ -88,7 +88,7 @@ class NumberedClips(ABC):
         found = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         for again in (True, False):
             try:
-                return found | cut(video, open_row(video, list(self.contract.train.streams)))
+                return found | cut(video, open_row(video, list(self.input_spec.train.streams)))
             except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
@@ -138,7 +138,7 @@ class TrainingClips(NumberedClips):
     """The clips of a run; which video, window, crop and side clip `number` shows follows from the seed."""
 
     videos: VideoIndex
-    contract: InputContract
+    input_spec: InputSpec
     settings: ClipSettings
     augmentation: Augmentation
     seed: int
@@ -152,12 +152,12 @@ class TrainingClips(NumberedClips):
         def cut(video: Clip, read: ReadWindow) -> Clip:
             rng = np.random.default_rng([self.seed, number])
             frames = video["num_frames"]
-            return cut_training_clip(read, frames, self.contract, self.settings, self.augmentation, rng)
+            return cut_training_clip(read, frames, self.input_spec, self.settings, self.augmentation, rng)
 
         return self.try_video(number, self.video_of(number), cut)
 
     def empty(self) -> Mapping[str, npt.NDArray]:
-        return empty_clip(self.contract)
+        return empty_clip(self.input_spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class ValidationClips(NumberedClips):
     """
 
     videos: VideoIndex
-    contract: InputContract
+    input_spec: InputSpec
     settings: ClipSettings
     protocol: EvaluationProtocol
 
@@ -179,8 +179,8 @@ class ValidationClips(NumberedClips):
             number,
             number,
             lambda _, read: cut_test_frames(
-                {stream: read(stream, 0, None) for stream in self.contract.test.streams},
-                self.contract,
+                {stream: read(stream, 0, None) for stream in self.input_spec.test.streams},
+                self.input_spec,
                 self.settings,
                 self.protocol,
             ),
@@ -188,7 +188,7 @@ class ValidationClips(NumberedClips):
 
     def empty(self) -> Mapping[str, npt.NDArray]:
         views = (self.protocol.num_clips or 1) * self.protocol.num_crops * (1 + self.protocol.flip)
-        return {stream: np.repeat(clip[None], views, axis=0) for stream, clip in empty_clip(self.contract).items()}
+        return {stream: np.repeat(clip[None], views, axis=0) for stream, clip in empty_clip(self.input_spec).items()}
 
 
 @lru_cache(maxsize=4)
@@ -197,7 +197,7 @@ def _order(num_videos: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class WorkerPart:
     """One worker's part of the clips from number `start` on: `batch` clips of each step, for `steps` steps."""
 
     start: int
@@ -212,28 +212,28 @@ class Share:
         every = self.batch * self.num_workers
         return [self.start + i // self.batch * every + self.rank * self.batch + i % self.batch for i in own]
 
-    def part(self, done: int, steps: int) -> Share:
-        """The share of `steps` steps that follow the first `done`."""
+    def after(self, done: int, steps: int) -> WorkerPart:
+        """The part of `steps` steps that follow the first `done`."""
         return replace(self, start=self.start + done * self.batch * self.num_workers, steps=steps)
 
 
 class ClipSource(Datasource):
-    """What Ray Data reads: a share's clips, one read task for each `clips_per_task` of them, in order.
+    """What Ray Data reads: a part's clips, one read task for each `clips_per_task` of them, in order.
 
     The tasks that read also cut, so that they ask for the CPUs that they are given and nothing waits for more.
     """
 
-    def __init__(self, clips: NumberedClips, share: Share) -> None:
+    def __init__(self, clips: NumberedClips, part: WorkerPart) -> None:
         super().__init__()
-        self.clips, self.share, self.size = clips, share, clips.clips_per_task
+        self.clips, self.part, self.size = clips, part, clips.clips_per_task
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """One task for each part of the share, whatever `parallelism` is."""
-        told = ray.put((self.clips, self.share))  # once, not in each task: an index may name 250,000 videos
+        """One task for each part of the part, whatever `parallelism` is."""
+        told = ray.put((self.clips, self.part))  # once, not in each task: an index may name 250,000 videos
         tasks = []
-        for first in range(0, self.share.steps * self.share.batch, self.size):
+        for first in range(0, self.part.steps * self.part.batch, self.size):
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             tasks.append(ReadTask(partial(_read_clips, told, first, self.size), metadata))
         return tasks
@@ -244,8 +244,8 @@ class ClipSource(Datasource):
 
 def _read_clips(told: ray.ObjectRef, first: int, count: int) -> list[Block]:
     cv2.setNumThreads(1)
-    clips, share = ray.get(told)
-    return [BlockAccessor.batch_to_block(cut_clips(clips, share.numbers(first, count)))]
+    clips, part = ray.get(told)
+    return [BlockAccessor.batch_to_block(cut_clips(clips, part.numbers(first, count)))]
 
 
 def cut_clips(clips: NumberedClips, numbers: Iterable[int]) -> dict[str, npt.NDArray]:
@@ -281,36 +281,36 @@ class Batch:
         return {stream: scale_clips(stream, clips, bound) for stream, clips in moved.items()}
 
 
-def stream_batches(clips: NumberedClips, share: Share, *, num_cpus: float) -> Iterator[Batch]:
+def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> Iterator[Batch]:
     """This worker's batches, one a step, decoded ahead by Ray Data on `num_cpus` CPUs of the cluster.
 
-    A share of one CPU, or none at all, decodes by one task at a time.
+    Where `num_cpus` is less than 2, one task decodes at a time.
 
     Raises ConventionError where the shards' flow is of no convention that this version knows, OutageError where the
     data set cannot be reached.
     """
-    if "flow" in clips.contract.train.streams:
+    if "flow" in clips.input_spec.train.streams:
         check_convention(clips.videos.convention.flow)
-    steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // share.batch)
-    for done in range(0, share.steps, steps_at_once):
-        segment = share.part(done, min(steps_at_once, share.steps - done))
+    steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // part.batch)
+    for done in range(0, part.steps, steps_at_once):
+        segment = part.after(done, min(steps_at_once, part.steps - done))
         dataset = build_graph(clips, segment, num_cpus=num_cpus)
         try:
-            for columns in dataset.iter_batches(batch_size=share.batch, batch_format="numpy", prefetch_batches=2):
-                yield _to_batch(columns, clips.contract)
+            for columns in dataset.iter_batches(batch_size=part.batch, batch_format="numpy", prefetch_batches=2):
+                yield _to_batch(columns, clips.input_spec)
         except OutageError as error:  # Ray's is one too, with a traceback before the message and advice after it
             raise OutageError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
 
 
-def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.data.Dataset:
-    """The lazy graph whose rows are the share's clips in order."""
+def build_graph(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> ray.data.Dataset:
+    """The lazy graph whose rows are the part's clips in order."""
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # max_retries has no other place yet
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
-    num_tasks = -(-share.steps * share.batch // clips.clips_per_task)
+    num_tasks = -(-part.steps * part.batch // clips.clips_per_task)
     tasks_at_once = max(1, int(num_cpus))
     graph = ray.data.read_datasource(
-        ClipSource(clips, share),
+        ClipSource(clips, part),
         override_num_blocks=num_tasks,
         num_cpus=math.floor(min(1.0, num_cpus) * 1000) / 1000,  # rounded up, the last worker's would find no place
         concurrency=tasks_at_once,
@@ -325,10 +325,10 @@ def build_graph(clips: NumberedClips, share: Share, *, num_cpus: float) -> ray.d
     return graph
 
 
-def _to_batch(columns: Mapping[str, npt.NDArray], contract: InputContract) -> Batch:
+def _to_batch(columns: Mapping[str, npt.NDArray], input_spec: InputSpec) -> Batch:
     # Ray's arrays are views of the object store, which tensors may not write to.
     return Batch(
-        streams={stream: torch.from_numpy(columns[stream].copy()) for stream in contract.train.streams},
+        streams={stream: torch.from_numpy(columns[stream].copy()) for stream in input_spec.train.streams},
         labels=torch.tensor(columns["label"], dtype=torch.int64),
         weights=torch.tensor(columns["weight"]),
         errors=tuple(str(error) for error in columns["error"] if error),

@@ -1,7 +1,7 @@
 """Frames and flow as the clips that a network takes.
 
 Decoded frames come in as numpy arrays (T, H, W, C), clips go out as float32 tensors (C, T, H, W) in [-1, 1]: RGB spread
-over its 256 values, flow clipped to a bound, u before v. What is cut follows from a model's contract; how frames are
+over its 256 values, flow clipped to a bound, u before v. What is cut follows from a model's input spec; how frames are
 resized and flow is scaled is settings that a checkpoint carries, so that a test cuts what training saw.
 Training clips are cut in `pipelines.clips.augmentation`.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tyro import conf
 
-from models.contract import InputContract
+from models.input_spec import InputSpec
 from pipelines.errors import ConventionError, SettingsError
 from pipelines.media.codec import CodecSettings
 
@@ -37,7 +37,7 @@ SAME_SIDE = 1  # px that frames may be larger than wanted without being resized:
 class ClipSettings:
     """How decoded frames become clips, in training as at test; flow vectors are scaled along with their frames.
 
-    `short_side`: the shorter side in pixels at which flow was computed; None: that of the model's contract.
+    `short_side`: the shorter side in pixels at which flow was computed; None: that of the model's input spec.
     """
 
     resize: Resize = "shorter"
@@ -100,10 +100,10 @@ def _crops(frames: npt.NDArray, size: int, count: int) -> list[npt.NDArray]:
     return [frames[:, places[0][i] : places[0][i] + size, places[1][i] : places[1][i] + size] for i in chosen]
 
 
-def resize_for_crop(frames: Array, contract: InputContract, settings: ClipSettings) -> Array:
+def resize_for_crop(frames: Array, input_spec: InputSpec, settings: ClipSettings) -> Array:
     """(T, H, W, C) frames at the size that the model's crop is taken from, flow's vectors scaled along."""
     height, width = frames.shape[1:3]
-    side, shorter = contract.shorter_side, min(height, width)
+    side, shorter = input_spec.shorter_side, min(height, width)
     if settings.resize == "square":
         return resize_frames(frames, (side, side))
     if 0 <= shorter - side <= SAME_SIDE:
@@ -196,24 +196,24 @@ def flow_bound(convention: Mapping[str, object] | None) -> float:
     return float(bound)
 
 
-def decoded_side(contract: InputContract, settings: ClipSettings) -> int:
-    """The shorter side in pixels to decode a raw video at: where flow was computed, else the contract's, made even."""
-    return settings.short_side or contract.shorter_side + contract.shorter_side % 2
+def decoded_side(input_spec: InputSpec, settings: ClipSettings) -> int:
+    """The shorter side in pixels to decode a raw video at: where flow was computed, else the input spec's, made even."""
+    return settings.short_side or input_spec.shorter_side + input_spec.shorter_side % 2
 
 
-def count_test_frames(contract: InputContract) -> int:
+def count_test_frames(input_spec: InputSpec) -> int:
     """Frames from a video's first on that the clips of the model's own test are cut from."""
-    return contract.test.num_clips * contract.test.span
+    return input_spec.test.num_clips * input_spec.test.span
 
 
 def cut_test_clips(
     video: Mapping[str, npt.NDArray],
-    contract: InputContract,
+    input_spec: InputSpec,
     settings: ClipSettings,
     protocol: EvaluationProtocol = PROTOCOLS["paper"],
 ) -> dict[str, Tensor]:
     """The test clips of a video as the model takes them, (N, C, T, size, size); see `cut_test_frames`."""
-    cut = cut_test_frames(video, contract, settings, protocol)
+    cut = cut_test_frames(video, input_spec, settings, protocol)
     return {
         stream: torch.stack([rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.bound) for clip in clips])
         for stream, clips in cut.items()
@@ -222,11 +222,11 @@ def cut_test_clips(
 
 def cut_test_frames(
     video: Mapping[str, npt.NDArray],
-    contract: InputContract,
+    input_spec: InputSpec,
     settings: ClipSettings,
     protocol: EvaluationProtocol = PROTOCOLS["paper"],
 ) -> dict[str, npt.NDArray]:
-    """The frames of a video's test clips, (N, T, size, size, C) for each stream that the contract names.
+    """The frames of a video's test clips, (N, T, size, size, C) for each stream that the input spec names.
 
     `video` is RGB frames and flow in pixels by stream name, of which flow has one frame fewer. By the paper's protocol
     the clips follow one another from the first frame on. A short stream is looped, to the length of a training clip
@@ -234,16 +234,16 @@ def cut_test_frames(
     then mirrored after plain.
     Raises ValueError where a stream is missing, has no frame, or is smaller than the crop.
     """
-    if absent := contract.test.streams.keys() - video.keys():
+    if absent := input_spec.test.streams.keys() - video.keys():
         raise ValueError(f"The video comes with {sorted(video)}; the model also needs {sorted(absent)}.")
-    length = min(len(video[stream]) for stream in contract.test.streams)
+    length = min(len(video[stream]) for stream in input_spec.test.streams)
     cut = {}
-    for stream, indices in _test_indices(length, contract, protocol).items():
+    for stream, indices in _test_indices(length, input_spec, protocol).items():
         # Only the frames that are used are resized, each once.
         used, places = np.unique(np.concatenate(indices), return_inverse=True)
-        resized = resize_for_crop(video[stream][used], contract, settings)
+        resized = resize_for_crop(video[stream][used], input_spec, settings)
         crops = [
-            _crops(resized[chosen], contract.size, protocol.num_crops) for chosen in np.split(places, len(indices))
+            _crops(resized[chosen], input_spec.size, protocol.num_crops) for chosen in np.split(places, len(indices))
         ]
         plain = [crop for clip in crops for crop in clip]
         both = [view for crop in plain for view in ((crop, flip_frames(crop)) if protocol.flip else (crop,))]
@@ -252,22 +252,22 @@ def cut_test_frames(
 
 
 def _test_indices(
-    length: int, contract: InputContract, protocol: EvaluationProtocol
+    length: int, input_spec: InputSpec, protocol: EvaluationProtocol
 ) -> dict[str, list[npt.NDArray[np.int64]]]:
     """For each stream and clip the indices of its frames, those of a short video looped alike in all streams."""
     if length == 0:
         raise ValueError("The video has no frame to make a clip of; flow needs videos of at least two frames.")
     if protocol.num_clips:
-        sampling, last = contract.train, max(0, length - contract.train.span)
+        sampling, last = input_spec.train, max(0, length - input_spec.train.span)
         places = np.linspace(0, last, protocol.num_clips) if protocol.num_clips > 1 else np.array([last / 2])
         starts = np.rint(places).astype(int).tolist()
     else:
-        sampling = contract.test
+        sampling = input_spec.test
         starts = [index * sampling.span for index in range(sampling.num_clips)]
     indices = {
         name: [np.array(stream.frame_indices(start)) for start in starts] for name, stream in sampling.streams.items()
     }
     if sampling.any_length:
-        end = max(length, contract.train.span)
+        end = max(length, input_spec.train.span)
         indices = {name: [clip[clip < end] for clip in clips] for name, clips in indices.items()}
     return {name: [clip % length for clip in clips] for name, clips in indices.items()}

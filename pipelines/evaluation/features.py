@@ -18,8 +18,8 @@ import numpy.typing as npt
 import ray.data
 import torch
 
-from models.contract import FRAMES_PER_SECOND
 from models.i3d import I3D
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines.clips.loader import MAX_WORKER_DEATHS, open_row
 from pipelines.clips.sampling import centre_crop, decoded_side, resize_for_crop, scale_clips
 from pipelines.datasets.shards import Row
@@ -60,7 +60,7 @@ class ReadVideo:
         stream = network.streams[0]
         if isinstance(self.source, VideoIndex):
             return open_row(self.source.row(place), [stream])(stream, 0, None)
-        frames = decode_frames(self.source[place], short_side=decoded_side(network.model.contract, network.settings))
+        frames = decode_frames(self.source[place], short_side=decoded_side(network.model.input_spec, network.settings))
         return frames if stream == "rgb" else compute_flow(frames, self.flow_preset)
 
 
@@ -104,7 +104,7 @@ class ComputeFeatures:
         frames = self.read(place, network)
         if len(frames) == 0:
             raise ValueError(f"there is no {stream} frame; flow needs videos of at least two frames")
-        frames = centre_crop(resize_for_crop(frames, model.contract, settings), model.contract.size)
+        frames = centre_crop(resize_for_crop(frames, model.input_spec, settings), model.input_spec.size)
         vectors = []
         for first in range(0, len(chosen := self.windows.indices(len(frames))), BATCH):
             clips = torch.from_numpy(np.stack([frames[window] for window in chosen[first : first + BATCH]]))

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.contract import FRAMES_PER_SECOND
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines import storage, tvl1
 from pipelines.clips.sampling import Frames
 from pipelines.media.decode import DecodeSettings

@@ -24,7 +24,7 @@ import torch
 from ray.data import DataContext
 
 import models
-from models.folding import fold
+from models.folding import fold_batch_norm
 from pipelines.clips.loader import MAX_WORKER_DEATHS, check_storage, is_of_storage, open_row
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
 from pipelines.datasets.shards import Row
@@ -91,19 +91,19 @@ class CutVideo:
 
     def __init__(self, index: VideoIndex, networks: Mapping[str, Network], protocol: EvaluationProtocol) -> None:
         self.index, self.protocol = index, protocol
-        self.wanted = {name: (network.model.contract, network.settings) for name, network in networks.items()}
+        self.wanted = {name: (network.model.input_spec, network.settings) for name, network in networks.items()}
 
     def __call__(self, row: Row) -> Row:
         cv2.setNumThreads(1)
         video = self.index.row(int(row["id"]))
-        streams = sorted({stream for contract, _ in self.wanted.values() for stream in contract.test.streams})
+        streams = sorted({stream for input_spec, _ in self.wanted.values() for stream in input_spec.test.streams})
         try:
             read = open_row(video, streams)
             frames = {stream: read(stream, 0, self._end(stream)) for stream in streams}
             cut = {
                 f"{name}.{stream}": clips
-                for name, (contract, settings) in self.wanted.items()
-                for stream, clips in cut_test_frames(frames, contract, settings, self.protocol).items()
+                for name, (input_spec, settings) in self.wanted.items()
+                for stream, clips in cut_test_frames(frames, input_spec, settings, self.protocol).items()
             }
         except (ValueError, LookupError, OSError, av.FFmpegError, cv2.error) as error:
             cause = self._find_cause(error)
@@ -123,7 +123,7 @@ class CutVideo:
         """Frames of a stream that some network can use."""
         if self.protocol.num_clips:
             return None
-        tests = [contract.test for contract, _ in self.wanted.values() if stream in contract.test.streams]
+        tests = [input_spec.test for input_spec, _ in self.wanted.values() if stream in input_spec.test.streams]
         return max(test.num_clips * test.span for test in tests)
 
 
@@ -139,7 +139,7 @@ class ScoreVideo:
 
     def _prepare(self, network: Network) -> Any:
         if self.device.type == "cpu":
-            return fold(network.model, dtype=DTYPES[self.scorer.precision])
+            return fold_batch_norm(network.model, dtype=DTYPES[self.scorer.precision])
         placed = network.model.eval().to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return placed  # not measured
 

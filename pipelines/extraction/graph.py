@@ -383,7 +383,9 @@ def extract(
     another plan. Whatever stops it, the same call goes on where it stopped.
     """
     begin_output(plan)
-    storage.sweep(plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs")))
+    storage.remove_leftovers(
+        plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs"))
+    )
     blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))

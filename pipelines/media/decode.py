@@ -25,16 +25,16 @@ from tyro.conf import arg
 from pipelines.errors import Kind, SettingsError, VideoError
 from pipelines.media.probe import (
     MAX_GAP_S,
+    Probe,
     Span,
-    Survey,
     Timing,
     duration_of,
     nominal_rate,
     open_video,
     packet_time,
+    probe_packets,
     read_packets,
     seek,
-    survey_packets,
     tick,
     time_zero,
 )
@@ -123,12 +123,12 @@ def decode(
     with explain_errors():
         with open_video(path) as (container, stream):
             span = resolve_span(start, end, duration_of(container))
-            survey = survey_packets(container, stream, span, on_progress)
-        check_survey(survey, span, settings)
-        if survey.timing == "time" and not rises(path, survey):
-            survey = replace(survey, timing="order", seekable=False)
+            probe = probe_packets(container, stream, span, on_progress)
+        check_probe(probe, span, settings)
+        if probe.timing == "time" and not rises(path, probe):
+            probe = replace(probe, timing="order", seekable=False)
         with open_video(path) as (container, stream):
-            source, scaler, count = _Source(container, stream, span, survey), Scaler(settings.short_side), 0
+            source, scaler, count = _Source(container, stream, span, probe), Scaler(settings.short_side), 0
             for frame, repeats in resample(source.timed_frames(on_progress), fps=fps, slots=count_slots(span, fps)):
                 count += repeats
                 if count > settings.max_frames:
@@ -209,29 +209,29 @@ def resample(
         yield held[0], end_slot - filled
 
 
-def rises(path: str | os.PathLike[str], survey: Survey) -> bool:
+def rises(path: str | os.PathLike[str], probe: Probe) -> bool:
     """Whether the decoder puts out a video's first frames in the order of their presentation times."""
     with open_video(path) as (container, stream):
         if not stream.codec_context.has_b_frames:
             return True
-        source = _Source(container, stream, None, survey)
+        source = _Source(container, stream, None, probe)
         times = [frame.pts for frame in islice(source.frames(lambda: None), PROBED_FRAMES) if frame.pts is not None]
     return all(before < after for before, after in pairwise(times))
 
 
-def check_survey(survey: Survey, span: Span | None, settings: DecodeSettings) -> None:
+def check_probe(probe: Probe, span: Span | None, settings: DecodeSettings) -> None:
     """Raise VideoError for a video not worth decoding: nothing in it, cut off, or longer than the limit."""
-    if survey.packets == 0 and span is not None:
+    if probe.packets == 0 and span is not None:
         raise VideoError("empty_span", f"the file holds no picture from {span.start:g} s on")
-    if survey.packets == 0 and survey.declared:
-        raise VideoError("truncated", f"the header promises {survey.declared:g} s, but the file holds no picture")
-    if survey.packets == 0:
+    if probe.packets == 0 and probe.declared:
+        raise VideoError("truncated", f"the header promises {probe.declared:g} s, but the file holds no picture")
+    if probe.packets == 0:
         raise VideoError("no_frames", "the file holds a video stream without any picture")
-    if survey.share < MIN_DECODED_SHARE:
+    if probe.share < MIN_DECODED_SHARE:
         raise VideoError(
-            "truncated", f"the file is cut off: only {survey.share:.0%} of the duration in its header is there"
+            "truncated", f"the file is cut off: only {probe.share:.0%} of the duration in its header is there"
         )
-    seconds = float(survey.seconds)
+    seconds = float(probe.seconds)
     if span is not None:
         seconds = min(seconds, (math.inf if span.end is None else span.end) - span.start)
     if seconds * settings.fps > settings.max_frames + 0.5:
@@ -249,15 +249,15 @@ def too_long(settings: DecodeSettings, length: str) -> VideoError:
 class _Source:
     """The decoded frames of one open video in order of display with their times, and the count of what was lost."""
 
-    def __init__(self, container: InputContainer, stream: VideoStream, span: Span | None, survey: Survey) -> None:
-        self.container, self.stream, self.span, self.survey = container, stream, span, survey
+    def __init__(self, container: InputContainer, stream: VideoStream, span: Span | None, probe: Probe) -> None:
+        self.container, self.stream, self.span, self.probe = container, stream, span, probe
         self.decoded = self.lost = self.corrupt = 0
         self.finished = False  # the file was read to its end, not only to the end of the span
         self.origin = Fraction(0)
 
     def timed_frames(self, on_progress: Callable[[], None]) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
         """(time, end time, frame), in seconds from the span's start or from the first frame, times rising."""
-        frame_s, by_time = 1 / nominal_rate(self.stream), self.survey.timing == "time"
+        frame_s, by_time = 1 / nominal_rate(self.stream), self.probe.timing == "time"
         first = None if self.span is None else Fraction(self.span.start)
         previous: Fraction | None = None
         for index, frame in enumerate(self.frames(on_progress)):
@@ -272,13 +272,13 @@ class _Source:
 
     def frames(self, on_progress: Callable[[], None]) -> Iterator[VideoFrame]:
         """Decode packet by packet; one that cannot be decoded is counted and passed over."""
-        if self.span is not None and self.survey.seekable:
+        if self.span is not None and self.probe.seekable:
             seek(self.container, self.stream, self.span.start)
         first = True
         for packet in read_packets(self.container, on_progress):
             if packet.stream_index != self.stream.index:
                 continue
-            if first and self.survey.seekable:
+            if first and self.probe.seekable:
                 self.origin = (packet_time(packet) or Fraction(0)) - time_zero(self.stream)
             first = False
             yield from self.decode_packet(packet)
@@ -300,13 +300,13 @@ class _Source:
     def damaged(self) -> int:
         """Frames lost or decoded with errors; a loss without any error shows once the whole file was read."""
         if self.finished and self.span is None:
-            self.lost = max(self.lost, self.survey.pictures - self.decoded)
+            self.lost = max(self.lost, self.probe.pictures - self.decoded)
         return self.lost + self.corrupt
 
     def share(self) -> float:
         """Part of the frames that the file should hold that decoded without error."""
         damaged = self.damaged()
-        return self.survey.share * (1 - damaged / max(1, self.decoded + self.lost))
+        return self.probe.share * (1 - damaged / max(1, self.decoded + self.lost))
 
     def check(self) -> None:
         """Raise VideoError where too little decoded."""
@@ -314,8 +314,8 @@ class _Source:
         if count == 0:
             raise VideoError("no_frames", "the decoder yields no frame and reports no error")
         if self.share() < MIN_DECODED_SHARE:
-            kind: Kind = "truncated" if self.survey.share < 1 - damaged / count else "corrupt"
-            reach = "" if self.survey.share == 1 else f", and the file is cut off at {self.survey.share:.0%}"
+            kind: Kind = "truncated" if self.probe.share < 1 - damaged / count else "corrupt"
+            reach = "" if self.probe.share == 1 else f", and the file is cut off at {self.probe.share:.0%}"
             raise VideoError(kind, f"{damaged} of {count} frames are lost or decode with errors{reach}")
 
     def info(self, scaler: Scaler, *, frames: int, duration: float) -> VideoInfo:
@@ -327,7 +327,7 @@ class _Source:
             source_width=scaler.source_size[1],
             source_fps=float(nominal_rate(self.stream)),
             rotation=scaler.first_orientation.rotation,
-            timing=self.survey.timing,
+            timing=self.probe.timing,
             trimmed=self.span is not None,
             duration=duration,
             source_frames=self.decoded,

@@ -49,7 +49,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Survey:
+class Probe:
     """What the packets say, without decoding any."""
 
     packets: int  # of the video stream, in the file or in the span
@@ -89,9 +89,9 @@ def pick_stream(container: InputContainer) -> VideoStream:
     return max(known, key=lambda s: s.codec_context.width * s.codec_context.height)
 
 
-def survey_packets(
+def probe_packets(
     container: InputContainer, stream: VideoStream, span: Span | None, on_progress: Callable[[], None]
-) -> Survey:
+) -> Probe:
     """Read the packets, of the span or of the whole file, without decoding. Raises VideoError("encrypted")."""
     zero, codec = time_zero(stream), stream.codec_context.name
     pts: list[int | None] = []
@@ -113,7 +113,7 @@ def survey_packets(
     name = format_name(container)
     timing = judge_timing(pts, container=name, time_base=tick(stream), rate=nominal_rate(stream))
     declared = promised_duration(container, stream) if span is None else None
-    return Survey(
+    return Probe(
         packets=len(pts),
         pictures=pictures,
         timing=timing,

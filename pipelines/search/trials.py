@@ -28,8 +28,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from models.contract import ModelConfig
 from models.cost import count_flops
+from models.input_spec import ModelConfig
 from pipelines import records, storage
 from pipelines.records import Record, Values
 from pipelines.search.records import ENDED, TRIAL, Trial, TrialReport

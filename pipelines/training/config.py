@@ -13,8 +13,8 @@ import torch
 
 import models
 from models import checkpoint
-from models.contract import ModelConfig
 from models.cost import blank_clips
+from models.input_spec import ModelConfig
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex
@@ -152,7 +152,7 @@ class Run:
 
     def metadata(self, **extra: object) -> checkpoint.Metadata:
         """What the run's checkpoints say."""
-        flow = "flow" in models.contract_of(self.model).train.streams
+        flow = "flow" in models.input_spec_of(self.model).train.streams
         return checkpoint.Metadata(
             classes=self.train.classes,
             flow_convention=self.train.convention.flow if flow else None,
@@ -189,7 +189,7 @@ def check_batch(run: Run, num_workers: int) -> None:
     clips = run.optimisation.batch * (num_workers if run.optimisation.sync_bn else 1)
     with torch.device("meta"), torch.no_grad():
         model = models.build_from(run.model).train()
-        inputs = blank_clips(model.contract.train, model.contract.size, batch=clips)
+        inputs = blank_clips(model.input_spec.train, model.input_spec.size, batch=clips)
         try:
             models.cross_entropies(model(inputs), torch.zeros(clips, dtype=torch.int64))
         except ValueError as error:

@@ -14,9 +14,9 @@ from tyro.conf import arg
 
 import models
 from models import checkpoint
-from models.contract import ModelConfig, VideoModel
 from models.i3d import I3DConfig
 from models.inflation import Mode, inflate
+from models.input_spec import ModelConfig, VideoModel
 from models.pretrained import load_released, read_released
 from pipelines.errors import NetworkError, SettingsError
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint

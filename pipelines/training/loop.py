@@ -42,7 +42,7 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | Non
     # Data: every clip of the run has a number, from which and the seed it follows what it shows.
     clips = TrainingClips(
         videos=run.train,
-        contract=models.contract_of(run.model),
+        input_spec=models.input_spec_of(run.model),
         settings=run.clips,
         augmentation=run.augmentation,
         seed=run.seed,
@@ -55,8 +55,8 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | Non
     # Step: the stream begins at the clip that comes next. Each batch of an accumulated step is a step to the stream.
     step = TrainingStep(run, worker, state)
     num_batches = math.ceil((total - state.clips_seen) / step.clips) * optimisation.accumulate
-    share = worker.share(start=state.clips_seen, batch=optimisation.batch, steps=num_batches)
-    batches = stream_batches(clips, share, num_cpus=worker.data_cpus)
+    part = worker.part(start=state.clips_seen, batch=optimisation.batch, steps=num_batches)
+    batches = stream_batches(clips, part, num_cpus=worker.data_cpus)
 
     # Report: intervals are in clips, of as many workers as were asked for. An elastic run that goes on with fewer takes
     # more and smaller steps, and reports at the same places.

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from models import checkpoint
-from models.contract import VideoModel
+from models.input_spec import VideoModel
 from models.pretrained import load_released
 from models.tensorflow_checkpoint import find_prefix
 from pipelines import storage
@@ -31,7 +31,7 @@ class Network:
 
     @property
     def streams(self) -> list[str]:
-        return list(self.model.contract.test.streams)
+        return list(self.model.input_spec.test.streams)
 
 
 def load_network(uri: str, *, stream: str | None = None, which: Which = "last") -> Network:

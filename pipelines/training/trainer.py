@@ -29,7 +29,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from models import checkpoint
-from models.contract import VideoModel
+from models.input_spec import VideoModel
 from pipelines import records, storage
 from pipelines.errors import DivergedError, RunError
 from pipelines.resume import was_begun

@@ -1,4 +1,4 @@
-"""How good the model of a training is on the validation split, a share of the videos on each worker."""
+"""How good the model of a training is on the validation split, a part of the videos on each worker."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def validate(run: Run, videos: VideoIndex, worker: Worker, state: TrainingState)
     an error of the stream.
     """
     clips = ValidationClips(
-        videos=videos, contract=state.model.contract, settings=run.clips, protocol=run.reporting.validation
+        videos=videos, input_spec=state.model.input_spec, settings=run.clips, protocol=run.reporting.validation
     )
     # One video a step. The last step is filled up with empty clips of weight 0, so that no worker waits for another.
-    share = worker.share(start=0, batch=1, steps=math.ceil(len(videos) / worker.num_workers))
+    part = worker.part(start=0, batch=1, steps=math.ceil(len(videos) / worker.num_workers))
     sums = Sums(worker.device)
     errors: list[str] = []
     state.model.eval()
-    for batch in stream_batches(clips, share, num_cpus=worker.data_cpus):
+    for batch in stream_batches(clips, part, num_cpus=worker.data_cpus):
         inputs = batch.inputs(worker.device, run.clips.bound)
         labels, weights = batch.labels.to(worker.device), batch.weights.to(worker.device)
         with autocast(worker.device, run.optimisation.precision):

@@ -10,7 +10,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from pipelines.clips.loader import Share
+from pipelines.clips.loader import WorkerPart
 from pipelines.training.config import Scale
 
 
@@ -40,9 +40,9 @@ class Worker:
             data_cpus=_data_cpus(scale, num_workers),
         )
 
-    def share(self, *, start: int, batch: int, steps: int) -> Share:
+    def part(self, *, start: int, batch: int, steps: int) -> WorkerPart:
         """This worker's part of the clips from number `start` on."""
-        return Share(start=start, rank=self.rank, num_workers=self.num_workers, batch=batch, steps=steps)
+        return WorkerPart(start=start, rank=self.rank, num_workers=self.num_workers, batch=batch, steps=steps)
 
     def any(self, condition: bool) -> bool:
         """Whether the condition holds on any worker; all workers must ask, and all get the same answer."""

@@ -1,6 +1,6 @@
 """What a model asks of the data, and what every model's settings share.
 
-A contract is data: a loader cuts training clips and an evaluator cuts test clips from it without knowing the model.
+A input spec is data: a loader cuts training clips and an evaluator cuts test clips from it without knowing the model.
 Clips are (B, C, T, H, W) float tensors, RGB in [-1, 1], flow clipped to ±20 px and scaled to [-1, 1], u before v.
 A model takes a mapping from stream name to clip, or the clip alone where it has one stream.
 """
@@ -83,7 +83,7 @@ class ClipSampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputContract:
+class InputSpec:
     """Everything that a loader and an evaluator must know about a model's input and output.
 
     `size` is the crop's side: random for training, central for testing, from frames whose shorter side is
@@ -109,7 +109,7 @@ class VideoModel(nn.Module):
     config: ModelConfig
 
     @property
-    def contract(self) -> InputContract:
+    def input_spec(self) -> InputSpec:
         raise NotImplementedError
 
 
