@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray._common.utils import get_ray_address_file
 
-pytest_plugins = ["fixtures_browser", "fixtures_motion", "fixtures_s3"]
+pytest_plugins = ["fixtures_browser", "fixtures_jobs", "fixtures_motion", "fixtures_s3"]
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # what a shell starts with & inherits that, and so would the jobs
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -50,6 +50,13 @@ class Browser:
         self, page: Path, *, size: tuple[int, int] = DESKTOP, dark: bool = False, reduced_motion: bool = False
     ) -> None:
         """Open a page at a size in px and wait for its pictures and videos."""
+        self.change(size=size, dark=dark, reduced_motion=reduced_motion)
+        self.ask("/url", {"url": page.as_uri()})
+        wait_until(lambda: self.run("return [...document.querySelectorAll('video')].every((v) => v.readyState >= 2)"))
+        wait_until(lambda: self.run("return [...document.images].every((image) => image.complete)"))
+
+    def change(self, *, size: tuple[int, int], dark: bool = False, reduced_motion: bool = False) -> None:
+        """Another size, other colours, of the page that is shown."""
         metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
         self._tell("Emulation.setDeviceMetricsOverride", metrics)
         wishes = {
@@ -58,9 +65,8 @@ class Browser:
         }
         features = [{"name": name, "value": value} for name, value in wishes.items()]
         self._tell("Emulation.setEmulatedMedia", {"features": features})
-        self.ask("/url", {"url": page.as_uri()})
-        wait_until(lambda: self.run("return [...document.querySelectorAll('video')].every((v) => v.readyState >= 2)"))
-        wait_until(lambda: self.run("return [...document.images].every((image) => image.complete)"))
+        wanted = " and ".join(f"({name}: {value})" for name, value in {"width": f"{size[0]}px", **wishes}.items())
+        wait_until(lambda: self.run(f"return matchMedia({wanted!r}).matches || location.protocol !== 'file:'"))
 
     def errors(self) -> list[Any]:
         """What the console has said since the last call."""

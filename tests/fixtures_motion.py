@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from fixtures_jobs import NO_GPUS, succeed
 
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="session")
-def motion_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+def motion_shards(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Shards of 6 classes with 2 training and 1 test video each; of the test split one more is broken, one missing."""
     folder = tmp_path_factory.mktemp("motion")
     write_motion_videos(folder / "videos", videos_per_class=3, seed=0, num_frames=25, size=(64, 48))
@@ -24,16 +20,7 @@ def motion_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [(str(path), path.parts[1], path.parts[0]) for path in paths]
     with (folder / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows, ("test/left/ghost.mp4", "left", "test")])
-    command = [sys.executable, "jobs/extract_flow.py", "--videos", str(folder / "videos"), "--short-side", "40"]
-    command += [
-        "--annotations",
-        str(folder / "list.csv"),
-        "--output",
-        str(folder / "shards"),
-        "--videos-per-shard",
-        "5",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
+    flags = ["--videos", folder / "videos", "--annotations", folder / "list.csv", "--output", folder / "shards"]
+    succeed("extract_flow", *flags, "--short-side", "40", "--videos-per-shard", "5", *NO_GPUS)
     assert len(CLASSES) == 6
     return str(folder / "shards")

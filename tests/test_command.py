@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from jobs.command import run_command
 from pipelines import errors
 from pipelines.errors import DataError, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+JOBS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "def main()" in path.read_text())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,14 @@ def test_a_number_is_the_exit_status() -> None:
     assert stop.value.code == 3
     run(result=0)
     run(result=["a finding that the job has printed"])
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_is_a_command_that_runs_anywhere(tmp_path: Path, job: str) -> None:
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.match(rf"usage: \S*{job}\.py", done.stdout)
 
 
 def test_there_is_one_tree() -> None:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from grids import sampled
 from torch import nn
 
 from models import build
@@ -44,9 +45,15 @@ def test_same_padding_is_tensorflows(size, kernel, stride, pads):
     assert same_padding(size, kernel, stride) == pads
 
 
-@pytest.mark.parametrize("kernel", [(7, 7, 7), (3, 3, 3), (1, 3, 3), (1, 1, 1), (2, 4, 3)])
-@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (3, 2, 1)])
-@pytest.mark.parametrize("size", [(8, 10, 9), (7, 11, 12), (1, 2, 3)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"),
+    sampled(
+        [(7, 7, 7), (3, 3, 3), (1, 3, 3), (1, 1, 1), (2, 4, 3)],
+        [(1, 1, 1), (2, 2, 2), (1, 2, 2), (3, 2, 1)],
+        [(8, 10, 9), (7, 11, 12), (1, 2, 3)],
+        is_known=lambda kernel, stride, size: size == (1, 2, 3) and max(kernel) > 1 and stride != (1, 1, 1),
+    ),
+)
 def test_convolution_pads_as_by_hand(kernel, stride, size):
     conv = Convolution(3, 5, kernel, stride=stride, bias=True).double()
     x = torch.randn(2, 3, *size, dtype=torch.float64)
@@ -85,9 +92,15 @@ def weight_gradients(conv, x, gradient, *, bf16):
     return conv.weight.grad.clone()
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5, 7])
-@pytest.mark.parametrize("kernel", [1, 3, 5, 7])
-@pytest.mark.parametrize("side", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("depth", "kernel", "side"),
+    sampled(
+        [1, 2, 3, 4, 5, 7],
+        [1, 3, 5, 7],
+        [1, 2, 4],
+        is_known=lambda depth, kernel, side: side == 2 and (depth, kernel) in ((2, 3), (7, 7)),
+    ),
+)
 def test_weight_gradients_are_right_at_every_small_size(depth, kernel, side):
     """Sizes at which oneDNN by itself returns uninitialised memory, among others at which it does not."""
     for stride in ((1, 1, 1), (2, 2, 2)):

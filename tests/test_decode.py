@@ -434,7 +434,6 @@ def scribble(data: bytes, *, changes: int, seed: int) -> bytes:
     return damaged.tobytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts", "webm", "gif"])
 def test_random_damage_yields_frames_or_a_verdict(tmp_path: Path, suffix: str) -> None:
     codec, pixel_format = {"webm": ("libvpx-vp9", "yuv420p"), "gif": ("gif", "rgb8")}.get(

