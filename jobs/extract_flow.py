@@ -68,6 +68,8 @@ class ExtractFlow:
 
     retry_quarantined: bool = False
     """Try quarantined videos again, and missing ones that have appeared; the other videos of their shards are kept."""
+    verify: bool = False
+    """Check every shard against its hash first; those that do not match are made again."""
     dry_run: bool = False
     """Only print the plan, with time, bytes and cost extrapolated from a few videos."""
     dry_run_samples: int = 4
@@ -241,6 +243,7 @@ def extract(config: ExtractFlow, plan: Plan, flow: RunningFlow, lock: OutputLock
         placement=flow.placement,
         pool=flow.pool,
         retry=config.retry_quarantined,
+        verify=config.verify,
         on_tally=log.add,
     )
     try:

@@ -67,6 +67,8 @@ def run(config: Verify) -> list[Finding]:
     if config.videos is not None:
         findings += check_sources(config, index, samples)
     print(f"\n{'ok' if not findings else f'{len(findings)} findings'}: {output}")
+    if findings:
+        print("the command that made it, run again with --verify, makes damaged and lost shards anew")
     return findings
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from pipelines.errors import UserError
+
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 ON_CPU = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}  # of a step that computes on one processor
 
@@ -26,6 +28,26 @@ def quieten(context: DataContext | None = None) -> DataContext:
     # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     return context
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """A UserError of a worker reaches the driver as it was raised, not inside Ray's account of the task that failed."""
+    try:
+        yield
+    except Exception as error:
+        if (plain := _find_user_error(error)) is None or plain is error:
+            raise
+        raise plain from None
+
+
+def _find_user_error(error: BaseException | None) -> UserError | None:
+    """What a worker raised, from the exceptions that Ray put around it; Ray's own copy of its class is none."""
+    while error is not None:
+        if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.records import Dataset
 from pipelines.datasets.shards import ShardSettings
-from pipelines.errors import OutageError
+from pipelines.errors import OutageError, RunError
 from pipelines.extraction import flow_pool, manifest
 from pipelines.extraction.flow_actor import FlowActor
 from pipelines.extraction.graph import (
@@ -34,7 +34,7 @@ from pipelines.extraction.graph import (
     run_graph,
     start_actors,
 )
-from pipelines.extraction.plan import ExtractionSettings, Plan, iter_blocks, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, find_committed, iter_blocks, make_plan
 from pipelines.media import codec
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
@@ -226,6 +226,23 @@ def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
     repaired.write_bytes(good)
     assert not run(plan_of(folder, tmp_path / "out"), retry=True).quarantine_reasons
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_a_retry_keeps_nothing_of_a_shard_that_has_changed(videos: Path, tmp_path: Path) -> None:
+    plan = plan_of(videos, tmp_path)
+    steps = steps_of(plan)
+
+    def extract_here(*, retry: bool) -> None:
+        for block in iter_blocks(plan, find_committed(plan), retry=retry):
+            steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))
+
+    extract_here(retry=False)
+    for path in (tmp_path / "shards").iterdir():
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(RunError, match=r"is not as it was committed.* --verify"):
+        extract_here(retry=True)
 
 
 class NotingSteps(Steps):

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import pyarrow as pa
 import pytest
+from shard_rows import describe, make_row
 
 from pipelines import records
 from pipelines.datasets import catalog, shards
@@ -261,3 +262,27 @@ def test_any_distribution_of_opencv_will_do(tmp_path: Path, monkeypatch: pytest.
     plan = plan_of(catalog_of({"train": 4}), tmp_path)
     assert plan.record.derived["libraries"]["opencv"] == cv2.__version__
     assert set(plan.record.derived["libraries"]) == {"av", "numpy", "opencv", "pyarrow"}
+
+
+def spoil(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    path.unlink()
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    if how != "lost":
+        path.write_bytes(data[:-1] if how == "cut off" else data)
+
+
+@pytest.mark.parametrize("how", ["lost", "cut off", "flipped"])
+def test_a_shard_that_is_not_as_it_was_committed_is_made_again(tmp_path: Path, how: str) -> None:
+    plan = plan_of(catalog_of({"train": 3}), tmp_path)
+    rows = [make_row(CodecSettings(), index, id=f"train{index}") for index in range(3)]
+    settings, convention = plan.settings.shards, ShardConvention(flow={})
+    shards.commit_shard(
+        plan.output, "train-00000", rows, [{**row, "status": "ok"} for row in map(describe, rows)],
+        settings=settings, convention=convention, fingerprint=plan.fingerprint,
+    )  # fmt: skip
+    assert find_committed(plan, verify=True).keys() == {"train-00000"}
+    spoil(tmp_path / "shards" / "train-00000.parquet", how)
+    assert find_committed(plan).keys() == ({"train-00000"} if how == "flipped" else set())  # bytes are not read
+    assert find_committed(plan, verify=True) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -201,21 +202,6 @@ def test_a_torn_shard_is_overwritten(tmp_path: Path, settings: ShardSettings) ->
     assert [row["id"] for row in read_rows(str(torn))] == ["video0"]
 
 
-def test_the_old_record_is_gone_before_the_shard_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ShardSettings()
-    commit(str(tmp_path), [make_row(CODEC, 0)], settings)
-    put = storage.put
-
-    def killed_after(uri: str, data: bytes) -> None:
-        put(uri, data)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(storage, "put", killed_after)
-    with pytest.raises(KeyboardInterrupt):
-        commit(str(tmp_path), [make_row(CODEC, 1)], settings)
-    assert list(shards.read_commits(str(tmp_path))) == []
-
-
 def test_where_every_video_failed_there_is_no_file(tmp_path: Path) -> None:
     torn = shard_path(tmp_path, ShardSettings())
     torn.parent.mkdir()
@@ -315,3 +301,29 @@ def test_a_shard_that_was_replaced_is_read_anew(tmp_path: Path, settings: ShardS
     rows = [make_row(CODEC, 5, num_frames=9), make_row(CODEC, 6)]
     second = commit(str(tmp_path), rows, settings)
     assert shards.read_row(uri, 1, ["rgb"], version=str(second.sha256))["rgb"] == rows[1]["rgb"]
+
+
+@pytest.mark.parametrize(("puts", "num_rows"), [(0, 2), (1, 2), (2, 3), (3, 3)])
+def test_a_replacement_that_is_interrupted_leaves_a_record_that_fits_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int, num_rows: int
+) -> None:
+    """The pending record, the shard and the record are put in turn; whatever comes last, no video is lost."""
+    output, settings = str(tmp_path), ShardSettings()
+    rows = [make_row(CODEC, index) for index in range(3)]
+    commit(output, rows[:2], settings)
+    put, left = storage.put, iter([True] * puts)
+
+    def put_some(uri: str, data: bytes) -> None:
+        if not next(left, False):
+            raise OSError("the storage is away")
+        put(uri, data)
+
+    monkeypatch.setattr(storage, "put", put_some)
+    with contextlib.nullcontext() if puts == 3 else pytest.raises(OSError, match="away"):
+        commit(output, rows, settings)
+    monkeypatch.setattr(storage, "put", put)
+    shards.finish_replacements(output)
+    record = shards.read_commit(output, "train-00000")
+    assert record.num_rows == num_rows
+    assert shards.fits(output, record)
+    assert [path.name for path in (tmp_path / "commits").iterdir()] == ["train-00000.json"]

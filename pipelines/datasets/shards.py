@@ -39,6 +39,7 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 ROWS_PER_GROUP = 1  # of a Parquet shard: training reads rows in random order, and a row group is what can be read
+PENDING = ".pending"  # ending of the record of a shard that is being replaced
 COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
 
 # What is known of a video that became a row of a shard. The two blobs come last.
@@ -206,15 +207,11 @@ def commit_shard(
 ) -> Commit:
     """Put the shard, then its commit record, each atomically; `rows` are the usable videos, `videos` all planned.
 
-    A record of before is gone while the shard is replaced, so that no record ever vouches for other bytes.
+    A shard that is replaced keeps its old record until the new one is there; until then a pending record, which is put
+    first, names the new shard, so that `finish_replacements` can tell which of the two records fits the file.
     """
-    file, data = f"shards/{name}.{settings.extension}", b""
-    storage.delete(commit_uri(output, name))
-    if rows:
-        data = encode_shard(rows, settings, convention)
-        storage.put(storage.join(output, file), data)
-    else:  # whoever reads the folder without its records must not meet a shard that an interrupted run left
-        storage.delete(storage.join(output, file))
+    file = f"shards/{name}.{settings.extension}"
+    data = encode_shard(rows, settings, convention) if rows else b""
     commit = Commit(
         shard=name,
         split=str(videos[0]["split"]),
@@ -225,17 +222,69 @@ def commit_shard(
         fingerprint=fingerprint,
         videos=list(videos),
     )
-    storage.put(commit_uri(output, name), records.encode(commit))
+    record, replaces = records.encode(commit), storage.exists(commit_uri(output, name))
+    if replaces:
+        storage.put(_pending_uri(output, name), record)
+    if rows:
+        storage.put(storage.join(output, file), data)
+    else:  # whoever reads the folder without its records must not meet a shard that an interrupted run left
+        storage.delete(storage.join(output, file))
+    storage.put(commit_uri(output, name), record)
+    if replaces:
+        storage.delete(_pending_uri(output, name))
     return commit
+
+
+def _pending_uri(output: str, name: str) -> str:
+    return storage.join(output, "commits", f"{name}{PENDING}")
+
+
+def finish_replacements(output: str) -> None:
+    """Let each shard whose replacement was interrupted have the record that fits it; the caller holds the lock."""
+    for uri in _list_commits(output, PENDING):
+        pending = _read_commit(uri, storage.read_bytes(uri))
+        if pending.file is not None and fits(output, pending):
+            storage.put(commit_uri(output, pending.shard), records.encode(pending))
+        storage.delete(uri)
+
+
+def fits(output: str, commit: Commit) -> bool:
+    """Whether the shard that a record vouches for is there, to the byte; a record without a shard vouches for none."""
+    if commit.file is None:
+        return True
+    try:
+        return hashlib.sha256(storage.read_bytes(storage.join(output, commit.file))).hexdigest() == commit.sha256
+    except FileNotFoundError:
+        return False
+
+
+def list_shards(output: str) -> dict[str, int]:
+    """The shard files of an output, relative to it, and their sizes in bytes."""
+    folder = storage.join(output, "shards")
+    return {f"shards/{file.path}": file.size for file in storage.list_files(folder)} if storage.is_dir(folder) else {}
+
+
+def _list_commits(output: str, ending: str) -> list[str]:
+    folder = storage.join(output, "commits")
+    files = storage.list_files(folder) if storage.is_dir(folder) else ()
+    return [storage.join(folder, file.path) for file in files if file.path.endswith(ending)]
+
+
+def _read_commit(uri: str, data: bytes) -> Commit:
+    return Commit.from_json(records.parse(data, uri), where=uri)
+
+
+def read_commit(output: str, name: str) -> Commit:
+    """The commit record of one shard. Raises FileNotFoundError where there is none."""
+    uri = commit_uri(output, name)
+    return _read_commit(uri, storage.read_bytes(uri))
 
 
 def read_commits(output: str) -> Iterator[Commit]:
     """The commit records of an output in order of shard name; none where nothing was committed yet."""
-    folder = storage.join(output, "commits")
-    if storage.is_dir(folder):
-        uris = [storage.join(folder, file.path) for file in storage.list_files(folder)]
-        for uri, data in zip(uris, storage.read_many(uris), strict=True):
-            yield Commit.from_json(records.parse(data, uri), where=uri)
+    uris = _list_commits(output, ".json")
+    for uri, data in zip(uris, storage.read_many(uris), strict=True):
+        yield _read_commit(uri, data)
 
 
 def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:

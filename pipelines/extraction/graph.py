@@ -31,14 +31,14 @@ from pipelines import storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
-from pipelines.errors import BackendError, OutageError, VideoError
+from pipelines.errors import BackendError, OutageError, RunError, VideoError
 from pipelines.extraction.flow_actor import FlowTask
 from pipelines.extraction.flow_pool import FlowPool, open_pool
 from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin_output, find_committed, iter_blocks
 from pipelines.extraction.progress import Progress, Tally, watch_progress
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
-from pipelines.ray_data import ON_CPU, quieten
+from pipelines.ray_data import ON_CPU, plain_errors, quieten
 
 logger = logging.getLogger(__name__)
 
@@ -167,12 +167,19 @@ class Steps:
             )
 
     def _read_kept(self, name: str, planned: list[Row]) -> dict[str, Row]:
-        """The rows that a retry takes over from the shard that is there."""
+        """The rows that a retry takes over from the shard that is there, which must be the one that was committed."""
         kept = {row["id"]: row for row in planned if row["status"] == "kept"}
         if not kept:
             return {}
         uri = shards.shard_uri(self.output, name, self.settings.shards.extension)
-        rows = (row for row in shards.read_rows(uri) if row["id"] in kept)
+        # Else the new record would vouch for bytes that have changed since they were written.
+        whole = shards.fits(self.output, shards.read_commit(self.output, name))
+        rows = [row for row in shards.read_rows(uri) if row["id"] in kept] if whole else []
+        if len(rows) != len(kept):
+            raise RunError(
+                f"{uri} is not as it was committed, so its videos cannot be kept: run the same command with --verify, "
+                "which makes damaged shards again, or restore the file from a copy"
+            )
         return {row["id"]: {**kept[row["id"]], **row, "status": "ok"} for row in rows}
 
 
@@ -320,7 +327,8 @@ def configure_ray_data(placement: Placement) -> None:
 def run_graph(blocks: Iterable[pa.Table], steps: Steps, placement: Placement) -> Iterator[Row]:
     """Run the graph; yields the counts of each shard as it is committed."""
     configure_ray_data(placement)
-    yield from build_graph(blocks, steps).iter_rows()
+    with plain_errors():
+        yield from build_graph(blocks, steps).iter_rows()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -338,11 +346,13 @@ def extract(
     placement: Placement,
     pool: FlowPool | None = None,
     retry: bool = False,
+    verify: bool = False,
     on_tally: Callable[[Tally], None] = lambda tally: None,
     tally_every_s: float = 5.0,
 ) -> Iterator[Remaining]:
     """Make every shard of the plan that is not there yet; yields what remains, at first and after each shard.
 
+    retry: also those with videos in quarantine; verify: also those whose bytes are not those that were committed.
     pool: actors that are up already; None: those of the placement, for as long as this takes.
     Ray must be running, and the caller hold the output's lock. Raises SettingsChangedError where the output holds
     another plan. Whatever stops it, the same call goes on where it stopped.
@@ -351,7 +361,8 @@ def extract(
     storage.remove_leftovers(
         plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs"))
     )
-    blocks = list(iter_blocks(plan, find_committed(plan), retry=retry))
+    shards.finish_replacements(plan.output)
+    blocks = list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))
     if not blocks:

@@ -201,11 +201,18 @@ def read_own_commits(plan: Plan) -> Iterator[Commit]:
     return (commit for commit in shards.read_commits(plan.output) if commit.fingerprint == plan.fingerprint)
 
 
-def find_committed(plan: Plan) -> dict[str, frozenset[str]]:
-    """The shards of this plan that have a commit record, each with the ids of the videos that it holds."""
+def find_committed(plan: Plan, *, verify: bool = False) -> dict[str, frozenset[str]]:
+    """The shards of this plan that are there as their commit records say, each with the ids of the videos it holds.
+
+    A shard that was lost, or cut off, since it was committed is none of them, so that it is made again. With `verify`
+    neither is one of other bytes, for which every shard is read.
+    """
+    sizes = shards.list_shards(plan.output)
     return {
         commit.shard: frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
         for commit in read_own_commits(plan)
+        if commit.file is None or sizes.get(commit.file) == commit.num_bytes
+        if not verify or shards.fits(plan.output, commit)
     }
 
 

@@ -50,9 +50,7 @@ def check_shards(output: str, dataset: Dataset) -> Iterator[Finding]:
     for commit in commits.values():
         if commit.file is not None:
             yield from _check_shard(output, commit, listed.get(commit.file))
-    folder = storage.join(output, "shards")
-    files = {f"shards/{file.path}" for file in storage.list_files(folder)} if storage.is_dir(folder) else set()
-    for file in sorted(files - known):
+    for file in sorted(shards.list_shards(output).keys() - known):
         yield Finding(file, "no commit record vouches for it")
 
 
