@@ -12,7 +12,7 @@ from pipelines.ray_data import plain_errors
 def test_a_users_error_is_found_in_what_ray_puts_around_it() -> None:
     account = RuntimeError("Task Map(extract) failed ten times")
     account.__cause__ = ray.exceptions.RayTaskError("extract", "Traceback …", RunError("the shard has changed"))
-    with pytest.raises(RunError, match="^the shard has changed$"), plain_errors():
+    with pytest.raises(RunError, match=r"^the shard has changed$"), plain_errors():
         raise account
 
 
