@@ -136,7 +136,7 @@ def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tens
     pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     axes = zip(x.shape[2:], kernel, stride, pads, strict=True)
     explicit = [p if p[0] != p[1] or (n <= k and _has_wrong_gradient(x, s)) else (0, 0) for n, k, s, p in axes]
-    # Behind is never less than in front.
+    # Of uneven padding the part behind is the larger one, so looking at it alone finds all.
     if any(after for _, after in explicit):
         x = nn.functional.pad(x, pad_argument(explicit))
     # All axes that are even stay with conv3d, for F.pad copies the whole activation.

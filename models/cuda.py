@@ -359,7 +359,7 @@ class _NormRelu(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last_3d)
         # With four dimensions, as which the same memory can be seen, PyTorch has a kernel for channels that come last.
         stats = torch.batch_norm_update_stats(x.flatten(2, 3), norm.running_mean, norm.running_var, norm.momentum)
-        # Not y: where ReLU let pass is cheaper computed again than kept.
+        # Not y: where ReLU let pass follows from x, which batch norm needs anyway.
         ctx.save_for_backward(x, *stats, gamma, beta)
         ctx.eps = norm.eps
         return triton_kernels.norm_relu(x, *stats, gamma, beta, norm.eps)
