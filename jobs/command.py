@@ -36,7 +36,9 @@ def run_command(
     A UserError, or an OSError of a file that was named, is printed as one sentence; any other error is a fault of ours
     and keeps its traceback. `stopped` is what a Ctrl-C, or SIGTERM as of `ray job stop`, leaves behind.
     """
+    # As a KeyboardInterrupt it unwinds locks and actors; by itself SIGTERM ends Python on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Flags by their own names: --steps, and not --settings.schedule.steps.
     config = tyro.cli(settings, args=args, description=description, config=(tyro.conf.OmitArgPrefixes,))
     try:
         status = run(config)
@@ -44,7 +46,7 @@ def run_command(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print(f"\nstopped; {stopped}", flush=True)
-        status = 130
+        status = 130  # what shells report of SIGINT: 128 + 2
     if isinstance(status, int) and status:
         sys.exit(status)
 
@@ -55,17 +57,20 @@ def with_preset(job: type[Job], presets: Mapping[Any, object]) -> type[Job]:
     So a flag wins over the preset, whatever its value, and --help shows what the preset means. `job` has a field
     `settings` that a preset replaces as a whole.
     """
+    # Read here, because the preset decides on the defaults with which the flags are parsed.
     words = sys.argv[1:]
     named = [after for word, after in itertools.pairwise(words) if word == "--preset"]
     named += [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
     if not named or named[-1] not in presets:  # what is no preset is refused when the flags are parsed
         return job
     default = presets[named[-1]]
+    # As a subclass, because tyro reads the default of a flag from its field.
     return make_dataclass(job.__name__, [("settings", type(default), default)], bases=(job,), frozen=True, kw_only=True)
 
 
 def locate_output(output: str) -> str:
     """The absolute URI of what --output names. Raises SettingsError where a submitted job would lose what it writes."""
+    # Ray unpacks what was uploaded to working_dir_files, and runs the job there.
     here = Path.cwd()
     if not storage.is_remote(output) and not Path(output).is_absolute() and "working_dir_files" in here.parts:
         raise SettingsError(

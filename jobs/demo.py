@@ -51,6 +51,7 @@ def run(config: Demo) -> None:
     folder = Path(config.output)
     motion, mixed = folder / "motion", folder / "mixed"
     print(f"\nmaking videos in {folder.absolute()}")
+    # First: the jobs below take the Ray that is up, so it starts once, and its workers are quiet in all of them.
     connect(log_to_driver=False)
     make_videos(motion, mixed, config.videos_per_class)
     print("\n— real clips and broken files —")

@@ -76,6 +76,7 @@ class Evaluate:
             raise SettingsError("give --rgb, --flow or both, or else --model")
         for uri in (self.data, self.output, self.rgb, self.flow, self.model, *self.annotations):
             if uri is not None:
+                # For its errors alone: a URI that cannot be meant is refused before any work.
                 storage.absolute(uri)
 
 
@@ -90,19 +91,23 @@ def run(config: Evaluate) -> Evaluation:
     if config.annotations:
         index = with_fold(index, config.annotations, config.fold)
     index = index.of_split(config.split)
+    # Before hours of scoring: it refuses a folder that would be lost.
     output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos of split {config.split}, {len(index.classes)} classes")
     print(f"ray         {connect(num_cpus=config.num_cpus)}", flush=True)
+    # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
     from pipelines.evaluation import scoring
 
     scorer = make_scorer(config)
     print(f"scoring     {describe_workers(scorer.precision, scorer.num_workers, use_gpu=scorer.use_gpu)}", flush=True)
     networks = {source.name: source.load() for source in scorer.sources}
+    # The workers load them again; here they are loaded to be held against the data before the work.
     scoring.check_networks(index, networks)
     usable = index.usable()
     rows = []
     for row in scoring.score_videos(usable, networks, scorer):
         rows.append(row)
+        # About ten lines, however many videos: they also go to `ray job logs`.
         if len(rows) % max(1, len(usable) // 10) == 0:
             print(f"scored      {len(rows):,} of {len(usable):,} videos", flush=True)
     table = scoring.tabulate(index, usable, rows, list(networks))
@@ -133,6 +138,7 @@ def make_scorer(config: Evaluate) -> Scorer:
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
     check_precision(config.precision, gpus)
     given = {"rgb": config.rgb, "flow": config.flow, "model": config.model}
+    # --model takes a network of any stream, or of both.
     sources = tuple(
         NetworkSource(
             name=name, uri=storage.absolute(uri), stream=None if name == "model" else name, which=config.which
@@ -173,6 +179,7 @@ def format_summary(evaluation: Evaluation) -> str:
     lines.append(f"{'':18}{f'of {expected} expected':>22}{f'of {evaluated}':>22}")
     lines.append(f"{'':18}{'top-1':>11}{'top-5':>11}{'top-1':>11}{'top-5':>11}")
     for name, figures in evaluation.figures.items():
+        # Of one network the sum is that network.
         if name == "fused" and len(evaluation.figures) == 2:
             continue
         shares = [share for of in (figures.of_expected, figures.of_evaluated) for share in (of.top1, of.top5)]

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         *[(name, pa.string()) for name in ("id", "class_name", "split", "stream")],
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
+        # Last, so that the table beside .npy files can do without it.
         ("features", pa.list_(pa.float32())),
     ]
 )
@@ -104,6 +105,7 @@ def run(config: ExtractFeatures) -> None:
     config = replace(config, output=locate_output(config.output))  # before networks are loaded
     source, rows = find_videos(config)
     print(f"videos      {len(rows):,}\nray         {connect(num_cpus=config.num_cpus)}", flush=True)
+    # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
     from pipelines.evaluation import features
 
     cpus, gpus = count_processors(config.num_workers, config.num_gpus)
@@ -117,6 +119,7 @@ def run(config: ExtractFeatures) -> None:
     )
     windows = features.Windows(window=config.window, step=config.step)
     networks = {source.name: features.load_i3d(source) for source in sources}
+    # Before any video: a window that is too short fails in every one of them.
     features.check_windows(windows, networks)
     extractor = features.Extractor(
         sources=sources, windows=windows, precision=config.precision, num_workers=num_workers, use_gpu=gpus > 0
@@ -135,9 +138,11 @@ def run(config: ExtractFeatures) -> None:
             video = rows[row["place"]]
             if row["error"]:
                 failed.append({"id": video["id"], "error": row["error"]})
+                # A video that fails costs itself only; the job goes on.
                 print(f"failed      {video['id']}: {row['error']}", flush=True)
             else:
                 table += [line for source in sources for line in describe(config, windows, video, row, source.name)]
+        # The vectors are in the .npy files, if those were asked for.
         put_table(uri, table, SCHEMA if config.format == "parquet" else SCHEMA.remove(len(SCHEMA) - 1))
         print(f"part        {part:05d}: {len(table):,} windows of {len(places):,} videos", flush=True)
     if failed:
@@ -148,6 +153,7 @@ def run(config: ExtractFeatures) -> None:
 def find_videos(config: ExtractFeatures) -> tuple[VideoIndex | tuple[str, ...], list[Row]]:
     """Where frames come from, and what is known of each video: id, class_name and split."""
     if config.data is None:
+        # By the name alone, wherever the file lies: two of one name are refused.
         names = make_path_ids([posixpath.basename(uri) for uri in config.videos])
         if len(set(names)) < len(names):
             raise SettingsError("two of the video files have the same name: their features would have the same id")

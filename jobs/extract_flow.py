@@ -135,9 +135,11 @@ def run(config: ExtractFlow) -> int:
     except OSError as error:
         raise CatalogError(f"the videos or their annotations cannot be read: {error}") from error
     print_catalog(config.videos, catalog)
+    # A dry run writes nothing: it may look while another run holds the lock.
     with nullcontext() if config.dry_run else lock_output(output) as lock:
         print(f"ray         {connect(num_cpus=config.num_cpus)}")
         with run_flow(settings, *place(config)) as flow:
+            # After flow has started: the kernel's name, part of the fingerprint, is known only where it runs.
             plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=flow.kernel)
             actors = flow.placement.flow_actors or "no"
             print(f"flow        {settings.flow_preset} on {flow.kernel}; {actors} GPU actors")
@@ -171,6 +173,7 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
     gpus = ray.cluster_resources().get("GPU", 0.0) if config.num_gpus is None else config.num_gpus
     wanted = config.flow_backend
     if wanted == "auto":
+        # Decided here: a step that asks for a GPU where there is none waits, for Ray does not fall back.
         wanted = "cuda" if gpus else "cpu"
     if wanted != "cuda":
         return wanted, Placement(num_cpus=config.num_cpus)
@@ -180,6 +183,7 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
             f"--flow-backend cuda with {gpus:g} GPUs and --gpus-per-actor {config.gpus_per_actor:g} leaves no flow "
             "actor: take cpu, or say by --num-gpus how many GPUs the cluster will scale up to"
         )
+    # cuda is what users call it; the backend is named after what it is written in.
     return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
 
 
@@ -206,6 +210,7 @@ def run_flow(settings: ExtractionSettings, backend: str, placement: Placement) -
         try:
             kernel = pool.kernel() if pool else ray.get(ray.remote(_prewarm).remote(backend))
         except ray.exceptions.RayTaskError as error:
+            # The worker's own error says what to mend; Ray's is about a task.
             raise (error.cause or error) from error
         yield RunningFlow(backend, placement, pool, str(kernel))
 
@@ -217,6 +222,7 @@ def _warm_workers(num_cpus: int | None) -> None:
     count = int(num_cpus or ray.cluster_resources().get("CPU", 0))
     remote = ray.remote(num_cpus=1)(_import_steps)
     for _ in range(count):
+        # Nobody waits for them: the actors take longer, and a worker that is late imports by itself.
         remote.remote()
 
 
@@ -248,15 +254,19 @@ def extract(config: ExtractFlow, plan: Plan, flow: RunningFlow, lock: OutputLock
     )
     try:
         for left in remaining:
+            # At each shard: whoever has taken the lock over writes here too.
             lock.check()
             log.update(left)
     finally:
+        # Of a run that is stopped or fails, too: it went at some speed until then.
         log.write(plan.output, flow.placement)
     described = manifest.assemble(plan)
     page = extraction.write_extraction_report(plan.output, described)
+    # After the page: dataset.json says that all is there.
     manifest.finish(plan, described)
     print(format_summary(described, gpu_share=log.gpu_share))
     print(f"look at     {page}")
+    # Without one usable video there is nothing to go on with.
     return 0 if described.shards else 1
 
 
@@ -267,6 +277,7 @@ def dry_run(config: ExtractFlow, plan: Plan, flow: RunningFlow) -> int:
     from pipelines.extraction.estimate import estimate
     from pipelines.extraction.graph import Steps
 
+    # The samples are extracted here, one after another; the cluster only divides the time.
     cpus = config.num_cpus or ray.cluster_resources().get("CPU")
     if not cpus:
         raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")

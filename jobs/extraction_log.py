@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.extraction.graph import Placement, Remaining
     from pipelines.extraction.progress import Tally
 
+# One module by four distributions, of which a machine may have any.
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 VERSIONS_OF = ("av", "numba", "numpy", *OPENCV, "pyarrow", "ray", "torch", "triton")
 FULLY_BUSY = 0.8  # share of the time above which a GPU counts as the bottleneck; the rest is start and end of a run
@@ -40,6 +41,7 @@ class RunLog:
 
     def update(self, remaining: Remaining) -> None:
         """Take note of a committed shard; the first call says what there is to do."""
+        # The first call comes before any work: what is left then is what this start has to do.
         if not self.videos_to_do:
             self.videos_to_do = remaining.videos
             done = self.shards - remaining.shards
@@ -55,6 +57,7 @@ class RunLog:
         self.timeline.append(point)
         self.nodes = dict(tally.nodes)
         self.gpu_share = tally.gpu_share
+        # A task that was repeated has counted its videos twice.
         left = max(0, self.videos_to_do - tally.videos)
         eta = format_seconds(left * tally.seconds / tally.videos) if tally.videos else "unknown"
         print(
@@ -89,6 +92,7 @@ class RunLog:
 
 
 def _find_versions() -> dict[str, str]:
+    # By distribution, without importing any: torch and Triton would take seconds.
     installed = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
     return {name: installed[name] for name in VERSIONS_OF if name in installed}
 
@@ -114,6 +118,7 @@ def format_summary(dataset: Dataset, *, gpu_share: float | None = None) -> str:
     if dataset.totals.frames:
         parts.append(_format_totals(dataset.totals, dataset.flow_error_px))
     if gpu_share is not None:
+        # frames/s does not say which side waits for the other, and so which kind of machine to add.
         slower = "the GPUs are" if gpu_share >= FULLY_BUSY else "decoding and encoding on the CPUs is"
         parts.append(f"GPU         computed flow in {gpu_share:.0%} of the time: {slower} the bottleneck")
     return "\n" + "\n\n".join(parts) + "\n"
@@ -135,6 +140,7 @@ def _format_totals(totals: Totals, error: StoredFlowError | None) -> str:
 
 def format_estimate(estimate: Estimate, *, cpus: float, cpu_hour_price: float) -> str:
     """What --dry-run prints."""
+    # As if all CPUs were busy to the end.
     low, mean, high = (s / cpus for s in (estimate.core_seconds_low, estimate.core_seconds, estimate.core_seconds_high))
     hours = estimate.core_seconds / 3600
     return (

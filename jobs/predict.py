@@ -100,6 +100,7 @@ def run(config: Predict) -> None:
         )
         logits[stream] = score(network, stream, clips[stream], config.precision, device)
     if len(logits) > 1:
+        # Equal weight, as in the paper's evaluation.
         logits["joint"] = torch.stack(list(logits.values())).sum(dim=0)
     print(f"\n{format_streams(logits, names)}\n\n{format_top(logits, names, config.top)}")
 
@@ -126,6 +127,7 @@ def name_classes(networks: Mapping[Stream, Network], path: str | None) -> Sequen
     """The names of the classes, in the order of the logits; InputError where two sources differ."""
     sources = {f"--{stream}": network.classes for stream, network in networks.items()}
     sources["--classes"] = None if path is None else _read_names(path)
+    # Where more than one source names the classes, all are asked: a list in another order would give wrong names.
     named = {source: names for source, names in sources.items() if names is not None}
     num_classes = next(iter(networks.values())).model.config.num_classes
     if path is not None and len(named["--classes"]) != num_classes:
@@ -154,9 +156,11 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
         input_spec, settings = network.model.input_spec, network.settings
         # One frame more than RGB needs: flow has one fewer than the frames that it is computed from.
         side, num_frames = wanted = decoded_side(input_spec, settings), count_test_frames(input_spec) + 1
+        # Both streams mostly want the same frames: they are decoded once.
         if wanted not in decoded:
             decoded[wanted] = decode(config.video, short_side=side, num_frames=num_frames)
         frames = decoded[wanted]
+        # TV-L1 of whole frames, as in the extraction; the crop is cut from its flow.
         video = {"rgb": frames} if stream == "rgb" else {"flow": compute_flow(frames, config.flow_preset)}
         try:
             clips[stream] = cut_test_clips(video, input_spec, settings)[stream]
@@ -202,6 +206,7 @@ def read_clip(uri: str) -> tuple[Stream, Tensor]:
     if stream is None:
         contents = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
         raise InputError(f"--clips {uri} is {contents}; needed are floats (1, T, H, W, 3) for RGB or (…, 2) for flow")
+    # Not `>`: NaN must be refused too.
     if not np.abs(array).max() <= MAX_SCALED:
         raise InputError(f"--clips {uri} is not scaled to [-1, 1]: it has values of {np.abs(array).max():g}")
     return stream, torch.from_numpy(array.astype(np.float32)).permute(0, 4, 1, 2, 3)
@@ -234,6 +239,7 @@ def describe_precision(precision: Precision, device: torch.device) -> str:
 @torch.no_grad()
 def score(network: Network, stream: Stream, clips: Tensor, precision: Precision, device: torch.device) -> Tensor:
     """Logits (num_classes,) float32 of clips (N, C, T, H, W), their mean where there are several."""
+    # Folded first: `place` knows the form for CUDA of a folded unit.
     model = cuda.place(fold_batch_norm(network.model, dtype=cuda.DTYPES[precision]), device)
     try:
         logits = model(clips.to(device))
@@ -267,6 +273,7 @@ def format_top(logits: Mapping[str, Tensor], names: Sequence[str], top: int) -> 
     total = logits[columns[0]]
     titles = "".join(f"{f'{stream} logit':>13}" for stream in columns)
     lines = [f"{'probability':>11}{titles}  class"]
+    # Stable, so that of equal classes the first comes first, as in an evaluation.
     for index in total.argsort(descending=True, stable=True)[:top].tolist():
         values = "".join(f"{float(logits[stream][index]):13.4f}" for stream in columns)
         lines.append(f"{float(total.softmax(dim=0)[index]):11.4f}{values}  {names[index]}")

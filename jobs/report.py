@@ -39,12 +39,14 @@ def make_report(folder: str) -> str:
     uri = storage.join(folder, file)
     try:
         return _write(KINDS[file], folder)
+    # A page asks for what its job always writes: a file that lacks it was changed, or is another program's.
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{uri}, or a file beside it, is damaged or no job's: {reason}") from error
 
 
 def _write(kind: str, folder: str) -> str:
+    # Imported where it is needed: a search's page brings Ray Tune with it, a training's torch.
     if kind == "evaluation":
         from pipelines import records
         from pipelines.evaluation.records import EVALUATION, Evaluation

@@ -58,6 +58,7 @@ def run(config: Submit, words: list[str]) -> int:
     folder = Path(config.working_dir).absolute()
     check_upload(folder, list_upload(folder), words[0])
     client = open_client(config.address)
+    # The cluster's shell splits the line again; `python` is the cluster's.
     job = client.submit_job(entrypoint=shlex.join(["python", *words]), runtime_env={"working_dir": str(folder)})
     commands = f"follow it by `ray job logs --follow {job}`, stop it by `ray job stop {job}`"
     print(f"submitted   {job}; {commands}", flush=True)
@@ -91,6 +92,7 @@ def list_upload(folder: Path) -> dict[str, int]:
 
 def measure_archive(files: dict[str, int]) -> int:
     """Bytes of the zip file that Ray makes of them, which compresses nothing."""
+    # A zip file ends in 22 bytes, and has a header of 30 and an entry of 46 for each file, both with its name.
     return 22 + sum(size + 76 + 2 * len(name.encode()) for name, size in files.items())
 
 

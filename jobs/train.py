@@ -82,6 +82,7 @@ class Train:
             raise SettingsError(f"--from-sweep chooses a geometry of i3d, and --model is {self.settings.network.model}")
         if self.folds and not self.annotations:
             raise SettingsError("--folds is given but --annotations is not: name the folder of the official lists")
+        # For its errors alone: a schedule that cannot be is refused before any work.
         self.settings.schedule.resolve(1)
         for uri in (self.data, self.output, self.settings.initial.weights, self.from_sweep, *self.annotations):
             if uri is not None:
@@ -105,6 +106,7 @@ def run(config: Train) -> list[Result]:
     for fold in config.folds or (1,):
         print(f"\nfold        {fold} of {' '.join(config.annotations)}")
         folder = storage.join(output, f"fold-{fold}")
+        # A folder for each fold: a run that is resumed must find its own checkpoints.
         results.append(train_one(config, settings, with_fold(index, config.annotations, fold), folder))
     for fold in config.folds or (1,):
         scores.append(test_fold(config, storage.join(output, f"fold-{fold}"), fold))
@@ -124,6 +126,7 @@ def test_fold(config: Train, run: str, fold: int) -> float:
     from jobs import evaluate
 
     network = config.settings.network
+    # By the flag of its stream, which checks that the run is of it; other networks go by --model.
     flag = network.stream if network.model in ("i3d", "two_stream") and network.stream else "model"
     given = evaluate.Evaluate(
         data=config.data,
@@ -143,12 +146,15 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
     """One run on one division of the videos."""
     for note in check_trainable(index, config.settings.splits.train_split):
         print(f"note        {note}")
+    # The lock before Ray: a second command on this folder ends at once.
     with lock_output(output):
         print(f"ray         {connect(num_cpus=embedded_cpus(config.workers), log_to_driver=False)}", flush=True)
+        # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
         from pipelines.pages.training import write_training_report
         from pipelines.training.trainer import train
 
         scale = make_scale(config.workers)
+        # After the scale: how many clips a step has, and so how many steps there are, follows from the workers.
         run, model = prepare(settings, index, scale)
         print_run(config, run, scale, output)
         result = train(run, model, output, scale, on_metrics=print_metrics)
@@ -189,6 +195,7 @@ def print_run(config: Train, run: Run, scale: Scale, output: str) -> None:
     print(f"videos      {len(run.train):,} to train, {len(run.validation or ()):,} to validate")
     print(f"schedule    {phases} steps of {schedule.reference_batch} clips")
     if batch != schedule.reference_batch:
+        # Goyal et al. 2017: the rate grows with the batch, so that as many clips move the weights as far.
         factor = batch / schedule.reference_batch
         print(
             f"scaled      to steps of {batch} clips: learning rates × {factor:.4g}, "

@@ -99,6 +99,7 @@ def run(config: Tune) -> Outcome:
         index = with_fold(index, config.annotations, config.fold)
     output = locate_output(config.output)
     print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
+    # Before Ray is up: a split without labels or videos is refused here.
     for note in check_trainable(index, config.settings.splits.train_split):
         print(f"note        {note}")
     with lock_output(output):
@@ -114,6 +115,7 @@ def run(config: Tune) -> Outcome:
         search = make_search(config, scale, concurrent)
         prepare = make_prepare(config, index, search)
         paper = search.space.paper()
+        # The paper's stands for all: trials differ in their geometry only.
         run = prepare(paper, 0).run
         begin_search(config, output, run, search)
         book = Book(output, identify(paper))
@@ -128,6 +130,7 @@ def run(config: Tune) -> Outcome:
         if outcome is None:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
             raise RunError(f"no trial came to its end: {reasons}")
+        # Before the page, which is made of what lies in the folder.
         write_outcome(book, outcome, prepare)
         from pipelines.pages.search import write_search_report
 
@@ -162,6 +165,7 @@ def make_prepare(config: Tune, index: VideoIndex, search: Search) -> Prepare:
     from pipelines.search.trials import Prepared
 
     def prepare(geometry: Geometry, seed: int) -> Prepared:
+        # Rungs lie at multiples of the first, and ASHA can compare only what was validated there.
         settings = with_geometry(config.settings, geometry).change(
             reporting={"checkpoint_every": search.first_rung}, seed=config.settings.seed + seed
         )
@@ -183,6 +187,7 @@ def make_search(config: Tune, scale: Scale, concurrent: int) -> Search:
     batch = settings.optimisation.global_batch(scale.num_workers)
     schedule = settings.schedule.resolve(batch)
     steps = schedule.steps(batch)
+    # Any number of classes: the frames are all that is asked of it.
     network = settings.network.configure(num_classes=2)
     space = replace(
         config.space,

@@ -55,6 +55,7 @@ def run(config: Verify) -> list[Finding]:
     index = read_index(output)
     dataset = read_dataset(output)
     samples = verify.choose_samples(index, config.samples, config.seed)
+    # Generators, each of which does its work when its line is about to be printed.
     checks = {
         f"{len(dataset.shards):,} shards against their hashes": verify.check_shards(output, dataset),
         f"{len(index):,} videos of the catalog": verify.check_catalog(output, dataset),
@@ -65,6 +66,7 @@ def run(config: Verify) -> list[Finding]:
     for title, check in checks.items():
         findings += report(title, list(check))
     if config.videos is not None:
+        # The only check that needs the sources, which may be gone by now.
         findings += check_sources(config, index, samples)
     print(f"\n{'ok' if not findings else f'{len(findings)} findings'}: {output}")
     if findings:

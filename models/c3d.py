@@ -37,7 +37,7 @@ class C3DConfig(ModelConfig):
     stream: Stream = "rgb"
     size: int = 112
     frames: int = 16
-    test_clips: int = 15
+    test_clips: int = 15  # × 16 frames: the 240 of Table 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,11 +57,15 @@ class C3D(VideoModel):
         self.trunk = nn.Sequential()
         channels = CHANNELS[config.stream]
         for stage, widths in STAGE_WIDTHS.items():
+            # Not strict: a stage of one convolution has the letter a alone.
             for letter, width in zip("ab", widths, strict=False):
                 self.trunk.add_module(f"conv{stage}{letter}", unit(channels, unit.channels(width), (3, 3, 3)))
                 channels = unit.channels(width)
+            # Time too in the first pool, where C3D leaves it alone: 16 frames become 8, 4, 2, 1, 1.
             self.trunk.add_module(f"pool{stage}", MaxPool((2, 2, 2), (2, 2, 2)))
+        # Five pools of stride 2, each rounding up: 512 × 1 × 4 × 4 of a clip of 16×112×112.
         features = channels * math.ceil(config.frames / 32) * math.ceil(config.size / 32) ** 2
+        # As 1×1×1 convolutions, so that folding and the forms for CUDA find the unit that they know.
         self.hidden = nn.Sequential()
         for name, width in HIDDEN_WIDTHS.items():
             self.hidden.add_module(name, unit(features, unit.channels(width), (1, 1, 1)))
@@ -83,5 +87,5 @@ class C3D(VideoModel):
             raise ValueError(
                 f"This C3D takes clips of {expected} frames, rows and columns; got {tuple(clip.shape[2:])}."
             )
-        grid = self.trunk(clip.contiguous(memory_format=torch.channels_last_3d)).flatten(1)
+        grid = self.trunk(clip.contiguous(memory_format=torch.channels_last_3d)).flatten(1)  # (B, 8192) at 16×112×112
         return self.logits(self.hidden(grid[:, :, None, None, None])).flatten(1)

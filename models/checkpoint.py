@@ -56,11 +56,14 @@ def save(
             f"{len(metadata.classes)} class names for a model of {model.config.num_classes} classes; give one each."
         )
     described = {"format": FORMAT, "model": name_of(model.config), "config": asdict(model.config), **asdict(metadata)}
+    # Before anything is deleted: what JSON cannot hold raises here, and the older checkpoint stays whole.
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    # model.json first: a save that is cut off must leave no checkpoint. An old training.pt would pass for this one's.
     for name in ("model.json", "training.pt"):
         (directory / name).unlink(missing_ok=True)
+    # Convolutions keep their weights in channels_last_3d, which safetensors refuses to write.
     save_file({name: t.contiguous() for name, t in model.state_dict().items()}, directory / "weights.safetensors")
     if training_state is not None:
         torch.save(dict(training_state), directory / "training.pt")

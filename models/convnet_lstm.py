@@ -56,11 +56,13 @@ class LSTM(nn.Module):
         for linear in (self.from_input, self.from_hidden):
             nn.init.uniform_(linear.weight, -1 / math.sqrt(hidden), 1 / math.sqrt(hidden))
         nn.init.zeros_(self.from_input.bias)
+        # At 0 the gate would halve the cell at each step (sigmoid(0) = 0.5): nothing of 25 steps ago would be left.
         nn.init.ones_(self.from_input.bias[hidden : 2 * hidden])
 
     def forward(self, x: Tensor) -> Tensor:
         state = cell = x.new_zeros(len(x), self.hidden)
         states = []
+        # One product for the input of all steps; only what depends on the state has to wait for the step before.
         for gates in self.from_input(x).unbind(dim=1):
             i, f, g, o = (gates + self.from_hidden(state)).chunk(4, dim=1)
             cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
@@ -81,6 +83,7 @@ class ConvNetLSTM(VideoModel):
         hidden = unit.channels(config.hidden)
         self.trunk = InceptionV1(CHANNELS[config.stream], unit=unit)
         self.lstm = LSTM(self.trunk.out_channels, hidden)
+        # TensorFlow's ε, as in the trunk; PyTorch's would be 1e-5.
         self.bn = nn.BatchNorm1d(hidden, eps=1e-3, momentum=config.bn_momentum)
         self.dropout = nn.Dropout(config.dropout)
         self.logits = nn.Linear(hidden, config.num_classes)
@@ -90,12 +93,14 @@ class ConvNetLSTM(VideoModel):
         """Table 1: 25 RGB frames, every fifth of 5 s, for training; 50 of 10 s at test."""
         stream, step = self.config.stream, self.config.frame_step
         train = consecutive_frames(stream, self.config.frames, frame_step=step)
+        # Any length: an LSTM takes as many steps as there are, so a shorter video need not be looped.
         test = consecutive_frames(stream, self.config.test_frames, frame_step=step, any_length=True)
         return InputSpec(size=self.config.size, train=train, test=test, scores_every_step=True)
 
     def forward(self, clips: Clips) -> Tensor:
-        grid = self.trunk(stream_of(clips, self.config.stream))
-        frames = grid.to(self.logits.weight.dtype).mean(dim=(3, 4)).transpose(1, 2)
+        grid = self.trunk(stream_of(clips, self.config.stream))  # (B, 1024, T, 7, 7)
+        frames = grid.to(self.logits.weight.dtype).mean(dim=(3, 4)).transpose(1, 2)  # (B, T, 1024)
+        # Like every classifier here in its weights' dtype: in bfloat16 the logits of some videos would tie.
         with without_autocast(frames.device):
-            states = self.bn(self.lstm(frames).transpose(1, 2)).transpose(1, 2)
+            states = self.bn(self.lstm(frames).transpose(1, 2)).transpose(1, 2)  # BatchNorm1d takes (B, C, T)
             return self.logits(self.dropout(states))

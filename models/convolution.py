@@ -19,7 +19,7 @@ Extent = tuple[int, int, int]  # along time, height, width
 def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """TensorFlow's SAME padding (before, after) of one axis: the output has ceil(size / stride) elements."""
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
+    return total // 2, total - total // 2  # the odd element comes last: PyTorch's own padding cannot say so
 
 
 class Convolution(nn.Module):
@@ -40,6 +40,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kernel == self.stride == (1, 1, 1):
+            # PyTorch sends such a conv3d on one thread to slow_conv3d: half as fast, and channels_last_3d is lost.
             rows = nn.functional.linear(x.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
             return rows.permute(0, 4, 1, 2, 3)
         x, padding = pad_for_convolution(x, self.kernel, self.stride)
@@ -58,6 +59,7 @@ def _draw_truncated_normal(weight: Tensor, std: float) -> None:
 
     The same as torch.nn.init.trunc_normal_, which takes over a second for I3D's 12 million weights.
     """
+    # The share of a normal within two deviations, 0.954: erfinv of ±cut is ±2/√2.
     cut = math.erf(2 / math.sqrt(2))
     weight.uniform_(-cut, cut).erfinv_().mul_(std * math.sqrt(2))
 
@@ -78,6 +80,7 @@ class Classifier(Convolution):
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Within it operations keep the dtype of what they are given."""
+    # Costs are counted and input specs asked on the meta device, which autocast does not know.
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -91,6 +94,7 @@ class MaxPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], self.kernel, self.stride, strict=True)]
         if any(after > before and s == 1 for (before, after), s in zip(pads, self.stride, strict=True)):
+            # At stride 1 ceil_mode adds no window behind, so an even kernel needs the copy.
             x, pads = nn.functional.pad(x, pad_argument(pads), value=-math.inf), [(0, 0)] * 3
         # ceil_mode lets the last window hang over the border by the one element that SAME adds behind, without a copy.
         return nn.functional.max_pool3d(x, self.kernel, self.stride, [before for before, _ in pads], ceil_mode=True)
@@ -123,6 +127,7 @@ class ConvUnit(nn.Module):
         self.conv, self.bn = conv, bn
 
     def forward(self, x: Tensor) -> Tensor:
+        # In place: batch norm's gradient needs its input, and ReLU's the result.
         return nn.functional.relu(self.bn(self.conv(x)), inplace=True)
 
 
@@ -131,8 +136,10 @@ def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tens
     pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     axes = zip(x.shape[2:], kernel, stride, pads, strict=True)
     explicit = [p if p[0] != p[1] or (n <= k and _has_wrong_gradient(x, s)) else (0, 0) for n, k, s, p in axes]
+    # Of uneven padding the part behind is the larger one, so looking at it alone finds all.
     if any(after for _, after in explicit):
         x = nn.functional.pad(x, pad_argument(explicit))
+    # All axes that are even stay with conv3d, for F.pad copies the whole activation.
     t, h, w = (0 if pad == done else pad[0] for pad, done in zip(pads, explicit, strict=True))
     return x, (t, h, w)
 
@@ -144,9 +151,10 @@ def _has_wrong_gradient(x: Tensor, stride: int) -> bool:
     Mixed_5 of a 16-frame clip) and in fp32 with a stride (seven steps under a kernel of 7): uninitialised memory, up to
     inf, and sometimes the heap is overwritten. With the padding done beforehand the same convolution is right.
     """
+    # Under autocast x is still float32 here: conv3d itself casts it.
     bf16 = x.dtype == torch.bfloat16 or (x.device.type == "cpu" and torch.is_autocast_enabled("cpu"))
     return x.device.type == "cpu" and torch.is_grad_enabled() and (bf16 or stride > 1)
 
 
 def pad_argument(pads: list[tuple[int, int]]) -> list[int]:
-    return [n for pad in reversed(pads) for n in pad]
+    return [n for pad in reversed(pads) for n in pad]  # F.pad counts axes from the last

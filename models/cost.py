@@ -21,6 +21,7 @@ def count_flops(config: ModelConfig, *, test: bool = False) -> int:
     A test video is all clips of the input spec's test sampling. Counted on the meta device: nothing is computed.
     """
     with torch.device("meta"):
+        # eval: batch norm in training refuses the one value a channel that C3D's hidden layers have of one clip.
         model = build_from(config).eval()
         sampling = model.input_spec.test if test else model.input_spec.train
         clips = blank_clips(sampling, model.input_spec.size)

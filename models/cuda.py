@@ -60,7 +60,7 @@ def set_up(device: torch.device, precision: str, *, training: bool) -> None:
     if device.type != "cuda":
         return
     allow_tf32(uses_tf32(precision, training=training))
-    torch.backends.cudnn.benchmark = training
+    torch.backends.cudnn.benchmark = training  # at test each length of video is a shape of its own
     check_convolution(device, precision, training=training)
 
 
@@ -136,6 +136,8 @@ def adapt(model: Model) -> Model:
     with_triton = importlib.util.find_spec("triton") is not None  # not there on every system
     forms = FORMS | TRITON_FORMS if with_triton else FORMS
     for module in model.modules():
+        # The class alone: parameters stay the objects that an optimizer holds. By exact type: a Classifier is a
+        # Convolution too, and would lose its fp32.
         module.__class__ = forms.get(type(module), type(module))
     return model
 
@@ -156,6 +158,7 @@ def _synchronised(norm: nn.Module) -> nn.SyncBatchNorm:
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     synchronised = nn.SyncBatchNorm(norm.num_features, eps=norm.eps, momentum=norm.momentum)
     if not isinstance(norm.weight, nn.Parameter):
+        # Makes room for the constant ones, which come with the buffers.
         del synchronised.weight
     for name, parameter in norm.named_parameters(recurse=False):
         synchronised.register_parameter(name, parameter)
@@ -168,6 +171,7 @@ class CudaConvolution(Convolution):
     """A convolution of the clip's two or three channels on tensor cores."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # Under autocast x is still float32 here, and what is done by hand below is not cast by it.
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         if x.is_cuda and dtype in HALVES and self.weight.shape[1] < FEW_CHANNELS:
             return convolve_unfolded(x.to(dtype), self.weight, self.bias, self.stride)
@@ -192,6 +196,7 @@ class TritonFoldedUnit(CudaFoldedUnit):
     def forward(self, x: Tensor) -> Tensor:
         if not _fits(x, self.dtype) or torch.compiler.is_compiling():
             return super().forward(x)
+        # Here and below, not at the top: the CPU builds of torch come without Triton.
         from models import triton_kernels
 
         y = self._convolve(x, None).contiguous(memory_format=torch.channels_last_3d)
@@ -213,6 +218,7 @@ class TritonConvUnit(ConvUnit):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
         # A compiler fuses them by itself, and so does folding. One value in a channel has no variance: refused there.
+        # SyncBatchNorm is of another type, and is left alone: its statistics span the workers.
         fuses = self.bn.training and type(self.bn) is BatchNorm and not torch.compiler.is_compiling()
         if not (fuses and _fits(y, y.dtype) and y.numel() > y.shape[1]):
             return nn.functional.relu(self.bn(y), inplace=True)
@@ -249,14 +255,17 @@ def convolve_unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ex
     channels up to 8 would be simpler, and 5 products of 8 with nothing.
     """
     channels, width = weight.shape[1], weight.shape[4]
+    # conv1 is 7 wide: 8 columns, that is 24 channels of RGB, 16 of flow.
     columns = next(n for n in range(width, width + WHOLE_CHANNELS) if n * channels % WHOLE_CHANNELS == 0)
     pads = _pads(x, weight.shape[2:], stride)
     pads[2] = (pads[2][0], pads[2][1] + columns - width)
     windows = nn.functional.pad(x, pad_argument(pads)).unfold(4, columns, stride[2])  # (B, C, T, H, W', columns)
-    rows = windows.permute(0, 2, 3, 4, 5, 1).flatten(4)
+    rows = windows.permute(0, 2, 3, 4, 5, 1).flatten(4)  # (B, T, H, W', columns · C)
+    # (out, columns · C, t, h, 1): the channels in the order of the rows'.
     wide = nn.functional.pad(weight, (0, columns - width)).permute(0, 4, 1, 2, 3).flatten(1, 2).unsqueeze(4)
     wide = wide.to(x.dtype).contiguous(memory_format=torch.channels_last_3d)
     bias = None if bias is None else bias.to(x.dtype)
+    # Stride 1 along the width: unfold has taken it already.
     return nn.functional.conv3d(rows.permute(0, 4, 1, 2, 3), wide, bias, (stride[0], stride[1], 1))
 
 
@@ -285,6 +294,7 @@ def _max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], keep: boo
     return y, places
 
 
+# The real operation allocates by it too, so the shapes are written once.
 @_max_pool.register_fake
 def _empty_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
     size = [-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True)]
@@ -321,6 +331,7 @@ def _empty_gradient(
 def _keep_places(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, ctx.kernel, ctx.stride, _ = inputs
     ctx.size = list(x.shape[2:])
+    # Neither x nor y: a byte for each output says all that the gradient needs.
     ctx.save_for_backward(output[1])
 
 
@@ -334,6 +345,7 @@ _max_pool.register_autograd(_gather_gradient, setup_context=_keep_places)
 def norm_relu(x: Tensor, norm: BatchNorm) -> Tensor:
     """What `norm` and then ReLU give in training, by Triton; updates the running statistics."""
     assert norm.num_batches_tracked is not None
+    # The forward of PyTorch's module, which would count, is passed by.
     norm.num_batches_tracked.add_(1)
     return _NormRelu.apply(x, norm.weight, norm.bias, norm)
 
@@ -347,6 +359,7 @@ class _NormRelu(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last_3d)
         # With four dimensions, as which the same memory can be seen, PyTorch has a kernel for channels that come last.
         stats = torch.batch_norm_update_stats(x.flatten(2, 3), norm.running_mean, norm.running_var, norm.momentum)
+        # Not y: where ReLU let pass follows from x, which batch norm needs anyway.
         ctx.save_for_backward(x, *stats, gamma, beta)
         ctx.eps = norm.eps
         return triton_kernels.norm_relu(x, *stats, gamma, beta, norm.eps)

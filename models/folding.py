@@ -34,9 +34,11 @@ class FoldedUnit(nn.Module):
         bn = unit.bn
         assert bn.running_mean is not None
         assert bn.running_var is not None
+        # At test batch norm is one scale and one shift a channel, so weights and bias can hold it exactly.
         scale = torch.rsqrt(bn.running_var + bn.eps) * bn.weight
         weight = unit.conv.weight * scale.view(-1, 1, 1, 1, 1)
         self.kernel, self.stride, self.dtype = unit.conv.kernel, unit.conv.stride, dtype
+        # Rounded once, after scaling.
         self.register_buffer("weight", weight.to(dtype))
         self.register_buffer("bias", (bn.bias - bn.running_mean * scale).to(dtype))
         self.packed: Tensor | None = None
@@ -50,6 +52,7 @@ class FoldedUnit(nn.Module):
             self.packed = torch.ops.aten.mkldnn_reorder_conv3d_weight(
                 self.weight.to_mkldnn(), padding, self.stride, dilation, groups, x.shape
             )
+        # What torch.compile would emit, without its minute and more of compiling: ReLU is done within the convolution.
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.packed, self.bias, padding, self.stride, dilation, groups, "relu", [], ""
         )

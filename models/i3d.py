@@ -40,10 +40,12 @@ class I3DConfig(TemporalExtents, ModelConfig):
     bn_gamma: bool = False
 
     def __post_init__(self) -> None:
+        # Both by name: super() would reach the first base's checks only.
         ModelConfig.__post_init__(self)
         TemporalExtents.__post_init__(self)
         if self.stream not in CHANNELS:
             raise ValueError(f"stream is {self.stream!r}; I3D has one stream, 'rgb' or 'flow'.")
+        # Too short a clip is refused here, before any worker starts, and not at the first batch.
         time_steps(self, self.frames)
         time_steps(self, self.test_frames)
 
@@ -97,12 +99,14 @@ class I3D(VideoModel):
         return self._pool(clips).mean(dim=2)[:, :, 0, 0]
 
     def forward(self, clips: Clips) -> Tensor:
-        scores = self.logits(self.dropout(self._pool(clips)))
+        scores = self.logits(self.dropout(self._pool(clips)))  # (B, classes, 7, 1, 1) of 64 frames
+        # Over time logits are averaged, as in DeepMind's release.
         return scores.mean(dim=2)[:, :, 0, 0]
 
     def _pool(self, clips: Clips) -> Tensor:
         """(B, C, T'-1, 1, 1): the 2×7×7 average pool of a 7×7 grid; other sizes average their whole grid alike."""
         clip = stream_of(clips, self.config.stream)
         time_steps(self.config, clip.shape[2])
+        # (B, 1024, 8, 1, 1) of 64 frames; summed in fp32 also where the trunk computes in bf16.
         grid = self.trunk(clip).to(self.logits.weight.dtype).mean(dim=(3, 4), keepdim=True)
         return nn.functional.avg_pool3d(grid, (self.config.logits_pool, 1, 1), stride=1)

@@ -30,7 +30,7 @@ BRANCH_WIDTHS = {
 }
 STEM_WIDTHS = {"Conv3d_1a_7x7": 64, "Conv3d_2b_1x1": 64, "Conv3d_2c_3x3": 192}
 POOLS = ("MaxPool3d_2a_3x3", "MaxPool3d_3a_3x3", "MaxPool3d_4a_3x3", "MaxPool3d_5a_2x2")
-POOL_SIZES = (3, 3, 3, 2)
+POOL_SIZES = (3, 3, 3, 2)  # the last is 3 in Szegedy et al., 2 in slim and in I3D
 ENDPOINTS = (
     *("Conv3d_1a_7x7", "MaxPool3d_2a_3x3", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "MaxPool3d_3a_3x3"),
     *("Mixed_3b", "Mixed_3c", "MaxPool3d_4a_3x3", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"),
@@ -49,6 +49,7 @@ class TemporalExtents:
 
     conv1_kernel: int = 7
     conv1_stride: int = 2
+    # The first two leave time alone: pooled too early, edges of different objects run together (section 2.4).
     pool_kernels: tuple[int, int, int, int] = (1, 1, 3, 2)
     pool_strides: tuple[int, int, int, int] = (1, 1, 2, 2)
     mixed_conv_kernel: int = 3
@@ -90,6 +91,7 @@ class UnitFactory:
 
     def channels(self, channels: int) -> int:
         """The paper's number of channels, scaled by the width."""
+        # At least 1: a very narrow network would lose its narrowest branch.
         return max(1, round(channels * self.width))
 
     def __call__(self, in_channels: int, out_channels: int, kernel: Extent, stride: Extent = (1, 1, 1)) -> ConvUnit:
@@ -121,6 +123,7 @@ class Mixed(nn.Module):
         self.Branch_3.add_module("Conv3d_0b_1x1", unit(in_channels, b3, point))
 
     def forward(self, x: Tensor) -> Tensor:
+        # In the order in which they were added: released weights have the branches' channels in it.
         return torch.cat([branch(x) for branch in self.children()], dim=1)
 
 
@@ -142,6 +145,7 @@ class InceptionV1(nn.Sequential):
         """The activation at an end point; a ValueError lists the names where it is none of them."""
         if endpoint not in ENDPOINTS:
             raise ValueError(f"No end point is called {endpoint!r}; choose one of {', '.join(ENDPOINTS)}.")
+        # In PyTorch's own layout max-pools take 10 to 20 times as long on a CPU, and conv1 a quarter longer.
         x = x.contiguous(memory_format=torch.channels_last_3d)
         for name, layer in self.named_children():
             x = layer(x)
@@ -188,6 +192,6 @@ def count_time_steps(strides: dict[str, int], frames: int) -> dict[str, int]:
                 f"{name} leaves no time steps: {reaching} of the clip's {frames} reach it and its temporal stride is "
                 f"{stride}. Use longer clips, or smaller temporal strides up to this layer."
             )
-        reaching = math.ceil(reaching / stride)
+        reaching = math.ceil(reaching / stride)  # SAME padding rounds up
         steps[name] = reaching
     return steps

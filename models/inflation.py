@@ -34,6 +34,7 @@ def inflate(model: nn.Module, images: Tensors, *, mode: Mode = "mean") -> None:
     if not trunks:
         raise ValueError(f"{type(model).__name__} has no Inception-V1 trunk that 2-D weights could start.")
     for trunk in trunks:
+        # Not strict for the batch counters alone; all else was compared, name by name.
         trunk.load_state_dict(inflated_state(trunk, images, mode=mode), strict=False)
 
 
@@ -45,6 +46,7 @@ def inflated_state(trunk: InceptionV1, images: Tensors, *, mode: Mode = "mean") 
     shapes = {name: _image_shape(name, tensor) for name, tensor in state.items()}
     wanted = shapes_with_gamma(shapes)
     flat = translate(images, recognize(images, wanted, (TORCHVISION, SLIM)), wanted)
+    # Equal where the trunk has gamma itself. Slim trained without, so ported weights have ones there.
     flat = flat if shapes == wanted else without_gamma(flat)
     flat[FIRST_CONV] = _for_channels(flat[FIRST_CONV], trunk.in_channels)
     return {
@@ -58,6 +60,7 @@ def inflate_filter(weight: Tensor, length: int, *, mode: Mode = "mean") -> Tenso
     if mode == "mean":
         return weight.unsqueeze(2).repeat(1, 1, length, 1, 1) / length
     inflated = weight.new_zeros(*weight.shape[:2], length, *weight.shape[2:])
+    # Of an even kernel the earlier middle: SAME padding lets it see the output's own step.
     inflated[:, :, (length - 1) // 2] = weight
     return inflated
 
@@ -72,4 +75,5 @@ def _image_shape(name: str, tensor: Tensor) -> torch.Size:
 
 def _for_channels(weight: Tensor, in_channels: int) -> Tensor:
     """First filters (out, 3, h, w) for another number of input channels: their mean over RGB, copied to each."""
+    # The paper does not say how flow starts from RGB; this is what TSN does (Wang et al. 2016).
     return weight if in_channels == 3 else weight.mean(dim=1, keepdim=True).repeat(1, in_channels, 1, 1)

@@ -37,6 +37,7 @@ class ModelConfig:
     bn_momentum: float = 0.001
 
     def __post_init__(self) -> None:
+        # Types are strings here, by `from __future__ import annotations`.
         for counted in (f.name for f in fields(self) if f.type == "int"):
             value = getattr(self, counted)
             if not isinstance(value, int) or value < 1:

@@ -44,6 +44,7 @@ def recognize(tensors: Tensors, names: Iterable[str], namings: Sequence[Naming])
     """The naming under which most of our `names` are found in a file; ValueError where none is."""
     wanted = list(names)
     counts = {index: sum(naming.spell(name) in tensors for name in wanted) for index, naming in enumerate(namings)}
+    # Most, not all: what a file lacks is then listed under the spelling that was meant.
     best = max(counts, key=counts.__getitem__)
     if not counts[best]:
         known = [naming.spell(wanted[0]) for naming in namings]
@@ -91,6 +92,7 @@ def translate(tensors: Tensors, naming: Naming, shapes: Mapping[str, torch.Size]
 def _in_our_layout(tensor: Tensor, name: str, naming: Naming) -> Tensor:
     if not name.endswith(("conv.weight", "logits.weight")):
         return tensor.flatten()  # Sonnet keeps batch norm as [1, 1, 1, 1, C]
+    # Of another rank: it is reported as mis-shaped, where permute would raise.
     if naming.weight_axes is None or tensor.ndim != len(naming.weight_axes):
         return tensor
     return tensor.permute(naming.weight_axes)
@@ -118,7 +120,7 @@ def _piergiaj_unit(unit: str) -> str:
 
 def _piergiaj_branch(match: re.Match[str]) -> str:
     branch, place = match.groups()
-    return f".b{branch}" if branch == "0" else f".b{branch}{place}"
+    return f".b{branch}" if branch == "0" else f".b{branch}{place}"  # branch 0 has one unit, and no letter
 
 
 def _indexed_branch(unit: str) -> str:
@@ -142,6 +144,7 @@ TORCHVISION_BLOCKS = {
 def _torchvision_unit(unit: str) -> str:
     block, *branch = _indexed_branch(unit).split(".", 1)
     path = ".".join([TORCHVISION_BLOCKS[block], *branch])
+    # torchvision counts branches from 1.
     return re.sub(r"Branch_(\d)", lambda match: f"branch{int(match[1]) + 1}", path) + "."
 
 
@@ -161,14 +164,15 @@ TORCHVISION = Naming(
 SLIM = Naming(
     unit=lambda unit: "InceptionV1/" + _slim_unit(unit).replace("Conv3d", "Conv2d"),
     parts=_tensorflow_parts("weights", "BatchNorm"),
-    weight_axes=(3, 2, 0, 1),
+    weight_axes=(3, 2, 0, 1),  # TensorFlow keeps (h, w, in, out)
     ignored=r"^InceptionV1/Logits/|^global_step$",
 )
 DEEPMIND = Naming(
     unit=_slim_unit,
     parts=_tensorflow_parts("conv_3d/w", "batch_norm"),
     logits={"logits.weight": "Logits/Conv3d_0c_1x1/conv_3d/w", "logits.bias": "Logits/Conv3d_0c_1x1/conv_3d/b"},
-    weight_axes=(4, 3, 0, 1, 2),
+    weight_axes=(4, 3, 0, 1, 2),  # TensorFlow keeps (t, h, w, in, out)
+    # The checkpoints of Kinetics-600 hold the optimizer's slots too.
     ignored=r"/Momentum$|^global_step$",
 )
 PIERGIAJ = Naming(

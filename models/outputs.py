@@ -19,6 +19,7 @@ def clip_scores(logits: Tensor) -> Tensor:
 def video_scores(model: VideoModel, clips: Mapping[str, Tensor], *, batch_size: int = 16) -> Tensor:
     """Logits (num_classes,) float32 of a video from its clips (N, C, T, H, W) by stream: the mean over the N."""
     count = len(next(iter(clips.values())))
+    # Averaged in float32, whatever the network computes in.
     scores = [
         clip_scores(model({stream: views[first : first + batch_size] for stream, views in clips.items()})).float()
         for first in range(0, count, batch_size)
@@ -30,5 +31,6 @@ def cross_entropies(logits: Tensor, labels: Tensor, *, label_smoothing: float = 
     """Each clip's cross-entropy (B,) with int64 labels (B,), the mean over its time steps where it has several."""
     steps = logits.shape[1] if logits.ndim == 3 else 1
     rows, targets = logits.flatten(0, -2).float(), labels.repeat_interleave(steps)
+    # Not averaged over the clips: one that could not be decoded has weight 0, which only the caller knows.
     losses = nn.functional.cross_entropy(rows, targets, label_smoothing=label_smoothing, reduction="none")
     return losses.view(len(labels), steps).mean(dim=1)

@@ -54,6 +54,7 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a released file under its own names, without the `RGB/inception_i3d/` of TensorFlow's."""
     if prefix := find_prefix(path):
         tensors = read_tensors(prefix)
+        # Kinetics-600's checkpoints have no such prefix.
         return {re.sub(r"^(RGB|Flow)/inception_i3d/", "", name): tensor for name, tensor in tensors.items()}
     if not Path(path).is_file():
         raise ValueError(f"{path} is neither a file of PyTorch weights nor a TensorFlow checkpoint (PREFIX.index).")
@@ -70,17 +71,20 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
 
 def from_tensors(tensors: Tensors, *, stream: str | None = None, **settings: object) -> I3D:
     """An I3D from tensors under any of the released namings; see `load_released`."""
+    # Any number of classes will do, and either stream: only the names are looked at.
     naming = recognize(tensors, _shapes(I3DConfig(num_classes=400)), NAMINGS)
     stored = _stream_of(tensors, naming)
     if stream not in (None, stored):
         raise ValueError(f"These are weights of the {stored} stream; asked for was stream={stream!r}.")
     bias = tensors.get(naming.logits["logits.bias"])
-    num_classes = 400 if bias is None else bias.numel()
+    num_classes = 400 if bias is None else bias.numel()  # a missing bias is reported by translate
+    # With gamma first: whether the file's are all ones is known only once they are read.
     config = I3DConfig(num_classes=num_classes, stream=stored, **{"bn_gamma": True, **settings})  # type: ignore[arg-type]
     state = translate(tensors, naming, shapes_with_gamma(_shapes(config)))
     if not config.bn_gamma or ("bn_gamma" not in settings and not scaled_by_gamma(state)):
         config, state = replace(config, bn_gamma=False), without_gamma(state)
     model = I3D(config)
+    # Not every file has the batch counters, and load_state_dict is to be strict about all else.
     counters = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
     model.load_state_dict(counters | {_in_i3d(name): tensor for name, tensor in state.items()})
     return model

@@ -83,9 +83,10 @@ def _block_handle(buffer: bytes, at: int) -> tuple[tuple[int, int], int]:
 def _block_entries(index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
     """Entries of one block: each key is stored as what differs from the key before. The restart array ends it."""
     block = index[offset : offset + size]
+    # The byte after a block is its compression: 0 is none.
     if len(index) <= offset + size or index[offset + size] != 0:
         raise ValueError(f"The table's block at byte {offset} is cut off or compressed; only plain tables are read.")
-    end = size - 4 * (1 + struct.unpack("<I", block[-4:])[0])
+    end = size - 4 * (1 + struct.unpack("<I", block[-4:])[0])  # the restart array, and last its length
     key, at = b"", 0
     while at < end:
         shared, at = _varint(block, at)
@@ -126,13 +127,14 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _parse_entry(message: bytes) -> Entry:
+    # Zeros, because protocol buffers do not store them.
     numbers = {"dtype": 0, "shard": 0, "offset": 0, "size": 0}
     shape: tuple[int, ...] = ()
     for number, value in _fields(message):
         if number == 2 and isinstance(value, bytes):
             shape = tuple(_dimension(dim) for field, dim in _fields(value) if field == 2 and isinstance(dim, bytes))
         elif isinstance(value, int) and number in (1, 3, 4, 5):
-            numbers[{1: "dtype", 3: "shard", 4: "offset", 5: "size"}[number]] = value
+            numbers[{1: "dtype", 3: "shard", 4: "offset", 5: "size"}[number]] = value  # as in tensor_bundle.proto
     return Entry(shape=shape, **numbers)
 
 
@@ -151,4 +153,5 @@ def _tensor(name: str, entry: Entry, data: np.memmap) -> Tensor:
             f"{name} has {entry.size} bytes at {entry.offset}, which does not fit its shape or the data file."
         )
     raw = data[entry.offset : entry.offset + entry.size]
+    # A copy: the file is mapped to be read, and a tensor may be written to.
     return torch.from_numpy(np.array(raw).view(dtype).reshape(entry.shape))

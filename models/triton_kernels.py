@@ -89,6 +89,7 @@ def norm_relu_gradient(
     count, channels = x.numel() // x.shape[1], x.shape[1]
     rows, columns = _block(channels)
     blocks = triton.cdiv(count, rows), triton.cdiv(channels, columns)
+    # Each part's sums are stored apart and added up afterwards: no atomic operation, one order.
     parts = min(triton.cdiv(PROGRAMS, blocks[1]), blocks[0])
     terms = mean, variance, gamma, beta, eps
     shape = {"ROWS": rows, "COLUMNS": columns, **EXACT}

@@ -35,7 +35,7 @@ class TwoStreamConfig(ModelConfig):
     """Two-Stream; `stream` restricts it to one of the two, which is how each is trained."""
 
     stream: Stream | None = None
-    test_snapshots: int = 25
+    test_snapshots: int = 25  # × 10 flow frames: the 250 of Table 1
     bn_gamma: bool = False
 
     def __post_init__(self) -> None:
@@ -59,7 +59,8 @@ class SnapshotNet(nn.Module):
         self.logits = Classifier(self.trunk.out_channels, config.num_classes)
 
     def forward(self, snapshots: Tensor) -> Tensor:
-        features = self.trunk(snapshots).to(self.logits.weight.dtype).mean(dim=(3, 4), keepdim=True)
+        features = self.trunk(snapshots).to(self.logits.weight.dtype).mean(dim=(3, 4), keepdim=True)  # (B, C, N, 1, 1)
+        # Over the snapshots; height and width are 1 by now.
         return self.logits(self.dropout(features)).mean(dim=(2, 3, 4))
 
 
@@ -118,4 +119,5 @@ def stack_flow(flow: Tensor) -> Tensor:
     if flow.shape[2] % FLOW_FRAMES:
         raise ValueError(f"A flow clip of {flow.shape[2]} frames does not divide into stacks of {FLOW_FRAMES}.")
     stacks = flow.unflatten(2, (-1, FLOW_FRAMES))  # (B, 2, N, 10, H, W)
+    # (B, 10, 2, N, H, W): with the frames in front u and v of each stay neighbours.
     return stacks.permute(0, 3, 1, 2, 4, 5).flatten(1, 2)

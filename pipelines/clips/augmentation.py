@@ -57,10 +57,12 @@ def cut_training_clip(
         raise ValueError(f"a video of {num_frames} frames gives no clip; flow needs at least two")
     start = int(rng.integers(max(0, length - train.span) + 1))
     window = min(train.span, length)
+    # All are drawn, whatever is switched off: a flag changes nothing else of the clips of a seed.
     place, mirrored = rng.random(2), rng.random() < augmentation.flip
     gains = 1 + augmentation.jitter * rng.uniform(-1, 1, 3)
     clips = {}
     for stream, sampling in train.streams.items():
+        # Before the strides are taken: a video is decoded frame by frame in any case.
         frames = read(stream, start, start + window)
         if len(frames) != window:
             raise ValueError(f"{len(frames)} of {window} {stream} frames from frame {start} on could be decoded")
@@ -69,6 +71,7 @@ def cut_training_clip(
         clip = flip_frames(clip) if mirrored else clip
         if stream == "rgb" and augmentation.jitter:
             clip = jitter_colours(clip, *gains)
+        # float16 halves what crosses the object store; at 20 px it steps by 1/64 px, less than the stored codes do.
         clips[stream] = np.ascontiguousarray(clip, np.uint8 if stream == "rgb" else np.float16)
     return clips
 

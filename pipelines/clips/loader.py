@@ -149,6 +149,7 @@ class TrainingClips(NumberedClips):
 
     def cut(self, number: int) -> Clip:
         def cut(video: Clip, read: ReadWindow) -> Clip:
+            # A generator for each clip: it is the same whichever task and worker cuts it, and after any resume.
             rng = np.random.default_rng([self.seed, number])
             frames = video["num_frames"]
             return cut_training_clip(read, frames, self.input_spec, self.settings, self.augmentation, rng)
@@ -190,6 +191,7 @@ class ValidationClips(NumberedClips):
         return {stream: np.repeat(clip[None], views, axis=0) for stream, clip in empty_clip(self.input_spec).items()}
 
 
+# A task's numbers are of one epoch, or of two at its border.
 @lru_cache(maxsize=4)
 def _order(num_videos: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_videos)

@@ -117,6 +117,7 @@ def resize_frames(frames: Array, shape: tuple[int, int]) -> Array:
     if (height, width) == shape:
         return frames
     shrinking = shape[0] < height or shape[1] < width
+    # INTER_LINEAR looks at four pixels, however many become one: it would alias.
     method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
     resized = np.stack([cv2.resize(frame, shape[::-1], interpolation=method) for frame in frames])
     if frames.shape[3] == 2:
@@ -161,6 +162,7 @@ def scale_clips(stream: str, clips: Tensor, bound: float = FLOW_BOUND) -> Tensor
 
     The channels stay innermost in memory (channels_last_3d), which is what the networks compute with.
     """
+    # A copy, for the steps below work in place and the frames are the caller's.
     scaled = clips.to(torch.float32, copy=True)
     scaled = scaled.div_(127.5).sub_(1) if stream == "rgb" else scaled.div_(bound).clamp_(-1, 1)
     return scaled.movedim(-1, -4)
@@ -236,6 +238,7 @@ def cut_test_frames(
     """
     if absent := input_spec.test.streams.keys() - video.keys():
         raise ValueError(f"The video comes with {sorted(video)}; the model also needs {sorted(absent)}.")
+    # Flow has one frame fewer, and the streams are to show the same frames.
     length = min(len(video[stream]) for stream in input_spec.test.streams)
     cut = {}
     for stream, indices in _test_indices(length, input_spec, protocol).items():
@@ -259,6 +262,7 @@ def _test_indices(
         raise ValueError("The video has no frame to make a clip of; flow needs videos of at least two frames.")
     if protocol.num_clips:
         sampling, last = input_spec.train, max(0, length - input_spec.train.span)
+        # A single clip is the middle one; linspace would give the first.
         places = np.linspace(0, last, protocol.num_clips) if protocol.num_clips > 1 else np.array([last / 2])
         starts = np.rint(places).astype(int).tolist()
     else:
@@ -268,6 +272,7 @@ def _test_indices(
         name: [np.array(stream.frame_indices(start)) for start in starts] for name, stream in sampling.streams.items()
     }
     if sampling.any_length:
+        # No shorter than what training saw: up to that a short video is looped.
         end = max(length, input_spec.train.span)
         indices = {name: [clip[clip < end] for clip in clips] for name, clips in indices.items()}
     return {name: [clip % length for clip in clips] for name, clips in indices.items()}

@@ -89,6 +89,7 @@ def make_id(name: str) -> str:
     made = escaped.replace("/", "~")
     if len(made.encode()) <= MAX_ID_BYTES:
         return made
+    # 16 digits of the hash and the ~ before them; a character that is cut in two is left out.
     head = made.encode()[: MAX_ID_BYTES - 17].decode(errors="ignore")
     return f"{head}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
@@ -143,6 +144,7 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
     Raises CatalogError where two are the same but for case, spaces, underscores or how a number is written.
     """
     counts = Counter(labels)
+    # No class. A Counter lets a key be deleted that it has not.
     del counts[""]
     ways: dict[str, list[str]] = {}
     for label in sorted(counts):
@@ -151,6 +153,7 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
     remedy = "Write each class in one way; if they are two, give a class list too: list.csv classes.txt"
     refuse("classes that are written in two ways", twins, remedy)
     numbers = all(map(_is_number, counts))
+    # As text 10 would come before 2.
     return tuple(sorted(counts, key=lambda label: (float(label) if numbers else 0, label)))
 
 
@@ -162,6 +165,7 @@ def _fold_label(label: str) -> str:
     if _is_number(label):
         whole, _, rest = label.partition(".")
         return f"{whole.lstrip('0')}.{rest.rstrip('0')}"
+    # NFKC: an accent may be a character of its own, and look the same.
     return re.sub(r"[\s_]+", " ", unicodedata.normalize("NFKC", label).casefold()).strip()
 
 
@@ -191,9 +195,11 @@ def _expand(sources: Sequence[str]) -> Iterator[str]:
 def _read_text(uri: str) -> str:
     """The whole file, in UTF-8, or in UTF-16 if it begins with that one's mark (as Excel writes it)."""
     data = storage.read_bytes(uri)
+    # Without its mark, UTF-16 has a zero in every second byte of plain text.
     if b"\0" in data[:2]:
         raise CatalogError(f"{uri!r} holds zero bytes: no text, or UTF-16 without its mark. Save it as UTF-8")
     try:
+        # -sig: Excel writes a mark before UTF-8 too, which would belong to the first column's name.
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise CatalogError(f"{uri!r} is neither UTF-8 nor UTF-16 text ({error}). Save it as UTF-8") from error
@@ -225,6 +231,7 @@ class _CsvTable:
 def _read_csv(uri: str) -> _CsvTable:
     name = posixpath.basename(uri)
     text = _read_text(uri)
+    # csv itself tells line ends within quotes from those of rows.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text))
     try:
         rows = [(reader.line_num, cells) for cells in reader if any(cells)]
@@ -268,6 +275,7 @@ def _read_tables(tables: Sequence[_CsvTable], classes: tuple[str, ...]) -> Annot
 
 def _read_paths(tables: Sequence[_CsvTable]) -> list[Annotation]:
     places = [place for table in tables for place in table.places()]
+    # Lists are written on Windows, too.
     given = [path.replace("\\", "/") for table in tables for path in table.column("path")]
     outside = [f"{place} {path!r}" for place, path in zip(places, given, strict=True) if _escapes(path)]
     refuse("paths outside the videos folder", outside, "Give paths relative to the videos folder, without '..'")
@@ -282,6 +290,7 @@ def _read_paths(tables: Sequence[_CsvTable]) -> list[Annotation]:
 
 
 def _escapes(path: str) -> bool:
+    # Lists come from anywhere: one must not make the job read what lies outside of the folder it was given.
     drive = re.match(r"[A-Za-z]:/", path)
     return bool(drive) or not path or path.startswith("/") or "://" in path or "\0" in path or ".." in path.split("/")
 
@@ -292,11 +301,13 @@ def _read_kinetics(table: _CsvTable) -> Iterator[Annotation]:
     refuse("rows without a youtube_id", empty, "Fill the column")
     columns = (names, read_labels(table.column("label")), _read_splits(table), _read_spans(table), places)
     for video, label, split, (start, end, text), place in zip(*columns, strict=True):
+        # The span is part of the id: several clips may be of one YouTube video.
         trimmed = f"{video}_{text}"
         yield Annotation(make_id(trimmed), label, split, "", trimmed, video, start, end, place)
 
 
 def _format_seconds(seconds: float) -> str:
+    # As the downloaders of Kinetics name what they cut: ID_000017_000027.mp4.
     return f"{int(seconds):06d}" if seconds.is_integer() else f"{seconds:010.3f}"
 
 
@@ -370,6 +381,7 @@ def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
             lists = ", ".join(sorted(other for other in names if "list" in other))
             raise CatalogError(f"no {name} beside classInd.txt, where {lists or 'no list'} is. Choose fold 1, 2 or 3")
         for place, text in _read_lines(names[name]):
+            # Lines of the train lists end with the class's number, those of the test lists do not.
             path, *number = text.replace("\\", "/").split()
             class_name, _, file_name = path.rpartition("/")
             position = str(classes.index(class_name) + 1) if class_name in classes else "none"
@@ -399,6 +411,7 @@ def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
     for class_name in classes:
         file = f"{class_name}_test_split{fold}.txt"
         for place, text in _read_lines(names[file]):
+            # From the right: a file's name may hold spaces.
             name, _, use = text.rpartition(" ")
             if not name or use not in ("0", "1", "2"):
                 wrong.append(f"{place} {text!r}")
@@ -410,4 +423,5 @@ def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
 
 def _row_of_file(name: str, class_name: str, split: str, place: str) -> Annotation:
     stem = posixpath.splitext(name)[0]
+    # By path first, by name alone where the folder is laid out otherwise.
     return Annotation(make_id(stem), class_name, split, f"{class_name}/{name}", "", stem, place=place)

@@ -182,6 +182,7 @@ class _Files:
     """Finds a row's file among the listed ones without touching the storage again."""
 
     def __init__(self, paths: Sequence[str]) -> None:
+        # One listing answers for all rows; to ask for each would be a request a video.
         self.paths = set(paths)
         self.by_stem: dict[str, list[str]] = {}
         for path in filter(_is_video, paths):
@@ -194,11 +195,13 @@ class _Files:
         trimmed = row.trimmed in self.by_stem
         candidates = self.by_stem.get(row.trimmed if trimmed else row.stem, [])
         wanted = _fold_name(row.class_name)
+        # Two classes may have files of the same name.
         inside = (path for path in candidates if _fold_name(posixpath.basename(posixpath.dirname(path))) == wanted)
         return next(inside, candidates[0] if candidates else None), trimmed
 
 
 def _fold_name(name: str) -> str:
+    # Folders may have underscores for the spaces of a class's name.
     return name.replace(" ", "_").lower()
 
 
@@ -255,6 +258,7 @@ def _build_table(rows: Sequence[Annotation], files: _Files, folder: str, classes
         "label": [labels[row.class_name] for row in rows],
         "class_name": [row.class_name for row in rows],
         "split": [row.split for row in rows],
+        # A file that is cut to its span begins at 0, and would be cut again.
         "start": [None if trimmed else row.start for row, (_, trimmed) in zip(rows, files_of_rows, strict=True)],
         "end": [None if trimmed else row.end for row, (_, trimmed) in zip(rows, files_of_rows, strict=True)],
     }
@@ -266,6 +270,7 @@ def _limit(table: pa.Table, limit: int | None) -> pa.Table:
         return table
     present = table.filter(pc.is_valid(table["path"]))
     count = min(limit, len(present))
+    # Spread evenly: the first ones would all be of one split.
     return present.take([i * len(present) // count for i in range(count)])
 
 

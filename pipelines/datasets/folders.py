@@ -68,6 +68,7 @@ def _guess_layout(paths: Sequence[str], folders: Sequence[list[str]]) -> Layout:
     deep = bool(paths) and all(len(folder) > 1 for folder in folders)  # one level deeper than class folders would be
     if not tops:
         return "flat"
+    # all(folders): a video beside the split folders would be in none of them.
     if (known == tops and all(folders)) or (named_alike and deep):
         return "split-class"
     if known or named_alike or deep:
@@ -114,12 +115,14 @@ def _name_splits(tops: Sequence[str]) -> list[str]:
 
 def _strip_affix(tops: set[str]) -> dict[str, str] | None:
     """The split in each of `videos_train`, `videos_val`; None where the names differ in more, or all are one split."""
+    # With what stands between the words: `a_train` and `a-val` are not named alike.
     parts = {top: re.split(r"([\W_]+)", top.lower()) for top in tops}
     splits = {top: [part for part in names if part in SPLIT_SYNONYMS] for top, names in parts.items()}
     rests = {tuple(part for part in names if part not in SPLIT_SYNONYMS) for names in parts.values()}
     if len(rests) != 1 or any(len(names) != 1 for names in splits.values()):
         return None
     named = {top: SPLIT_SYNONYMS[names[0]] for top, names in splits.items()}
+    # One split alone tells nothing apart: it may as well be a class.
     return named if len(set(named.values())) > 1 else None
 
 

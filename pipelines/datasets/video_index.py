@@ -80,8 +80,10 @@ def read_index(data: str) -> VideoIndex:
         short_side = dataset.sampling.short_side
         table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
     except (ValueError, OSError) as error:
+        # With the path as the user wrote it.
         raise DataError(str(error).replace(data, given)) from error
     _check_names(given, table["id"].to_pylist(), [shard.file for shard in dataset.shards])
+    # videos.parquet names shards without folder and extension.
     listed = {posixpath.splitext(posixpath.basename(shard.file))[0]: shard for shard in dataset.shards}
     return VideoIndex(
         data=data,
@@ -139,6 +141,7 @@ def _locate(table: pa.Table, data: str, listed: Mapping[str, ListedShard]) -> pa
         uris.append(storage.join(data, listed[name].file) if usable else None)
         versions.append(listed[name].sha256 if usable else None)
         places.append(rows[name] if usable else None)
+        # What was lost has no row in the shard, so the rows after it move up.
         rows[name] += usable
     located = {"file": (uris, pa.string()), "version": (versions, pa.string()), "row": (places, pa.int32())}
     for name, (values, kind) in located.items():
@@ -176,6 +179,7 @@ def _places(table: pa.Table) -> dict[str, int]:
     stems = [posixpath.splitext(posixpath.basename(source or ""))[0] for source in table["source"].to_pylist()]
     shared = Counter(stems)
     named = {stem: place for place, stem in enumerate(stems) if stem and shared[stem] == 1}
+    # An id wins over the name of another video's file.
     return named | {name: place for place, name in enumerate(table["id"].to_pylist())}
 
 

@@ -50,7 +50,7 @@ class Windows:
 
     def indices(self, length: int) -> list[npt.NDArray[np.int64]]:
         """The frames of each window of a stream of `length` frames."""
-        starts = range(0, max(1, length - self.window + 1), self.step)
+        starts = range(0, max(1, length - self.window + 1), self.step)  # at least one window
         return [np.arange(start, start + self.window) % length for start in starts]
 
 
@@ -83,10 +83,12 @@ class ReadVideo:
         """All frames (T, H, W, C) that are stored: uint8 RGB, or of shards flow in pixels."""
         if isinstance(self.source, VideoIndex):
             return open_row(self.source.row(place), [wanted.stream])(wanted.stream, 0, None)
+        # At the size at which the flow of the training was computed: TV-L1 at another size is another flow.
         return decode_frames(self.source[place], short_side=decoded_side(wanted.input_spec, wanted.settings))
 
     def finish(self, frames: npt.NDArray, wanted: Wanted) -> npt.NDArray:
         """The frames that the network sees, (T, size, size, C): uint8 RGB, or flow in pixels."""
+        # Flow first, then the crop: training saw flow of whole frames, and that of a crop differs near its border.
         return wanted.crop(compute_flow(frames, self.flow_preset) if self.computes_flow(wanted) else frames)
 
 
@@ -108,11 +110,13 @@ class DecodeVideo:
         self.read, self.wanted = read, wanted
 
     def __call__(self, row: Row) -> Row:
+        # A task reserves one CPU; OpenCV, and torch below, would take them all.
         cv2.setNumThreads(1)
         place = int(row["id"])
         try:
             decoded = {f"frames_{name}": self._decode(place, wanted) for name, wanted in self.wanted.items()}
         except READING_ERRORS as error:
+            # All columns in every row: blocks of different columns would not join.
             nothing = {f"frames_{name}": np.zeros((0, 0, 0, 0), np.uint8) for name in self.wanted}
             return {"place": place, "error": _describe(error), **nothing}
         return {"place": place, "error": "", **decoded}
@@ -146,10 +150,12 @@ class ComputeFeatures:
     def _extract(self, name: str, frames: npt.NDArray) -> npt.NDArray[np.float32]:
         """(windows, features) float32."""
         model, wanted = self.models[name], self.wanted[name]
+        # The flow of raw video is computed here, after the object store, because here may be the GPU.
         frames = self.read.finish(frames, wanted) if self.read.computes_flow(wanted) else frames
         vectors = []
         for first in range(0, len(chosen := self.windows.indices(len(frames))), BATCH):
             clips = torch.from_numpy(np.stack([frames[window] for window in chosen[first : first + BATCH]]))
+            # Moved first: RGB travels as bytes and becomes floats on the device.
             scaled = scale_clips(wanted.stream, clips.to(self.device), wanted.settings.bound)
             vectors.append(model.pooled_features(scaled).cpu())
         return torch.cat(vectors).numpy()
@@ -191,6 +197,7 @@ class ExtractOnCpu:
     decode: DecodeVideo
 
     def __call__(self, row: Row) -> Row:
+        # Made for each video at no cost: _prepare keeps the folded networks of this process.
         return ComputeFeatures(self.extractor, self.read)(self.decode(row))
 
 
@@ -212,16 +219,19 @@ def extract_features(extractor: Extractor, read: ReadVideo, wanted: Mapping[str,
     """
     quieten()
     decode = DecodeVideo(read, wanted)
+    # A video a block: each is a task of its own, and a long one holds up no other.
     graph = ray.data.from_items([{"id": place} for place in places], override_num_blocks=len(places))
     if extractor.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=extractor.num_workers)
         given = (extractor, read)
         graph = graph.map(decode, **ON_CPU)
+        # No CPU: decoding may have taken them all, and the actor would wait for one.
         graph = graph.map(ComputeFeatures, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=extractor.num_workers)
         step = ExtractOnCpu(extractor=extractor, read=read, decode=decode)
         graph = graph.map(step, compute=tasks, **ON_CPU)
+    # Ray Data hands them over as they are done.
     return sorted(unless_refused(graph.iter_rows()), key=lambda row: row["place"])
 
 

@@ -56,4 +56,5 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share of `count` independent trials (Wilson 1927)."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # Only rounding can lead beyond 0 and 1.
     return max(0.0, centre - half), min(1.0, centre + half)

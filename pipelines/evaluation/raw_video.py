@@ -29,4 +29,5 @@ def decode_frames(uri: str, *, short_side: int, num_frames: int | None = None) -
 
 def compute_flow(frames: Frames, preset: str) -> npt.NDArray[np.float32]:
     """TV-L1 flow in pixels, (T-1, H, W, 2), of RGB frames, as the extraction computes it."""
+    # OpenCV's grey, as in the extraction: a network sees the flow that it was trained on.
     return tvl1.flow(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]), preset=preset)

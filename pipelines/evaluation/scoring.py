@@ -34,7 +34,7 @@ from pipelines.ray_data import ON_CPU, quieten
 from pipelines.training.trained_network import Network, load_network
 from pipelines.training.weights_files import Which
 
-WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))
+WEIGHTS = tuple(round(0.1 * step, 1) for step in range(11))  # rounded: 0.1 × 3 is 0.30000000000000004
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,7 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
     check_labels(index)
     for name, network in networks.items():
         if network.classes is not None and network.classes != index.classes:
+            # Not strict: where one list is the beginning of the other the message says so.
             pairs = zip(network.classes, index.classes, strict=False)
             first = next((f"{a!r} there, {b!r} here" for a, b in pairs if a != b), "there are more on one side")
             raise NetworkError(f"--{name} knows other classes than {index.data}: {first}")
@@ -88,11 +89,14 @@ class CutVideo:
 
     def __init__(self, index: VideoIndex, networks: Mapping[str, Network], protocol: EvaluationProtocol) -> None:
         self.index, self.protocol = index, protocol
+        # Not the networks themselves: their weights would travel with the step.
         self.wanted = {name: (network.model.input_spec, network.settings) for name, network in networks.items()}
 
     def __call__(self, row: Row) -> Row:
+        # A task reserves one CPU; OpenCV would take them all.
         cv2.setNumThreads(1)
         video = self.index.row(int(row["id"]))
+        # A stream is read and decoded once, however many networks see it.
         streams = sorted({stream for input_spec, _ in self.wanted.values() for stream in input_spec.test.streams})
         try:
             read = open_row(video, streams)
@@ -119,7 +123,7 @@ class CutVideo:
     def _end(self, stream: str) -> int | None:
         """Frames of a stream that some network can use."""
         if self.protocol.num_clips:
-            return None
+            return None  # clips are spread over the whole video
         tests = [input_spec.test for input_spec, _ in self.wanted.values() if stream in input_spec.test.streams]
         return max(test.num_clips * test.span for test in tests)
 
@@ -148,6 +152,7 @@ class ScoreVideo:
     def _score(self, name: str, network: Network, row: Row) -> npt.NDArray[np.float32]:
         clips = {}
         for stream in network.streams:
+            # A copy: Ray's arrays are views of the object store, which tensors may not write to.
             frames = torch.from_numpy(np.array(row[f"{name}.{stream}"])).to(self.device)
             clips[stream] = scale_clips(stream, frames, network.settings.bound)
         return models.video_scores(self.models[name], clips).cpu().numpy()
@@ -203,6 +208,7 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     if scorer.use_gpu:
         actors = ray.data.ActorPoolStrategy(size=scorer.num_workers)
         graph = graph.map(cut, **ON_CPU)
+        # No CPU: decoding may have taken them all, and the actor would wait for one.
         graph = graph.map(ScoreVideo, fn_constructor_args=(scorer,), compute=actors, num_cpus=0, num_gpus=1)
     else:
         tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
@@ -224,6 +230,7 @@ def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: 
     scored = {usable.row(row["place"])["id"]: row for row in rows}
     table: list[Row] = []
     for video in index.table.select(["id", "label", "class_name", "status", "error_kind"]).to_pylist():
+        # Without a label it can be neither right nor wrong.
         if video["label"] < 0:
             continue
         row = scored.get(video["id"], {})
@@ -234,6 +241,7 @@ def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: 
         table.append(
             {**facts, "status": status, "error": error, **logits, **_place(list(logits.values()), video["label"])}
         )
+    # Said, because of a column of nothing but nulls Arrow could not tell the type.
     kinds = {
         "predicted": pa.int32(),
         "rank": pa.int32(),
@@ -247,6 +255,7 @@ def _place(logits: list[Any], label: int) -> Row:
     if logits[0] is None:
         return {"predicted": None, "rank": None}
     total = np.sum(np.array(logits, np.float32), axis=0)[None]
+    # argmax takes NaN for the largest.
     predicted = int(total.argmax()) if np.isfinite(total).all() else None
     return {"predicted": predicted, "rank": int(metrics.ranks(total, np.array([label]))[0])}
 
@@ -271,6 +280,7 @@ def summarise(
     figures = {name: _figures(scores, labels, expected) for name, scores in (logits | {"fused": total}).items()}
     headline = figures["fused"].of_evaluated if ignore_missing else figures["fused"].of_expected
     matrix = metrics.confusion(total, labels)
+    # The lost videos count in their classes too, unless they are ignored.
     counted = labels if ignore_missing else np.array(table["label"].to_pylist(), np.int64)
     shares = metrics.per_class(matrix, np.bincount(counted, minlength=len(classes)).tolist())
     known = [share for share in shares if share is not None]
@@ -309,6 +319,7 @@ def _figures(scores: metrics.Scores, labels: metrics.Labels, expected: int) -> N
 
 def weigh_fusion(logits: Mapping[str, metrics.Scores], labels: metrics.Labels, count: int) -> list[FusionAccuracy]:
     """Top-1 at each weight of RGB's logits, 1 - weight of flow's; none where there are not these two."""
+    # Of one network, or of one that sees both streams, there is nothing to weigh.
     if set(logits) != {"rgb", "flow"}:
         return []
     mixed = {weight: weight * logits["rgb"] + (1 - weight) * logits["flow"] for weight in WEIGHTS}

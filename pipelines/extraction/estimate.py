@@ -37,6 +37,7 @@ def estimate(plan: Plan, steps: Steps, *, num_samples: int) -> Estimate:
         started = time.perf_counter()
         done.append(steps.extract(row))
         seconds.append(time.perf_counter() - started)
+    # Only for frames and bytes: videos that fail take their time too.
     usable = [row for row in done if row["status"] == "ok"]
     scale = len(present) / count
     return Estimate(

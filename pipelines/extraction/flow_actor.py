@@ -167,6 +167,7 @@ class DeviceFlow:
         import torch
 
         with self._on("up"):
+            # Page-locked: from other memory non_blocking has no effect, and the thread would wait.
             pinned = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self._on_gpu)
             pinned.numpy()[...] = frames
             return pinned.to(self.device, non_blocking=True)
@@ -174,19 +175,23 @@ class DeviceFlow:
     def _download(self, parts: list[tuple[DeviceLevels, torch.Tensor]], computed: Any) -> Solved:
         with self._on("down"):
             if computed:
+                # This batch's own event: the stream that computes may have the next one already.
                 self.streams["down"].wait_event(computed)
             host = [
                 [self._to_host(x) for x in (coded.codes, coded.lengths, coded.clipped, coded.finite, sample)]
                 for coded, sample in parts
             ]
             if self._on_gpu:
+                # NumPy reads the memory without asking whether it has come.
                 self.streams["down"].synchronize()
         codes, lengths, clipped, finite, samples = (np.concatenate(arrays) for arrays in zip(*host, strict=True))
         return self._read(codes, lengths, clipped, finite), self._count(lengths, clipped), samples
 
     def _read(self, codes: np.ndarray, lengths: np.ndarray, clipped: np.ndarray, finite: np.ndarray) -> codec.Levels:
+        # Looked at here: on the device it would have made every batch wait for its answer.
         if not finite.all():
             raise ValueError("flow holds NaN or infinity; look at the kernel that made it")
+        # torch computes little with uint16, so the device has it as int16.
         return codes.view(self.task.scale.dtype)
 
     @staticmethod

@@ -24,7 +24,7 @@ import ray
 from pipelines.errors import BackendError
 from pipelines.extraction.flow_actor import THREADS, FlowActor, FlowBatch, FlowTask, GreyFrames
 
-BATCH_PIXELS = 64 * 340 * 256
+BATCH_PIXELS = 64 * 340 * 256  # 64 frames of 4:3 at a shorter side of 256
 MOST_PAIRS = 256
 IN_FLIGHT = 2  # batches of a video that are with an actor while the next is decoded
 MAX_DEATHS = 3  # of actors that have a batch: one more, and it is the batch
@@ -44,6 +44,7 @@ class FlowPool:
         self._turn = os.getpid()  # workers begin with different actors
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # What is asked, and who has answered, is of this process only.
         return FlowPool, (self.actors, self.batch_pixels)
 
     def kernel(self) -> str:
@@ -56,6 +57,7 @@ class FlowPool:
 
         Raises what a solve raised, and FlowLostError where the actors are gone.
         """
+        # In order: an encoder takes frames one after another, whichever batch is done first.
         waiting: deque[_Sent] = deque()
         for batch in iter_batches(frames, self.batch_pixels):
             waiting.append(self._send(batch, num_samples))

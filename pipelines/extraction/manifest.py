@@ -61,6 +61,7 @@ class _Tally:
             videos=len(self.errors),
             mean=sum(mean) / len(mean),
             rms=(sum(value * value for value in rms) / len(rms)) ** 0.5,
+            # A percentile of all cannot be had from those of each; the worst one bounds it.
             p999=max(p999),
             max=max(largest),
         )
@@ -80,8 +81,10 @@ def assemble(plan: Plan) -> Dataset:
     Raises UnfinishedError where a planned shard was not committed.
     """
     tally = _Tally()
+    # In one pass: the rows of a large catalog are never held all at once.
     committed = {commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan)))}
     unfinished = plan.spans.keys() - committed
+    # A graph that ended without an error is not taken for one that made every shard.
     if unfinished:
         raise UnfinishedError(f"{len(unfinished)} shards of {plan.output} are not committed, such as {min(unfinished)}")
     return Dataset(

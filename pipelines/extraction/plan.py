@@ -231,6 +231,7 @@ def iter_blocks(plan: Plan, committed: Mapping[str, frozenset[str]], *, retry: b
             rows = _keep(rows, committed[shard])
             if "new" not in rows["status"].to_pylist():
                 continue
+        # One chunk: Ray makes a block of each.
         yield pa.concat_tables([rows, _pad(shard, size - len(rows))]).combine_chunks()
 
 

@@ -59,6 +59,7 @@ class ActorProgress:
         self.counter = counter
 
     def __call__(self, *, frames: int, quarantined: bool) -> None:
+        # Not waited for: a count that is lost costs a line of progress, and no video.
         self.counter.add.remote(frames, quarantined, ray.get_runtime_context().get_node_id())
 
 

@@ -50,6 +50,7 @@ def check_shards(output: str, dataset: Dataset) -> Iterator[Finding]:
     for commit in commits.values():
         if commit.file is not None:
             yield from _check_shard(output, commit, listed.get(commit.file))
+    # What a run left that was cut off between a shard and its record.
     for file in sorted(shards.list_shards(output).keys() - known):
         yield Finding(file, "no commit record vouches for it")
 
@@ -79,6 +80,7 @@ def check_catalog(output: str, dataset: Dataset) -> Iterator[Finding]:
     except (OSError, RecordError) as error:
         yield Finding(PLAN, f"cannot be read: {error}")
         return
+    # The fingerprint is the hash of plan.json, so the file can be checked without its settings.
     if shards.digest(values) != dataset.fingerprint:
         yield Finding(PLAN, "its settings are not those that dataset.json was made with (fingerprint)")
         return  # what it says of the catalog says nothing of these records
@@ -98,6 +100,7 @@ def check_catalog(output: str, dataset: Dataset) -> Iterator[Finding]:
 
 
 def _place_in_catalog(commit: Commit) -> tuple[int, str, int]:
+    # By number, for train-100000 sorts before train-99999; a split's name may hold dashes too.
     return (*split_rank(commit.split), int(commit.shard.rpartition("-")[2]))
 
 
@@ -109,6 +112,7 @@ def check_tables(output: str, dataset: Dataset) -> Iterator[Finding]:
         yield Finding("videos.parquet", "cannot be read")
         return
     columns = ("id", "split", "status", "shard", "num_frames", "source_sha256")
+    # Counted, not as sets: a row that is there twice is wrong, too.
     committed = Counter(tuple(row[name] for name in columns) for row in expected)
     tabulated = Counter(tuple(row[name] for name in columns) for row in videos)
     for row in sorted(((committed - tabulated) + (tabulated - committed)).elements(), key=str)[:20]:
@@ -134,6 +138,7 @@ def choose_samples(index: VideoIndex, count: int, seed: int) -> list[Row]:
     """Some of the videos that lie in shards, unlabelled ones too, drawn by the seed."""
     places = np.flatnonzero(np.array(index.table["status"].to_pylist()) == "ok")
     chosen = np.random.default_rng(seed).permutation(places)[:count]
+    # In the order of the shards, whose footers are then read once.
     return [index.row(int(place)) for place in sorted(chosen)]
 
 
@@ -142,6 +147,7 @@ def check_sample(video: Row) -> Iterator[Finding]:
     try:
         row = shards.read_row(video["file"], video["row"], ["rgb", "flow"], version=video["version"])
         rgb = decode_rgb(row["rgb"])
+        # The size is for a video of one frame, whose flow is an empty blob.
         flow = decode_flow(row["flow"], row["convention"].flow, size=rgb.shape[1:3])
     except (OSError, ValueError, LookupError, av.FFmpegError) as error:
         yield Finding(video["id"], f"cannot be decoded: {type(error).__name__}: {error}")
@@ -182,7 +188,9 @@ def compare_source(video: Row, facts: Row, videos: str, dataset: Dataset) -> Fin
         )
     row = shards.read_row(video["file"], video["row"], ["flow"], version=video["version"])
     convention: ShardConvention = row["convention"]
+    # As in the extraction: of frames after resizing.
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    # The preset that the shard was made with, whatever is the default by now.
     computed = tvl1.flow(grey, preset=str(convention.tvl1["preset"]))
     stored = decode_flow(row["flow"], convention.flow, size=grey.shape[1:])
     return Recomputed(video=video["id"], error=flow_error(computed, stored, scale_of(convention.flow).bound))
@@ -193,6 +201,7 @@ def judge(samples: Sequence[Recomputed], dataset: Dataset) -> Iterator[Finding]:
     measured = dataset.flow_error_px
     scale = scale_of(dataset.convention.flow)
     step = 2 * scale.bound / scale.levels
+    # Not equal: the kernels of another kind of processor give slightly other floats.
     allowed = TOLERANCE * max(measured.mean if measured else 0.0, step) + step
     for sample in samples:
         if sample.error.mean > allowed:

@@ -34,6 +34,7 @@ def make_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
+        # A misspelt name is an error, and no empty cell that nobody sees.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -51,6 +52,7 @@ def make_environment() -> jinja2.Environment:
     environment.globals |= {
         "count_of": lambda counts: Count(**{name: getattr(counts, name) for name in STATUSES}),
         "script": markupsafe.Markup(script),
+        # The page's Content-Security-Policy lets this script run by its hash, and no other.
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
     return environment
@@ -58,6 +60,7 @@ def make_environment() -> jinja2.Environment:
 
 def _plain(text: object, most: int = 400) -> str:
     """Text of unknown origin on one line, without control characters, cut to `most` characters."""
+    # Some that cannot be printed reverse the text around them (U+202E).
     line = "".join(char if char.isprintable() else " " for char in str(text))
     return line if len(line) <= most else line[: most - 1] + "…"
 

@@ -95,6 +95,7 @@ class _Usual:
 
 
 def _find_usual(entries: Sequence[ClassCoverage]) -> _Usual:
+    # A class list may name classes that this split or --limit has no video of.
     planned = [entry for entry in entries if entry.total.expected]
     splits = {split for entry in planned for split in entry.splits}
     return _Usual(

@@ -43,9 +43,11 @@ def render_evaluation(
     """The page as HTML, from what evaluation.json and scores.parquet hold, and the mistakes to show (None: unknown)."""
     classes = evaluation.classes
     matrix = np.array(evaluation.confusion, np.int64)
+    # The worst first; classes without videos last.
     rows = sorted(describe_classes(evaluation, scores), key=lambda row: (row.share is None, row.share, row.name))
     by_class = None
     if mistakes is not None:
+        # They come class by class already, the worst class first.
         by_class = {name: list(few) for name, few in itertools.groupby(mistakes, lambda mistake: mistake.class_name)}
     plotted = len(classes) > NUM_NUMBERED and matrix.sum()
     return (
@@ -94,6 +96,7 @@ def describe_classes(evaluation: Evaluation, scores: pa.Table | None) -> list[Cl
             ClassAccuracy(
                 name=name,
                 share=evaluation.per_class[name],
+                # A row of the matrix has the evaluated videos only.
                 of=sum(counts) if evaluation.ignore_missing else expected[label],
                 lost=lost[label],
                 taken_for=taken[:NUM_TAKEN_FOR],
@@ -124,6 +127,7 @@ class ConfusedPair:
 def find_pairs(matrix: np.ndarray, classes: Sequence[str]) -> list[ConfusedPair]:
     """The classes that are most often taken for another one, the most frequent pair first; equal ones in order."""
     wrong = matrix * (1 - np.eye(len(matrix), dtype=np.int64))
+    # Stable: equal input must give equal bytes.
     places = np.argsort(-wrong, axis=None, kind="stable")[:NUM_PAIRS]
     pairs = [(int(place) // len(matrix), int(place) % len(matrix)) for place in places]
     return [

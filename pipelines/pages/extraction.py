@@ -135,6 +135,7 @@ def find_suspects(usable: pa.Table, still_px: float) -> dict[str, Suspects]:
     }
     suspects = {}
     for name, (mask, order) in kinds.items():
+        # By id where they are alike: equal input must give equal bytes.
         table = usable.filter(mask).sort_by([*order, ("id", "ascending")])
         suspects[name] = Suspects(count=len(table), videos=table.slice(0, NUM_SUSPECTS).to_pylist())
     return suspects
@@ -145,6 +146,7 @@ def describe_videos(usable: pa.Table) -> dict[str, str]:
     if len(usable) == 0:
         return {}
     low, middle, high = np.quantile(_values(usable, "num_frames"), [0, 0.5, 1])
+    # Threads would give the groups in another order each time.
     sizes = usable.group_by(["width", "height"], use_threads=False).aggregate([([], "count_all")])
     common = sizes.sort_by([("count_all", "descending"), ("width", "ascending"), ("height", "ascending")]).to_pylist()
     shown = ", ".join(f"{row['width']}×{row['height']} ({row['count_all']:,})" for row in common[:3])
@@ -164,6 +166,7 @@ def _values(table: pa.Table, name: str) -> npt.NDArray[np.float64]:
 def _plot_all(usable: pa.Table, runs: Sequence[ExtractionRun], still_px: float) -> dict[str, markupsafe.Markup]:
     """The plots there are numbers for; they hold no text of the data, so they alone go into the page unescaped."""
     plots: dict[str, str] = {}
+    # A run that ended before its first line has no speed.
     timelines = [run.timeline for run in runs if run.frames and run.timeline[-1][0] > 0]
     if timelines:
         plots["throughput"] = plotting.plot_throughput(timelines)
@@ -171,6 +174,7 @@ def _plot_all(usable: pa.Table, runs: Sequence[ExtractionRun], still_px: float) 
         plots["motion"] = plotting.plot_motion(_values(usable, "flow_mean"), still_px)
         plots["clipped"] = plotting.plot_clipped(_values(usable, "flow_clipped"))
         frames = _values(usable, "num_frames")
+        # A video of one frame has no flow; its zero bytes are divided by 1.
         flow_frames = np.maximum(frames - 1, 1)
         rgb_kb = _values(usable, "rgb_bytes") / frames / 1000
         flow_kb = _values(usable, "flow_bytes") / flow_frames / 1000

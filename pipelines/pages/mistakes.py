@@ -70,6 +70,7 @@ def _worst_labels(evaluated: pa.Table) -> list[int]:
     labels = np.asarray(evaluated["label"].to_numpy(), np.int64)
     total = np.bincount(labels)
     right = np.bincount(labels[np.asarray(evaluated["rank"].to_numpy()) == 0], minlength=len(total))
+    # A class that lost no video has nothing to show.
     order = sorted(np.flatnonzero(right < total), key=lambda label: (right[label] / total[label], label))
     return [int(label) for label in order[:NUM_CLASSES]]
 
@@ -83,12 +84,14 @@ def weigh(row: Row, names: Sequence[str], num_classes: int) -> Probabilities:
 
 
 def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # Less the largest, else exp would overflow.
     powers = np.exp(logits - logits.max())
     return np.asarray(powers / powers.sum())
 
 
 def _sureness(row: Row) -> float:
     """How much more probable the class that was said is than the true one, by all networks together."""
+    # The last is that of all networks together, or of the only one.
     joint = list(row["probabilities"].values())[-1]
     return float(joint[row["predicted"]] - joint[row["label"]])
 

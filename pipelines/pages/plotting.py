@@ -25,8 +25,8 @@ Values = npt.NDArray[np.floating]
 _INK, _MUTED, _GRID, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206", "#010207"
 _VARIABLES = {_INK: "--ink", _MUTED: "--muted", _GRID: "--line", _FIRST: "--first", _SECOND: "--second"}
 _STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
+    "svg.fonttype": "none",  # text stays text, in the reader's font
+    "svg.hashsalt": "report",  # fixed, because the ids in the SVG follow from it
     "font.size": 9,
     "text.color": _INK,
     "axes.labelcolor": _MUTED,
@@ -79,6 +79,7 @@ def _rates(timeline: Values, windows: int) -> tuple[Values, Values]:
 def plot_motion(flow_mean: Values, near_static_px: float) -> str:
     """Histogram of mean |flow| a video, px, on a log axis; what is left of the dashed line is nearly still."""
     figure, axes = _axes(NARROW, x="mean |flow| of a video, px a frame", y="videos")
+    # A log axis has no zero: the stillest videos stand in its lowest bin.
     floor = near_static_px / 5
     axes.hist(
         np.maximum(flow_mean, floor),
@@ -122,6 +123,7 @@ def plot_error(errors: Mapping[str, Values]) -> str:
     figure, axes = _axes(NARROW, x="error of stored flow, px", y="")
     line = {"color": _FIRST, "linewidth": 1.2}
     axes.boxplot(
+        # A log axis has no zero.
         [np.maximum(values, 1e-3) for values in errors.values()],
         orientation="horizontal",
         whis=(0, 100),
@@ -193,11 +195,14 @@ def plot_parallel(columns: Mapping[str, Sequence[float | str]], scores: Values, 
     for index, (name, values) in enumerate(shown.items()):
         if name == "top-1":
             low, high = float(scores.min()), float(scores.max())
+            # All trials may have the same score.
             places[:, index] = (scores - low) / ((high - low) or 1)
             ticks = {f"{100 * low:.0f}%": 0.0, f"{100 * high:.0f}%": 1.0}
         else:
+            # Numbers and words do not compare with each other.
             options = sorted(set(values), key=lambda value: (str(type(value)), value))
             places[:, index] = [options.index(value) / max(1, len(options) - 1) for value in values]
+            # A learning rate has as many values as there are trials.
             labelled = options if len(options) <= 6 else [options[0], options[-1]]
             ticks = {
                 value if isinstance(value, str) else f"{value:g}": options.index(value) / max(1, len(options) - 1)
@@ -238,6 +243,7 @@ def plot_curves(curves: Sequence[tuple[Values, Values]], *, y: str, highlighted:
 
 def _axes(size: tuple[float, float], *, x: str, y: str) -> tuple[Figure, Axes]:
     with mpl.rc_context(_STYLE):
+        # Not by pyplot, which keeps every figure and chooses a window system.
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.set_xlabel(x)
@@ -257,6 +263,7 @@ def _log_axis(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     low, high = axes.get_xlim()
+    # Powers of ten alone would leave an axis of one tick.
     if high / low < 30:
         axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
@@ -265,6 +272,7 @@ def _log_axis(axes: Axes) -> None:
 def _to_svg(figure: Figure, label: str) -> str:
     sink = io.StringIO()
     with mpl.rc_context(_STYLE):
+        # Without the date equal numbers give equal bytes; the background is the page's.
         figure.savefig(sink, format="svg", transparent=True, metadata={"Date": None})
     svg = sink.getvalue()
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)

@@ -80,6 +80,7 @@ def colour_flow(flow: Flow, full_colour_px: float) -> Image:
     wheel = _wheel()
     u, v = flow[..., 0], flow[..., 1]
     radius = np.hypot(u, v) / np.float32(full_colour_px)
+    # Both negated as in Baker et al.'s own code, so that the colours are those that readers know.
     position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
     low = position.astype(np.int32)
     weight = (position - low)[..., None]
@@ -94,6 +95,7 @@ def draw_wheel(size: int) -> bytes:
     flow = np.stack(np.meshgrid(axis, axis), axis=-1)
     radius = np.hypot(flow[..., 0], flow[..., 1])
     alpha = np.clip((1 - radius) * size / 2, 0, 1) * 255
+    # A hair within the circle: beyond it colours turn dark, and the rim would be ragged.
     flow /= np.maximum(radius, 1)[..., None] * np.float32(1.0001)
     image = np.dstack([colour_flow(flow, 1)[..., ::-1], alpha.astype(np.uint8)])
     return cv2.imencode(".png", image)[1].tobytes()
@@ -134,6 +136,7 @@ def _encode(rgb: Image, flow: Flow, fps: float) -> Preview:
 
 def _choose_full_colour(flow: Flow) -> float:
     """The round number of px that 97% of the vectors stay below."""
+    # Not the largest: a single wrong vector would make all others pale.
     reached = float(np.quantile(np.hypot(flow[..., 0], flow[..., 1]), 0.97))
     return next((px for px in FULL_COLOUR_PX if px >= reached), FULL_COLOUR_PX[-1])
 
@@ -141,6 +144,7 @@ def _choose_full_colour(flow: Flow) -> float:
 def _fit(height: int, width: int) -> tuple[int, int]:
     """The even size, at most the frame's, that keeps its shape within the sides allowed."""
     scale = min(1.0, SHORT_SIDE / min(height, width), LONG_SIDE / max(height, width))
+    # yuv420p halves both sides.
     return tuple(max(2, 2 * round(side * scale / 2)) for side in (height, width))  # type: ignore[return-value]
 
 
@@ -158,6 +162,7 @@ def choose_videos(videos: pa.Table, *, still_px: float, clipped_share: float) ->
     ):
         values = sign * np.asarray(table[column].to_numpy())
         if len(values) and values.max() > limit:
+            # A video may be the oddest in both ways, and is shown once.
             chosen.setdefault(int(values.argmax()), why)
     rows = table.select(["class_name", "split", "shard"]).to_pylist()
     for index in itertools.takewhile(lambda _: len(chosen) < NUM_PREVIEWS, _spread(rows)):

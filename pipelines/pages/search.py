@@ -44,6 +44,7 @@ def render_search(output: str, settings: SearchSettings, outcome: Outcome, trial
 
 def _plot_all(outcome: Outcome, trials: Sequence[Trial]) -> dict[str, str]:
     finished = [trial for trial in trials if trial.state == "finished"]
+    # Stopped trials too: where they were stopped is what the plot shows.
     curved = [trial for trial in trials if trial.curve]
     best = next(index for index, trial in enumerate(finished) if trial.id == outcome.best.id)
     names = [name for name in finished[0].geometry if len({trial.geometry[name] for trial in finished}) > 1]

@@ -86,6 +86,7 @@ def _plot_all(log: MetricsLog) -> dict[str, markupsafe.Markup]:
     plots = {}
     for title, kind, name, factor in CURVES:
         points = [(line.step, factor * getattr(line, name)) for line in getattr(log, kind)]
+        # A run that diverged has losses that are not finite, which no axis could hold.
         values = np.array([point for point in points if math.isfinite(point[1])], np.float64)
         if len(values) > 1:
             plots[title] = markupsafe.Markup(plotting.plot_curves([(values[:, 0], values[:, 1])], y=title))
@@ -111,6 +112,7 @@ def first_filters(checkpoint: str) -> list[bytes] | None:
 
 def draw_filters(filters: npt.NDArray[np.floating], *, flow: bool) -> list[bytes]:
     """Filters (N, T, H, W, 3 or 2) as T PNGs, in each of which the filters lie row by row in a square."""
+    # One scale for all time steps, so that what fades along time is seen to fade.
     reach = float(np.abs(filters).max()) or 1.0
     if flow:
         images = colour_flow(filters.astype(np.float32), reach)
@@ -130,5 +132,6 @@ def _draw_square(images: npt.NDArray[np.uint8]) -> bytes:
         canvas[top : top + height, left : left + width, :3] = image[..., ::-1]
         canvas[top : top + height, left : left + width, 3] = 255
     scale = math.ceil(SQUARE_SIDE / canvas.shape[1])
+    # INTER_NEAREST, and by a whole factor: each weight stays a square of one colour.
     scaled = cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     return bytes(cv2.imencode(".png", scaled)[1].tobytes())

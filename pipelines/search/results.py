@@ -24,7 +24,7 @@ def count_cost(book: Book, search: Search) -> Cost:
     scale, trials = search.scale, list(book.trials.values())
     hours = sum(trial.seconds for trial in trials) / 3600
     data_cpus = scale.data_cpus or 0.0
-    full = max((trial.clips for trial in book.finished()), default=0)
+    full = max((trial.clips for trial in book.finished()), default=0)  # what a stopped one would have seen
     return Cost(
         clips=sum(trial.clips for trial in trials),
         cpu_hours=hours * (scale.num_workers * scale.cpus_per_worker + data_cpus),
@@ -37,6 +37,7 @@ def confirmed_scores(book: Book, trial: Trial) -> list[float]:
     """Top-1 of a trial and of those of its seeds that are trained."""
     scores = [trial.score] if trial.score is not None else []
     seed = 1
+    # Seed 0 is the search's own: its score is the trial's.
     while storage.exists(storage.join(_confirmation(book, trial, seed), RESULT)):
         result = records.read(storage.join(_confirmation(book, trial, seed), RESULT), RunResult)
         score = result.number(SCORE)
@@ -54,6 +55,7 @@ def find_front(trials: Iterable[Trial]) -> list[Trial]:
     """Finished trials that no other beats in top-1 at no higher cost, from the cheapest on."""
     front: list[Trial] = []
     scored = [trial for trial in trials if trial.state == "finished" and trial.score is not None]
+    # From the cheapest on, a trial is on the front where it is better than all before it.
     for trial in sorted(scored, key=lambda trial: (trial.gflops, trial.rank)):
         if not front or _score(trial) > _score(front[-1]):
             front.append(trial)
@@ -69,6 +71,7 @@ def rank_importance(book: Book, space: Space) -> dict[str, float]:
     """How much each choice decides about the top-1 of finished trials (PED-ANOVA, Watanabe et al. 2023); the most
     first, none where there are too few to tell."""
     trials = book.finished()
+    # Where all scores are equal no choice decides anything.
     if len({trial.score for trial in trials}) < 2:
         return {}
     study = optuna.create_study(direction="maximize")
@@ -86,6 +89,7 @@ def conclude(book: Book, search: Search, *, num_best: int) -> Outcome | None:
     if not book.finished():
         return None
     scored = {trial.id: _score_seeds(book, trial) for trial in book.finished()}
+    # Of those trained from several seeds only: the best of many single scores is partly luck.
     best = max(chosen_few(book, num_best), key=lambda trial: (scored[trial.id].top1, [-part for part in trial.rank]))
     return Outcome(
         best=scored[best.id],
@@ -111,6 +115,7 @@ def write_outcome(book: Book, outcome: Outcome, prepare: Prepare) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(iter_rows(book, prepare))), sink)
     storage.put(storage.join(book.output, "sweep.parquet"), sink.getvalue().to_pybytes())
+    # Last: who finds it finds the table too.
     records.write(storage.join(book.output, RESULT), outcome)
 
 

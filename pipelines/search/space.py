@@ -71,7 +71,9 @@ class Space:
             "inflation": self.inflation,
         }
         distributions: dict[str, BaseDistribution] = {
+            # In one order, whatever that of the flags: to Optuna choices in another order are another distribution.
             name: CategoricalDistribution(tuple(sorted({value, *tried[name]})))
+            # By the paper's names, which leave out what is not searched, such as inflation.
             for name, value in self.paper().items()
             if name in tried
         }
@@ -91,15 +93,17 @@ class Space:
             chosen[f"pool_{pool}_kernel"] = PAPER.pool_kernels[index]
             chosen[f"pool_{pool}_stride"] = PAPER.pool_strides[index]
         if self.inflation:
-            chosen["inflation"] = "mean"
+            chosen["inflation"] = "mean"  # section 2.4.1
         if self.learning_rate:
             low, high = self.learning_rate
+            # The run's own rate may lie outside of what is searched.
             chosen["learning_rate"] = min(max(self.paper_learning_rate or low, low), high)
         return chosen
 
 
 def identify(geometry: Geometry) -> str:
     """A short name that equal geometries share."""
+    # Keys in order: a geometry from a file, or from Optuna, has them in an order of its own.
     return hashlib.sha256(json.dumps(dict(geometry), sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -109,7 +113,7 @@ def model_settings(geometry: Geometry) -> Values:
     return {
         "frames": frames,
         "frame_step": frame_step,
-        "test_frames": max(frames, TEST_SPAN // frame_step),
+        "test_frames": max(frames, TEST_SPAN // frame_step),  # the same seconds of video at each stride
         "conv1_kernel": geometry["conv1_kernel"],
         "conv1_stride": geometry["conv1_stride"],
         "pool_kernels": tuple(geometry[f"pool_{pool}_kernel"] for pool in POOL_CHOICES),
@@ -123,6 +127,7 @@ def with_geometry(settings: TrainingSettings, geometry: Geometry) -> TrainingSet
     chosen = tuple(f"{name}={json.dumps(value)}" for name, value in words.items())
     network, rate, inflation = settings.network, settings.schedule.learning_rate, settings.initial.inflation
     return settings.change(
+        # Last: of two values that --set gives one name the later counts.
         network={"frames": int(geometry["frames"]), "set": (*network.set, *chosen)},
         schedule={"learning_rate": geometry.get("learning_rate", rate)},
         initial={"inflation": geometry.get("inflation", inflation)},

@@ -54,11 +54,13 @@ class Book:
         self.trials: dict[str, Trial] = {}
         folder = storage.join(output, TRIALS)
         if storage.is_dir(folder):
+            # The runs lie there as well, with files of their own.
             files = [file.path for file in storage.list_files(folder) if file.path.endswith(f"/{TRIAL}")]
             uris = [storage.join(folder, file) for file in files]
             contents = zip(uris, storage.read_many(uris), strict=True)
             stored = [Trial.from_json(records.parse(data, uri), where=uri) for uri, data in contents]
             trials = [trial if trial.state in ENDED else self._complete(trial) for trial in stored]
+            # In the order in which they were proposed, so that Optuna and the rungs hear of them in the same one again.
             self.trials = {trial.id: trial for trial in sorted(trials, key=lambda trial: trial.number)}
 
     def _complete(self, trial: Trial) -> Trial:
@@ -130,10 +132,13 @@ class Proposals(Searcher):
         self.distributions = search.space.distributions()
         directions: list[Literal["maximize", "minimize"]] = ["maximize"]
         if search.objective == "pareto":
+            # GFLOPs of a test video.
             directions.append("minimize")
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        # Another one at each start: drawn from the same, the first proposals would be those that are known.
         seed = search.seed + len(book.trials)
         startup = max(4, search.num_trials // 3)
+        # constant_liar: trials run beside each other, and to TPE one without a result would not be there.
         self.tpe = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)
         self.chance = optuna.samplers.RandomSampler(seed=seed)
         self.study = optuna.create_study(directions=directions, sampler=self.tpe)
@@ -148,6 +153,7 @@ class Proposals(Searcher):
     def suggest(self, trial_id: str) -> Values | str:
         """The next trial's id and geometry; FINISHED where there are enough, or no more to be found."""
         if self.first:
+            # Optuna hears of a trial by ask only: one that is enqueued gets these values.
             self.study.enqueue_trial(dict(self.first.pop(0)))
             return self._start(trial_id, self.study.ask(self.distributions))
         if len(self.book.trials) >= self.search.num_trials:
@@ -155,6 +161,7 @@ class Proposals(Searcher):
         for attempt in range(MAX_GUESSES + MAX_DRAWS):
             self.study.sampler = self.tpe if attempt < MAX_GUESSES else self.chance
             proposal = self.study.ask(self.distributions)
+            # TPE samples with replacement, and training a geometry twice says nothing new.
             known = self.book.trials.get(identify(proposal.params))
             if known is None and self._is_valid(proposal.params):
                 return self._start(trial_id, proposal)
@@ -189,9 +196,11 @@ class Proposals(Searcher):
         if error or not trial.curve:
             self.study.tell(proposal, state=TrialState.FAIL)
             return
+        # With two objectives Optuna takes neither reports on the way nor pruned trials.
         for report in trial.curve if self.search.objective == "accuracy" else ():
             proposal.report(report.val_top1, report.step)
         stopped = trial.state == "stopped" and self.search.objective == "accuracy"
+        # Told as complete, its score would be compared with those of whole trainings.
         if stopped:
             self.study.tell(proposal, state=TrialState.PRUNED)
         else:
@@ -230,20 +239,23 @@ class Rungs(ASHAScheduler):
             max_t=search.steps,
             grace_period=search.first_rung,
             reduction_factor=search.reduction,
-            stop_last_trials=False,
+            stop_last_trials=False,  # at its last step a trial has finished, and was not stopped
         )
         self.book, self.steps = book, search.steps
         for trial in book.trials.values():
+            # So each report has its place in the rungs again, and new trials are compared with the old ones.
             for report in trial.curve:
                 self.judge(trial.id, report.step, report.val_top1)
 
     def judge(self, trial_id: str, step: int, score: float) -> str:
         """Whether a trial goes on after a report; it is entered into its rung by its id in the book."""
+        # Not by Tune's trial: one that is taken up again is another trial to Tune.
         return self._brackets[0].on_result(SimpleNamespace(trial_id=trial_id), step, score)
 
     def on_trial_result(self, tune_controller: object, trial: TuneTrial, result: TuneReport) -> str:
         name = trial.config["id"]
         decision = self.judge(name, int(result["step"]), result[SCORE])
+        # Without the paper's at full length there would be nothing to compare the best with.
         if decision != TrialScheduler.STOP or name == self.book.paper or result["step"] >= self.steps:
             return TrialScheduler.CONTINUE
         self.book.trials[name] = replace(self.book.trials[name], state="stopped")
@@ -266,7 +278,9 @@ class BookKeeper(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: TuneReport, **info: object
     ) -> None:
         entry = self.book.trials[trial.config["id"]]
+        # A trial that is taken up from a checkpoint repeats steps whose reports are in the book.
         if result["step"] > entry.step:
+            # Tune's clock starts anew with each start of the search.
             seconds = trial.config["seconds_before"] + result["time_total_s"]
             report = TrialReport(
                 step=int(result["step"]),
@@ -284,6 +298,7 @@ class BookKeeper(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         text = str(trial.get_error() or "its processes died").strip()
         entry = self.book.trials[trial.config["id"]]
+        # A traceback says what happened in its last line.
         self._end(replace(entry, state="failed", reason=text.splitlines()[-1][:500]))
 
     def _end(self, trial: Trial) -> None:
@@ -300,6 +315,7 @@ def search_geometries(
     not end the search; the next search on this folder tries it again.
     """
     proposals = Proposals(book, search, configure)
+    # In an empty book `first` is the paper's trial, which num_trials counts already.
     missing = max(0, search.num_trials - len(book.trials)) + len(proposals.first) - (0 if book.trials else 1)
     if missing:
         config = tune.TuneConfig(
