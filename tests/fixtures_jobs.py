@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -42,6 +43,7 @@ def run_here(name: str, *flags: str | Path) -> subprocess.CompletedProcess[str]:
             err.write("" if isinstance(stop.code, int) else f"{stop.code}\n")
         finally:
             signal.signal(signal.SIGTERM, on_stop)
+            logging.disable(logging.NOTSET)  # jobs/submit.py quietens Ray's client for its process
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray._private.worker import global_worker
 from test_tvl1 import texture
 
 from pipelines import tvl1
@@ -29,12 +30,10 @@ BRIEF = TVL1Params(num_scales=1, num_warps=1, num_iterations=1)  # what Triton's
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One CPU, one GPU; gives the folder of Ray's logs."""
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    context = ray.init(address="local", num_cpus=1, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    yield str(Path(context.address_info["session_dir"]) / "logs")
-    ray.shutdown()
+def ray_cluster(ray_here: None) -> str:
+    """The folder of Ray's logs."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+    return global_worker.node.get_logs_dir_path()
 
 
 def expected_levels() -> np.ndarray:
