@@ -16,7 +16,9 @@ from fixtures_jobs import run_here
 
 from jobs.verify import Verify, run
 from pipelines.datasets.video_index import read_index
+from pipelines.extraction import verify
 from pipelines.extraction.verify import choose_samples
+from pipelines.media.decode import DecodeSettings
 
 
 @pytest.fixture
@@ -110,6 +112,34 @@ def test_what_is_spoilt_is_found(copy: Path, spoil: Callable[[Path], object], me
 def test_shards_that_do_not_decode_are_found(copy: Path) -> None:
     (copy / "shards" / "train-00000.parquet").write_bytes(b"PAR1 no")
     assert "cannot be decoded" in found(copy, samples=18)
+
+
+def test_limits_of_the_extraction_do_not_matter(motion_shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have been raised, or be others by now; a data set does not record them."""
+    monkeypatch.setitem(DecodeSettings.__init__.__kwdefaults__, "max_frames", 3)
+    monkeypatch.setitem(DecodeSettings.__init__.__kwdefaults__, "max_gap_s", 0.001)
+    assert DecodeSettings().max_frames == 3
+    assert found(Path(motion_shards), videos=str(Path(motion_shards).parent / "videos"), samples=2) == ""
+
+
+def test_a_long_video_is_compared_batch_by_batch(
+    motion_shards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = str(Path(motion_shards).parent / "videos")
+    found(Path(motion_shards), videos=videos, samples=2)
+    whole = capsys.readouterr().out
+    monkeypatch.setattr(verify, "WINDOW", 4)
+    monkeypatch.setattr(verify, "BATCH_PIXELS", 3 * 40 * 40)
+    assert found(Path(motion_shards), videos=videos, samples=2) == ""
+    assert capsys.readouterr().out == whole
+
+
+def test_a_damaged_shard_beside_its_source_is_a_finding(copy: Path, motion_shards: str) -> None:
+    for path in (copy / "shards").iterdir():
+        path.write_bytes(b"PAR1 no")
+    said = found(copy, videos=str(Path(motion_shards).parent / "videos"), samples=2)
+    assert said.count("cannot be decoded") == 2
+    assert said.count(".mp4: ") == 2
 
 
 def test_another_source_is_found(motion_shards: str, tmp_path: Path) -> None:
