@@ -54,7 +54,7 @@ def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[flo
     """CPUs of the cluster now, and GPUs to use: `num_gpus` of them, or all.
 
     A cluster that scales itself may have no workers now, only a head on which nothing runs. Then the flags must say
-    what to wait for, else ValueError; its CPUs are taken to be one for each worker.
+    what to wait for, else SettingsError; its CPUs are taken to be one for each worker.
     """
     import ray
 
@@ -66,7 +66,20 @@ def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[flo
             "--num-gpus 0, or --num-gpus N, and the job waits for them to come"
         )
     gpus = gpus if num_gpus is None else num_gpus
+    check_gpus(max(gpus, num_workers or 0) if gpus else 0)
     return cpus or float(num_workers or gpus), gpus
+
+
+def check_gpus(wanted: float) -> None:
+    """SettingsError where this machine's own Ray has fewer GPUs: none will come, and Ray would wait for them."""
+    import ray
+
+    present = ray.cluster_resources().get("GPU", 0.0)
+    if wanted > present and not os.environ.get("RAY_ADDRESS"):
+        raise SettingsError(
+            f"this machine has {present:g} GPUs, and the flags ask for {wanted:g}: give --num-gpus (and --num-workers, "
+            "where there are some) of at most as many, or --num-gpus 0 to use CPUs"
+        )
 
 
 def check_precision(precision: str, gpus: int) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jobs.cluster import connect
+from jobs.cluster import check_gpus, connect
 from jobs.command import locate_output, run_command
 from jobs.extraction_log import RunLog, format_estimate, format_summary
 from pipelines import storage
@@ -183,6 +183,7 @@ def place(config: ExtractFlow) -> tuple[str, Placement]:
             f"--flow-backend cuda with {gpus:g} GPUs and --gpus-per-actor {config.gpus_per_actor:g} leaves no flow "
             "actor: take cpu, or say by --num-gpus how many GPUs the cluster will scale up to"
         )
+    check_gpus(gpus)
     # cuda is what users call it; the backend is named after what it is written in.
     return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import check_precision, describe_workers
+from jobs.cluster import check_precision, count_processors, describe_workers
+from pipelines.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 ASK = """
@@ -66,3 +67,17 @@ def test_workers_are_told_of_with_their_precision() -> None:
     check_precision("fp16", gpus=1)
     with pytest.raises(ValueError, match="fp16 needs GPUs"):
         check_precision("fp16", gpus=0)
+
+
+def test_more_gpus_than_this_machine_has_are_refused_and_awaited_on_a_cluster(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert count_processors(2, None) == (3, 2)
+    assert count_processors(None, 1) == (3, 1)
+    assert count_processors(8, 0) == (3, 0)  # on CPUs, of which workers take shares
+    for num_workers, num_gpus, wanted in ((3, None, 3), (None, 4, 4), (3, 1, 3)):
+        with pytest.raises(SettingsError, match=f"this machine has 2 GPUs, and the flags ask for {wanted}"):
+            count_processors(num_workers, num_gpus)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert count_processors(3, None) == (3, 2)
+    assert count_processors(None, 4) == (3, 4)
