@@ -20,7 +20,7 @@ from jobs.command import locate_output, run_command, with_preset
 from jobs.train import Workers, embedded_cpus
 from pipelines import records, storage
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
-from pipelines.errors import RunError, SettingsError
+from pipelines.errors import DataError, RunError, SettingsError
 from pipelines.lock import lock_output
 from pipelines.resume import was_begun
 from pipelines.search.records import SETTINGS, Outcome, SearchSettings, Trial
@@ -102,6 +102,11 @@ def run(config: Tune) -> Outcome:
     # Before Ray is up: a split without labels or videos is refused here.
     for note in check_trainable(index, config.settings.splits.train_split):
         print(f"note        {note}")
+    if config.settings.splits.validation(index) is None:
+        raise DataError(
+            "a search compares top-1 of a validation split, and there is none: give --validation-split, one of "
+            + ", ".join(sorted(set(index.table["split"].to_pylist())))
+        )
     with lock_output(output):
         # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
         print(
@@ -109,7 +114,7 @@ def run(config: Tune) -> Outcome:
             flush=True,
         )
         from pipelines.search.results import conclude, write_outcome
-        from pipelines.search.trials import Book, confirm_geometries, search_geometries
+        from pipelines.search.trials import Book, confirm_geometries, missing_confirmations, search_geometries
 
         scale, concurrent = make_scale(config)
         search = make_search(config, scale, concurrent)
@@ -126,6 +131,12 @@ def run(config: Tune) -> Outcome:
                 f"seeds       the best {config.confirm} and the paper's, from {config.confirm_seeds} each", flush=True
             )
             confirm_geometries(book, search, prepare, num_best=config.confirm, num_seeds=config.confirm_seeds)
+            if failed := missing_confirmations(book, num_best=config.confirm, num_seeds=config.confirm_seeds):
+                names = ", ".join(str(job["id"]) for job in failed)
+                print(
+                    f"note        {len(failed)} trainings from other seeds failed; a geometry with fewer seeds than "
+                    f"others is not chosen. Run the search again to try them again: {names}"
+                )
         outcome = conclude(book, search, num_best=max(1, config.confirm))
         if outcome is None:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])

@@ -30,7 +30,7 @@ from pipelines.pages.search import write_search_report
 from pipelines.search.records import Trial, read_outcome
 from pipelines.search.results import conclude, count_cost, find_front
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings
-from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, TrialJob, chosen_few
+from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, TrialJob, chosen_few, missing_confirmations
 from pipelines.training.config import Scale
 from pipelines.training.settings import PRESETS
 
@@ -262,6 +262,7 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
     assert outcome is not None
     assert outcome.best.number == 3
     assert outcome.best.seeds == (0.7, 0.7, 0.7)
+    assert [trial.seeds for trial in outcome.front] == [(0.5,), (0.6,), (0.8,)]  # as they were compared
     assert outcome.paper is not None
     assert outcome.paper.seeds == (0.6,)
     make_finished(tmp_path, book=book)
@@ -271,6 +272,31 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
     assert "70.0% ± 0.0%" in page
     table = pq.read_table(tmp_path / "sweep.parquet").to_pylist()
     assert [row["seeds"] for row in table] == [[0.6], [0.8, 0.2, 0.2], [0.5], [0.7, 0.7, 0.7], [], []]
+
+
+def test_a_lucky_seed_does_not_win_over_means_when_confirmations_fail(tmp_path: Path) -> None:
+    book = make_book(tmp_path)
+    best, second = book.finished()[:2]
+    jobs = [job["id"] for job in missing_confirmations(book, num_best=2, num_seeds=3)]
+    assert jobs[:4] == [f"{trial.id}-seed-{seed}" for trial in (best, second) for seed in (1, 2)]
+    for name in jobs[1:4]:  # the first has failed
+        run = tmp_path / "confirm" / name
+        run.mkdir(parents=True)
+        scored = vars(report_of(90, 0.8 if best.id in name else 0.6))
+        run.joinpath("result.json").write_text(json.dumps({"last": "a", "best": "a", "metrics": scored}))
+    assert jobs[0] in [job["id"] for job in missing_confirmations(book, num_best=2, num_seeds=3)]
+    outcome = conclude(book, SEARCH, num_best=2)
+    assert outcome is not None
+    assert outcome.best.id == second.id
+    assert len(outcome.best.seeds) == 3
+
+
+def test_a_search_without_a_validation_split_is_refused_before_it_begins(motion_shards: str, tmp_path: Path) -> None:
+    done = run_here("tune", *tune(motion_shards, tmp_path / "out", "--validation-split", "none")[2:])
+    assert done.returncode == 1
+    assert "error: a search compares top-1 of a validation split" in done.stderr
+    assert "one of test, train" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_search_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import optuna
 import pyarrow as pa
@@ -89,12 +89,19 @@ def conclude(book: Book, search: Search, *, num_best: int) -> Outcome | None:
     if not book.finished():
         return None
     scored = {trial.id: _score_seeds(book, trial) for trial in book.finished()}
-    # Of those trained from several seeds only: the best of many single scores is partly luck.
-    best = max(chosen_few(book, num_best), key=lambda trial: (scored[trial.id].top1, [-part for part in trial.rank]))
+    # Of those trained from several seeds only: the best of many single scores is partly luck. Where a training from
+    # another seed failed, a mean of fewer would be luckier than the others.
+    few = chosen_few(book, num_best)
+    most = max(len(scored[trial.id].seeds) for trial in few)
+    confirmed = [trial for trial in few if len(scored[trial.id].seeds) == most]
+    best = max(confirmed, key=lambda trial: (scored[trial.id].top1, [-part for part in trial.rank]))
     return Outcome(
         best=scored[best.id],
         paper=scored.get(book.paper),
-        front=tuple(scored[trial.id] for trial in find_front(book.trials.values())),
+        # By the search's own seed, as it was chosen: a mean would not compare with the scores of those trained once.
+        front=tuple(
+            replace(scored[trial.id], seeds=scored[trial.id].seeds[:1]) for trial in find_front(book.trials.values())
+        ),
         cost=count_cost(book, search),
         importance=rank_importance(book, search.space),
     )

@@ -329,15 +329,19 @@ def search_geometries(
 
 def confirm_geometries(book: Book, search: Search, prepare: Prepare, *, num_best: int, num_seeds: int) -> None:
     """Train the paper's geometry and the best few again at full length, from seeds 1 to `num_seeds` - 1."""
-    missing = [
+    if missing := missing_confirmations(book, num_best=num_best, num_seeds=num_seeds):
+        config = tune.TuneConfig(max_concurrent_trials=search.concurrent, num_samples=1)
+        _fit(book, search, prepare, config, space={"job": tune.grid_search(missing)})
+
+
+def missing_confirmations(book: Book, *, num_best: int, num_seeds: int) -> list[Values]:
+    """Jobs of the trainings from other seeds that have no result: not begun, cut off, or failed."""
+    return [
         {"id": f"{trial.id}-seed-{seed}", "geometry": dict(trial.geometry), "seed": seed}
         for trial in chosen_few(book, num_best)
         for seed in range(1, num_seeds)
         if not storage.exists(storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}", RESULT))
     ]
-    if missing:
-        config = tune.TuneConfig(max_concurrent_trials=search.concurrent, num_samples=1)
-        _fit(book, search, prepare, config, space={"job": tune.grid_search(missing)})
 
 
 def chosen_few(book: Book, num_best: int) -> list[Trial]:
