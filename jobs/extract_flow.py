@@ -25,7 +25,7 @@ from pipelines.datasets.catalog import Catalog, read_catalog
 from pipelines.datasets.folders import Layout
 from pipelines.datasets.motion_videos import write_motion_videos
 from pipelines.errors import CatalogError, SettingsError
-from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan, planned_backend
 from pipelines.lock import OutputLock, lock_output
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipelines.extraction.graph import Placement
 
 DEBUG_FOLDER = "out/debug"
+BACKEND_FLAGS = {"torch": "cuda"}  # what users call a backend that is named after what it is written in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,8 @@ class ExtractFlow:
     """What determines the bytes of the output."""
 
     flow_backend: Literal["auto", "cpu", "cuda", "opencv"] = "auto"
-    """Where flow is computed. auto: on GPUs if the cluster has any now, else on CPUs. cuda waits for GPUs to join."""
+    """Where flow is computed. auto: as an output that was begun has it, else on GPUs if the cluster has any now, else
+    on CPUs. cuda waits for GPUs to join."""
     num_cpus: int | None = None
     """CPUs to use at a time, with one task on each. None: all."""
     num_gpus: float | None = None
@@ -138,7 +140,7 @@ def run(config: ExtractFlow) -> int:
     # A dry run writes nothing: it may look while another run holds the lock.
     with nullcontext() if config.dry_run else lock_output(output) as lock:
         print(f"ray         {connect(num_cpus=config.num_cpus)}")
-        with run_flow(settings, *place(config)) as flow:
+        with run_flow(settings, *place(config, output)) as flow:
             # After flow has started: the kernel's name, part of the fingerprint, is known only where it runs.
             plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=flow.kernel)
             actors = flow.placement.flow_actors or "no"
@@ -164,27 +166,29 @@ def describe_catalog(catalog: Catalog) -> str:
     return f"{text}; {missing:,} missing" if missing else text
 
 
-def place(config: ExtractFlow) -> tuple[str, Placement]:
+def place(config: ExtractFlow, output: str) -> tuple[str, Placement]:
     """The flow backend that --flow-backend means on the cluster at hand, and where the steps run."""
     import ray
 
     from pipelines.extraction.graph import Placement
 
     gpus = ray.cluster_resources().get("GPU", 0.0) if config.num_gpus is None else config.num_gpus
-    wanted = config.flow_backend
+    wanted: str = config.flow_backend
     if wanted == "auto":
-        # Decided here: a step that asks for a GPU where there is none waits, for Ray does not fall back.
-        wanted = "cuda" if gpus else "cpu"
+        # Decided here: a step that asks for a GPU where there is none waits, for Ray does not fall back. GPUs may have
+        # come or gone since the output was begun, and flow of two kernels does not mix.
+        begun = planned_backend(output)
+        wanted = BACKEND_FLAGS.get(begun, begun) if begun else "cuda" if gpus else "cpu"
     if wanted != "cuda":
         return wanted, Placement(num_cpus=config.num_cpus)
     actors = int(gpus / config.gpus_per_actor)
     if actors < 1:
+        reason = "the output was begun with flow on GPUs" if config.flow_backend == "auto" else "--flow-backend is cuda"
         raise SettingsError(
-            f"--flow-backend cuda with {gpus:g} GPUs and --gpus-per-actor {config.gpus_per_actor:g} leaves no flow "
-            "actor: take cpu, or say by --num-gpus how many GPUs the cluster will scale up to"
+            f"{reason}, and {gpus:g} GPUs with --gpus-per-actor {config.gpus_per_actor:g} leave no flow actor: say by "
+            "--num-gpus how many GPUs the cluster will scale up to, or take --flow-backend cpu for another --output"
         )
     check_gpus(gpus)
-    # cuda is what users call it; the backend is named after what it is written in.
     return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
 
 

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fixtures_jobs import NO_GPUS, run_here, succeed
 
-from jobs.extract_flow import print_catalog
+from jobs.extract_flow import ExtractFlow, place, print_catalog
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.records import read_dataset
+from pipelines.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = str(ROOT / "jobs" / "extract_flow.py")
@@ -131,6 +133,21 @@ def test_a_second_run_finds_nothing_to_do_and_leaves_the_same_bytes(undisturbed:
     before = hashes(undisturbed)
     assert "0 shards" in extract(videos, undisturbed)
     assert hashes(undisturbed) == before
+
+
+def test_an_output_goes_on_with_the_backend_that_it_was_begun_with(undisturbed: Path, tmp_path: Path) -> None:
+    """Whatever GPUs have come or gone since; the cluster of the tests pretends to have two."""
+    config = ExtractFlow(videos="videos", output="shards")
+    assert place(config, str(tmp_path))[0] == "torch"
+    assert place(config, str(undisturbed))[0] == "cpu"
+    (tmp_path / "plan.json").write_text('{"settings": {"kernel": "torch 2.13 sm_90"}}')
+    backend, placement = place(config, str(tmp_path))
+    assert (backend, placement.flow_actors) == ("torch", 2)
+    with pytest.raises(SettingsError, match="the output was begun with flow on GPUs, and 0 GPUs"):
+        place(replace(config, num_gpus=0), str(tmp_path))
+    for other in ("[]", '{"settings": {"kernel": "another"}}'):
+        (tmp_path / "plan.json").write_text(other)
+        assert place(config, str(tmp_path))[0] == "torch"
 
 
 def test_other_settings_on_the_same_output_are_refused_by_name(undisturbed: Path, videos: Path) -> None:

@@ -29,6 +29,7 @@ from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
 from pipelines.records import Values
 from pipelines.resume import was_begun
+from pipelines.tvl1 import BACKENDS
 from pipelines.tvl1.params import FlowPreset
 
 # Settings that decide which videos are given up and not what the others become: a retry may raise them.
@@ -194,6 +195,22 @@ def begin_output(plan: Plan) -> None:
     uri = storage.join(plan.output, PLAN)
     if not was_begun(uri, plan.record.to_json()):
         records.write(uri, plan.record)
+
+
+def planned_backend(output: str) -> str | None:
+    """The backend of `pipelines.tvl1` that an output was begun with; None where none was begun, or by another version.
+
+    A plan of another version is refused by `begin_output`, which names what differs.
+    """
+    uri = storage.join(output, PLAN)
+    try:
+        values = records.parse(storage.read_bytes(uri), uri)
+    except FileNotFoundError:
+        return None
+    settings = values.get("settings") if isinstance(values, dict) else None
+    kernel = settings.get("kernel") if isinstance(settings, dict) else None
+    backend = str(kernel).partition(" ")[0]  # a kernel's name begins with its backend's
+    return backend if backend in BACKENDS else None
 
 
 def read_own_commits(plan: Plan) -> Iterator[Commit]:
