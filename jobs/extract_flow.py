@@ -267,6 +267,7 @@ def extract(config: ExtractFlow, plan: Plan, flow: RunningFlow, lock: OutputLock
         log.write(plan.output, flow.placement)
     described = manifest.assemble(plan)
     page = extraction.write_extraction_report(plan.output, described)
+    lock.check()
     # After the page: dataset.json says that all is there.
     manifest.finish(plan, described)
     print(format_summary(described, gpu_share=log.gpu_share))

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,19 +30,28 @@ logger = logging.getLogger(__name__)
 
 
 class OutputLock:
-    """What a run holds while it writes."""
+    """What a run holds while it writes; `is_held` asks whether it still does, where that can change."""
 
-    def __init__(self, output: str) -> None:
-        self.output = output
+    def __init__(self, output: str, is_held: Callable[[], bool] | None = None) -> None:
+        self.output, self.is_held = output, is_held
         self.lost = False
+        self.renewed = time.time()  # not the monotonic clock, which a suspended machine stops
 
     def check(self) -> None:
         """OutputLockedError where another run took the output over, because this one was not heard of for too long."""
+        if time.time() - self.renewed > 2 * HEARTBEAT_S:  # as after a sleep, from which the heart is not yet up
+            self.look()
         if self.lost:
             raise OutputLockedError(
                 f"{self.output} was taken over by another run: this one could not renew its lock for "
                 f"{STALE_AFTER_S:.0f} s (a suspended machine or a broken network). Let the other finish"
             )
+
+    def look(self) -> None:
+        """Find out whether the lock is still this run's; where nothing answers, nothing is found out."""
+        if self.is_held is not None:
+            with contextlib.suppress(OSError):
+                self.lost = self.lost or not self.is_held()
 
 
 @contextlib.contextmanager
@@ -93,7 +102,17 @@ def _find_began(pid: int) -> int | None:
 def _has_died(holder: dict[str, Any]) -> bool:
     """Whether the holder ran on this machine and is seen to be dead."""
     here = _identify_machine()
-    return here is not None and holder.get("machine") == here and _find_began(holder["pid"]) != holder["began"]
+    if here is None or holder.get("machine") != here:
+        return False
+    began = _find_began(holder["pid"])
+    if began is None:
+        try:
+            os.kill(holder["pid"], 0)
+        except PermissionError:  # another user's, and alive: /proc may hide it (hidepid)
+            return False
+        except ProcessLookupError:
+            return True
+    return began != holder["began"]
 
 
 def _refuse(output: str, holder: dict[str, object], remedy: str) -> OutputLockedError:
@@ -128,8 +147,8 @@ def _read_holder(file: IO[str]) -> dict[str, object]:
 @contextlib.contextmanager
 def _hold_object(output: str) -> Iterator[OutputLock]:
     uri = storage.join(output, "lock.json")
-    lock, stop = OutputLock(output), threading.Event()
     record = _take_object(output, uri)
+    lock, stop = OutputLock(output, lambda: _holds(uri, record)), threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, record, lock, stop), daemon=True)
     heart.start()
     try:
@@ -137,9 +156,17 @@ def _hold_object(output: str) -> Iterator[OutputLock]:
     finally:
         stop.set()
         heart.join()
+        lock.look()  # the heart may not have beaten since another run took it
         with contextlib.suppress(OSError):  # what cannot be deleted now is void soon
             if not lock.lost:
                 storage.delete(uri)
+
+
+def _holds(uri: str, record: dict[str, object]) -> bool:
+    try:
+        return bool(json.loads(storage.read_bytes(uri))["token"] == record["token"])
+    except FileNotFoundError:
+        return False
 
 
 def _take_object(output: str, uri: str) -> dict[str, object]:
@@ -161,7 +188,13 @@ def _take_object(output: str, uri: str) -> dict[str, object]:
         mine["beat"] = time.time()
         if not storage.exchange(uri, record_bytes, _encode(mine)):
             raise _refuse(output, holder, "Wait for it or stop it, or choose another --output.")
-        break
+        return mine
+    if storage.create(uri, _encode({**mine, "beat": time.time()})):
+        logger.warning(
+            "the S3 server of %s takes no heed of If-None-Match: it would let two runs start on one output at the same "
+            "moment. See to it that only one runs",
+            output,
+        )
     return mine
 
 
@@ -174,8 +207,9 @@ def _beat(uri: str, record: dict[str, object], lock: OutputLock, stop: threading
         try:
             record_bytes = storage.read_bytes(uri)
             lock.lost = json.loads(record_bytes)["token"] != record["token"]
-            if not lock.lost:
-                storage.exchange(uri, record_bytes, _encode({**record, "beat": time.time()}))
+            now = time.time()
+            if not lock.lost and storage.exchange(uri, record_bytes, _encode({**record, "beat": now})):
+                lock.renewed = now
         except FileNotFoundError:
             lock.lost = True
         except OSError as error:

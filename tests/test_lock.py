@@ -199,3 +199,51 @@ def test_a_pid_says_nothing_about_a_process_of_another_machine(s3: str, machine:
     storage.put(f"{s3}/lock.json", json.dumps({**left, "machine": machine}).encode())
     with pytest.raises(OutputLockedError, match="is void in"), lock_output(s3):
         pass
+
+
+def test_a_run_that_slept_past_its_lease_leaves_the_lock_to_the_other(s3: str) -> None:
+    """Its heart has not beaten since."""
+    with lock_output(s3) as held:
+        leave_lock(s3, age_s=0)
+        held.check()  # a lease that was renewed a moment ago cannot have been taken
+        held.renewed -= 90
+        with pytest.raises(OutputLockedError, match="taken over by another run"):
+            held.check()
+    assert read_lock(s3)["token"] == "theirs"
+    storage.delete(f"{s3}/lock.json")
+    with lock_output(s3):
+        leave_lock(s3, age_s=0)
+    assert read_lock(s3)["token"] == "theirs"
+
+
+def test_a_process_that_proc_hides_is_alive(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another user's, where /proc is mounted with hidepid."""
+    with another_run(s3):
+        left = read_lock(s3)
+        find = lock._find_began
+        monkeypatch.setattr(lock, "_find_began", lambda pid: None if pid == left["pid"] else find(pid))
+
+        def refuse(pid: int, number: int) -> None:
+            raise PermissionError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "kill", refuse)
+            with pytest.raises(OutputLockedError, match="another run"):
+                lock_output(s3).__enter__()
+
+
+def test_a_server_that_ignores_conditions_is_named(
+    s3: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with lock_output(s3):
+        assert caplog.text == ""
+
+    def create(uri: str, data: bytes) -> bool:
+        storage.put(uri, data)
+        return True
+
+    monkeypatch.setattr(storage, "create", create)
+    with lock_output(s3) as held:
+        held.check()
+    assert "takes no heed of If-None-Match" in caplog.text
+    assert not storage.exists(f"{s3}/lock.json")
