@@ -107,6 +107,7 @@ def grown(monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any], **counts: in
         name: float(sum(count * kinds[kind]["resources"].get(name, 0) for kind, count in counts.items()))
         for name in ("CPU", "GPU")
     }
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # as in a submitted job; on its own a machine gets no more than it has
     monkeypatch.setattr(ray, "cluster_resources", lambda: {name: value for name, value in total.items() if value})
     return total
 
