@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +28,12 @@ from pipelines.errors import RecordError, VideoError
 from pipelines.extraction.flow_pool import BATCH_PIXELS, iter_batches
 from pipelines.extraction.plan import hash_catalog
 from pipelines.extraction.records import PLAN, PlanRecord
-from pipelines.media.codec import decode_flow, decode_flow_levels, decode_rgb, flow_error, scale_of
+from pipelines.media.codec import DECODING_ERRORS, decode_flow, decode_flow_levels, decode_rgb, flow_error, scale_of
 from pipelines.media.decode import DAY_S, MAX_LIMIT, DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 
 TOLERANCE = 1.5  # times the stored flow's own error (or its step) that recomputed flow may differ by, in the mean
 WINDOW = 64  # frames that are decoded at a time
-UNREADABLE = (OSError, ValueError, LookupError, av.FFmpegError)  # what reading and decoding a damaged row raises
 NO_LIMITS: dict[str, Any] = {
     "max_frames": MAX_LIMIT,
     "max_gap_s": float(DAY_S),
@@ -160,7 +158,7 @@ def check_sample(video: Row) -> Iterator[Finding]:
         row = shards.read_row(video["file"], video["row"], ["rgb", "flow"], version=video["version"])
         num_frames, size = _measure(partial(decode_rgb, row["rgb"]))
         num_pairs, flow_size = _measure(partial(decode_flow_levels, row["flow"], row["convention"].flow))
-    except UNREADABLE as error:
+    except DECODING_ERRORS as error:
         yield Finding(video["id"], f"cannot be decoded: {type(error).__name__}: {error}")
         return
     if row["id"] != video["id"]:
@@ -203,7 +201,7 @@ def compare_source(video: Row, facts: Row, videos: str, dataset: Dataset) -> Fin
                     return Finding(video["id"], f"{facts['source']} is not the file that it was made of (sha256)")
             frames = process_decoder(settings).frames(path, start=facts["start"], end=facts["end"])
             return _compare_flow(video, facts["source"], frames)
-    except (VideoError, *UNREADABLE) as error:
+    except (VideoError, *DECODING_ERRORS) as error:
         return Finding(video["id"], f"{facts['source']}: {error}")
 
 
@@ -212,16 +210,9 @@ def _compare_flow(video: Row, source: str, frames: Iterable[npt.NDArray[np.uint8
     convention: ShardConvention = row["convention"]
     # The preset that the shard was made with, whatever is the default by now.
     preset, bound = str(convention.tvl1["preset"]), scale_of(convention.flow).bound
-    num_frames = num_pairs = 0
-
-    def grey_frames() -> Iterator[npt.NDArray[np.uint8]]:
-        nonlocal num_frames
-        for frame in frames:
-            num_frames += 1
-            yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.uint8, copy=False)  # as extracted: once resized
-
-    means, most = [], 0.0
-    for batch in iter_batches(grey_frames(), BATCH_PIXELS):
+    grey = (cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames)  # as in the extraction: of frames once resized
+    num_pairs, means, most = 0, [], 0.0
+    for batch in iter_batches(grey, BATCH_PIXELS):
         computed = tvl1.flow(batch, preset=preset)
         stored = decode_flow(row["flow"], convention.flow, start=num_pairs, stop=num_pairs + len(computed))
         num_pairs += len(computed)
@@ -230,6 +221,7 @@ def _compare_flow(video: Row, source: str, frames: Iterable[npt.NDArray[np.uint8
             error = flow_error(computed, stored, bound)
             means += [error.mean] * len(computed)
             most = max(most, error.max)
+    num_frames = num_pairs + 1  # a decoder that yields none raises
     if num_frames != video["num_frames"]:
         return Finding(video["id"], f"{source} gives {num_frames} frames; {video['num_frames']} were recorded")
     if len(means) != num_pairs:
