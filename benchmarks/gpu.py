@@ -280,8 +280,8 @@ class NoFlow:
 
     def stream(self, frames: Iterable[np.ndarray], num_samples: int) -> Iterator[FlowBatch]:
         """One smooth field, drifting."""
+        from pipelines.extraction.batches import BATCH_PIXELS, iter_batches
         from pipelines.extraction.flow_actor import FlowBatch
-        from pipelines.extraction.flow_pool import BATCH_PIXELS, iter_batches
         from pipelines.media.codec import CodecSettings, count_levels, quantise, stack_components
 
         scale = CodecSettings().flow_scale

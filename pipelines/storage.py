@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import io
 import logging
 import os
@@ -463,3 +464,13 @@ def local_copy(uri: str) -> Iterator[str]:
         yield local
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def hash_file(path: str) -> str:
+    """SHA-256 of a local file, in hexadecimal."""
+    sha = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        # A video may be larger than what the worker has left of memory.
+        while chunk := file.read(1 << 20):
+            sha.update(chunk)
+    return sha.hexdigest()

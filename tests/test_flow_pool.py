@@ -18,8 +18,9 @@ from test_tvl1 import texture
 from pipelines import tvl1
 from pipelines.errors import BackendError
 from pipelines.extraction import flow_pool
+from pipelines.extraction.batches import BATCH_PIXELS, MOST_PAIRS, iter_batches, pairs_of
 from pipelines.extraction.flow_actor import FlowActor, FlowTask
-from pipelines.extraction.flow_pool import BATCH_PIXELS, FlowLostError, iter_batches, open_pool, pairs_of
+from pipelines.extraction.flow_pool import FlowLostError, open_pool
 from pipelines.media.codec import CodecSettings, quantise, stack_components
 from pipelines.tvl1 import TVL1Params
 
@@ -51,7 +52,7 @@ def test_batches_overlap_by_a_frame_and_lose_none() -> None:
 def test_a_batch_is_bounded_in_bytes_whatever_the_size_of_a_frame() -> None:
     assert pairs_of(340 * 256, BATCH_PIXELS) == 64
     assert pairs_of(3840 * 2160, BATCH_PIXELS) == 1
-    assert pairs_of(16 * 16, BATCH_PIXELS) == flow_pool.MOST_PAIRS
+    assert pairs_of(16 * 16, BATCH_PIXELS) == MOST_PAIRS
 
 
 def test_codes_counts_and_sample_come_back_in_order(ray_cluster: str) -> None:

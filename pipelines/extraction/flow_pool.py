@@ -18,14 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
 from pipelines.errors import BackendError
+from pipelines.extraction.batches import BATCH_PIXELS, iter_batches
 from pipelines.extraction.flow_actor import THREADS, FlowActor, FlowBatch, FlowTask, GreyFrames
 
-BATCH_PIXELS = 64 * 340 * 256  # 64 frames of 4:3 at a shorter side of 256
-MOST_PAIRS = 256
 IN_FLIGHT = 2  # batches of a video that are with an actor while the next is decoded
 MAX_DEATHS = 3  # of actors that have a batch: one more, and it is the batch
 
@@ -126,23 +124,6 @@ def receive(reference: Any) -> Any:
         raise (error.cause or error) from error
     except ray.exceptions.ActorDiedError as error:
         raise FlowLostError(f"a flow actor died and cannot come back: {error}") from error
-
-
-def iter_batches(frames: Iterable[GreyFrames], batch_pixels: int) -> Iterator[GreyFrames]:
-    """Batches (n + 1, H, W) of frames, each beginning with the last frame of the one before."""
-    batch: list[GreyFrames] = []
-    for frame in frames:
-        batch.append(frame)
-        if len(batch) > pairs_of(frame.shape[0] * frame.shape[1], batch_pixels):
-            yield np.stack(batch)
-            batch = [frame]
-    if len(batch) > 1:
-        yield np.stack(batch)
-
-
-def pairs_of(frame_pixels: int, batch_pixels: int) -> int:
-    """Pairs of frames of a size that make a batch."""
-    return max(1, min(MOST_PAIRS, batch_pixels // frame_pixels))
 
 
 @contextmanager

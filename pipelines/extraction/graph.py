@@ -12,12 +12,10 @@ its blocks. A video that fails stays a row, with the reason, and ends in the qua
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -212,7 +210,7 @@ class _Video:
         """The columns of a shard row that are known once all frames have passed, `rgb` among them."""
         assert self.encoder is not None, "the decoder raises where there is no frame"
         return {
-            "source_sha256": _hash_file(self.path),
+            "source_sha256": storage.hash_file(self.path),
             "num_frames": self.num_frames,
             "height": self.size[0],
             "width": self.size[1],
@@ -305,15 +303,6 @@ def _describe(row: Row) -> Row:
     """What videos.parquet keeps of a row: everything but the blobs, of which it keeps the sizes."""
     sizes = {f"{blob}_bytes": len(row[blob]) if row.get(blob) is not None else None for blob in BLOBS}
     return {name: sizes.get(name, row.get(name)) for name in VIDEO_SCHEMA.names}
-
-
-def _hash_file(path: str) -> str:
-    sha = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        # A video may be larger than what the worker has left of memory.
-        while chunk := file.read(1 << 20):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def build_graph(blocks: Iterable[pa.Table], steps: Steps) -> ray.data.Dataset:

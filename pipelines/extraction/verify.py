@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -25,7 +24,7 @@ from pipelines.datasets.records import DATASET, Dataset, ListedShard, ShardConve
 from pipelines.datasets.shards import Commit, Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import RecordError, VideoError
-from pipelines.extraction.flow_pool import BATCH_PIXELS, iter_batches
+from pipelines.extraction.batches import BATCH_PIXELS, iter_batches
 from pipelines.extraction.plan import hash_catalog
 from pipelines.extraction.records import PLAN, PlanRecord
 from pipelines.media.codec import DECODING_ERRORS, decode_flow, decode_flow_levels, decode_rgb, flow_error, scale_of
@@ -196,9 +195,8 @@ def compare_source(video: Row, facts: Row, videos: str, dataset: Dataset) -> Fin
     settings = DecodeSettings(fps=sampling.fps, short_side=sampling.short_side, **NO_LIMITS)
     try:
         with storage.local_copy(storage.join(videos, facts["source"])) as path:
-            with Path(path).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != facts["source_sha256"]:
-                    return Finding(video["id"], f"{facts['source']} is not the file that it was made of (sha256)")
+            if storage.hash_file(path) != facts["source_sha256"]:
+                return Finding(video["id"], f"{facts['source']} is not the file that it was made of (sha256)")
             frames = process_decoder(settings).frames(path, start=facts["start"], end=facts["end"])
             return _compare_flow(video, facts["source"], frames)
     except (VideoError, *DECODING_ERRORS) as error:
