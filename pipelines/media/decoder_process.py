@@ -138,12 +138,17 @@ class DecodedFrames:
         self._frames.close()
 
     def _read(self) -> Generator[RGBFrame, None, None]:
-        child = self._decoder._take()
-        self.pid = child.process.pid
-        try:
-            self._info = yield from child.decode(self._request, self._decoder.settings)
-        finally:
-            self._decoder._give_back(child)
+        while self._info is None:
+            child = self._decoder._take()
+            self.pid = child.process.pid
+            try:
+                self._info = yield from child.decode(self._request, self._decoder.settings)
+            except VideoError as error:
+                # It may have been dying when it was taken: what killed it, this video or one before, a new child tells.
+                if error.kind != "decoder_crashed" or child.answered or not child.served:
+                    raise
+            finally:
+                self._decoder._give_back(child)
 
 
 @functools.cache
@@ -158,7 +163,9 @@ class _Child:
     """The parent's end of one decoder process."""
 
     def __init__(self) -> None:
-        self.busy = False
+        self.busy = False  # with a video, or not fit for another
+        self.served = False  # a video to its end
+        self.answered = False  # the video at hand, with anything
         self.stderr: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.media.decoder_process"],
@@ -187,12 +194,13 @@ class _Child:
 
     def decode(self, request: Request, settings: DecodeSettings) -> Generator[RGBFrame, None, VideoInfo]:
         """Yield the frames of one request and return its VideoInfo. Raises VideoError."""
-        self.busy = True
+        self.busy, self.answered = True, False
         with contextlib.suppress(BrokenPipeError):  # a dead child shows below, with the reason
             self.requests.write(json.dumps(request).encode() + b"\n")
         count, deadline = 0, patience(settings)
         while time.monotonic() < deadline:
             kind, size = HEADER.unpack(self.receive(HEADER.size, settings))
+            self.answered = True
             if kind == FRAME and count < settings.max_frames:
                 yield self.receive_frame(size, settings)
                 count, deadline = count + 1, patience(settings)
@@ -216,6 +224,7 @@ class _Child:
 
     def conclude(self, kind: bytes, answer: dict[str, Any]) -> VideoInfo:
         """The VideoInfo or the VideoError that ends a video; a child that ran out of memory is not used again."""
+        self.served = True
         if kind == INFO and answer.keys() != VideoInfo.__dataclass_fields__.keys():
             raise nonsense()
         error = answer.get("kind", "unreadable")
