@@ -125,7 +125,6 @@ def test_a_page_of_hostile_names_is_escaped(index: VideoIndex) -> None:
     evaluation = scoring.summarise(table, ["rgb"], classes, ignore_missing=False)
     page = render_evaluation("out", evaluation, table, [])
     assert "<script>alert" not in page
-    assert "75.0% of 8 videos are right" in page
 
 
 def test_the_page_made_again_keeps_the_order_of_the_classes(index: VideoIndex, tmp_path: Path) -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from page_folders import CONVENTION, make_lost, make_page, make_video, write_dataset, write_run
+from page_text import read_page
 
-from jobs import report as command
-from pipelines import records, storage
+from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.records import ShardConvention
-from pipelines.errors import DataError
 from pipelines.media.codec import CodecSettings, decode_rgb
 from pipelines.pages import base, extraction
 from pipelines.pages.class_coverage import Count, cover_classes
@@ -54,85 +52,16 @@ def mixed_page(mixed: list[dict], tmp_path_factory: pytest.TempPathFactory) -> s
     return make_page(folder, mixed)
 
 
-def text_of(page: str) -> str:
-    """What a reader sees: no tags, no scripts, single spaces."""
-    page = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]*>", " ", page).split())
-
-
-def test_headline_counts_what_is_there_and_what_is_not(mixed_page: str) -> None:
-    text = text_of(mixed_page)
-    assert "5 of 7 videos are ready. 1 in quarantine, 1 missing." in text
-    assert "RGB frames 30 1.2 s of video" in text
-    assert "flow error, RMS 0.020 px" in text
-    assert "frames a second 1.5" in text
-
-
-def test_nothing_lost_is_said(tmp_path: Path) -> None:
-    text = text_of(make_page(tmp_path, [make_video("a")]))
-    assert "1 of 1 videos are ready. Nothing was lost." in text
-    assert "Empty. Every file that was there could be decoded." in text
-
-
-def test_quarantine_shows_stage_kind_and_sentence(mixed_page: str) -> None:
-    text = text_of(mixed_page)
-    assert "wave~broken train decode no_frames not one frame could be decoded" in text
-    assert 'href="quarantine.parquet"' in mixed_page
-
-
-def test_suspicious_videos_are_listed(mixed_page: str) -> None:
-    text = text_of(mixed_page)
-    assert "1 nearly static video video class mean |flow|, px wave~still wave 0.000" in text
-    assert "1 heavily clipped video video class beyond the bound clap~1 clap 50.0%" in text
-
-
-def test_settings_convention_and_versions_are_there(mixed_page: str) -> None:
-    text = text_of(mixed_page)
-    for fact in (
-        "f00d",
-        "flow.bound_px 20.0",
-        "flow.zero_code 512",
-        "decode.fps 25.0",
-        "kernel numba:test",
-        "ray 2.60.0",
-    ):
-        assert fact in text
-
-
-def test_previews_are_playable_videos_of_both_halves(mixed_page: str) -> None:
-    assert mixed_page.count("data:video/mp4;base64,") == 5
-    assert "most clipped" in mixed_page
-    assert "stillest" in mixed_page
-
-
-def test_the_page_is_self_contained(mixed_page: str) -> None:
-    urls = re.findall(r"""(?:src|href)=["']([^"']*)""", mixed_page)
-    assert {url.partition(":")[0] for url in urls if ":" in url} == {"data"}
-    assert "default-src 'none'" in mixed_page
-
-
 def test_plots_leave_no_text_black_in_the_dark(mixed_page: str) -> None:
     texts = re.findall("<text [^>]*>", mixed_page)
     assert len(texts) > 20
     assert all("fill: var(--" in text for text in texts)
 
 
-def test_equal_input_gives_equal_bytes(mixed: list[dict], tmp_path: Path) -> None:
-    first = make_page(tmp_path, mixed)
-    assert make_page(tmp_path, mixed) == first
-
-
 def test_webdataset_shards_make_the_same_previews(mixed: list[dict], mixed_page: str, tmp_path: Path) -> None:
     page = make_page(tmp_path, mixed, format="webdataset")
     clips = re.compile('data:video/mp4;base64,[^"]*')
     assert clips.findall(page) == clips.findall(mixed_page)
-
-
-def test_a_data_set_on_s3_gets_the_same_page(mixed: list[dict], tmp_path: Path, s3: str) -> None:
-    uri = extraction.write_extraction_report(s3, write_dataset(s3, mixed))
-    assert uri == f"{s3}/report.html"
-    local = make_page(tmp_path, mixed)
-    assert storage.read_text(uri).replace(s3, str(tmp_path)) == local
 
 
 def test_names_and_messages_never_become_html(tmp_path: Path) -> None:
@@ -151,33 +80,10 @@ def test_names_and_messages_never_become_html(tmp_path: Path) -> None:
     assert "\u202e" not in page
 
 
-def test_empty_and_wholly_lost_data_sets_make_a_page(tmp_path: Path) -> None:
-    text = text_of(make_page(tmp_path, [make_lost("a", "missing"), make_lost("b", "quarantined")]))
-    assert "0 of 2 videos are ready. 1 in quarantine, 1 missing." in text
-    assert "1 of 1 class needs a look" in text
-    assert "nothing usable" in text
-    assert "No run left a record." in text
-
-
-def test_a_one_frame_video_is_counted_but_not_previewed(tmp_path: Path) -> None:
-    still = make_video("photo") | {"num_frames": 1, "flow": b"", "flow_bytes": 0, "flow_mean": 0.0}
-    page = make_page(tmp_path, [still])
-    assert "1 of 1 videos are ready." in text_of(page)
-    assert "data:video" not in page
-
-
-def test_unlabelled_videos_are_one_class_without_a_name(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path, [make_video("a", class_name=""), make_video("b", class_name="")])
-    page = extraction.write_extraction_report(str(tmp_path), replace(dataset, classes=()))
-    text = text_of(Path(page).read_text())
-    assert "No class stands out." in text
-    assert "(unlabelled) 2 2.00" in text
-
-
 def test_a_broken_blob_costs_its_preview_only(tmp_path: Path) -> None:
     page = make_page(tmp_path, [make_video("good"), make_video("rotten") | {"flow": b"not a video"}])
     assert page.count("data:video/mp4") == 1
-    assert "No preview: frames 0 to 5 cannot be shown" in text_of(page)
+    assert "No preview: frames 0 to 5 cannot be shown" in read_page(page)
 
 
 def test_a_throughput_plot_takes_runs_of_any_length(mixed: list[dict], tmp_path: Path) -> None:
@@ -214,13 +120,6 @@ def test_worst_class_comes_first_with_what_is_wrong() -> None:
         "unplanned": [],
     }
     assert list(found) == ["gone", "half", "small", "calm", "fine", "unplanned"]
-
-
-def test_the_head_of_the_page_names_each_kind_of_trouble(tmp_path: Path) -> None:
-    videos = [make_video(f"fine~{number}", class_name="fine") for number in range(3)]
-    videos += [make_video("calm~1", class_name="calm", speed=0), make_lost("half~1", "missing", class_name="half")]
-    text = text_of(make_page(tmp_path, [*videos, make_video("half~2", class_name="half")]))
-    assert "videos lost half 50% lost hardly any motion calm" in text.split("Classes")[0]
 
 
 def test_counts_and_motion_of_a_class() -> None:
@@ -292,16 +191,6 @@ def test_jpeg_flow_counts_as_still_above_its_missing_zero() -> None:
     jpeg = ShardConvention(flow=CodecSettings(flow_codec="jpeg").flow_convention())
     assert extraction.find_still_px(CONVENTION) == 0.1
     assert extraction.find_still_px(jpeg) == pytest.approx(0.1 + 2**0.5 * 20 / 255)
-
-
-def test_the_command_makes_the_page_again(mixed: list[dict], tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path, mixed)
-    first = Path(extraction.write_extraction_report(str(tmp_path), dataset)).read_text()
-    with pytest.raises(DataError, match=r"holds none of dataset\.json, .*give the --output"):
-        command.make_report(str(tmp_path))
-    storage.put(str(tmp_path / "dataset.json"), records.encode(dataset))
-    assert command.make_report(str(tmp_path)) == str(tmp_path / "report.html")
-    assert (tmp_path / "report.html").read_text() == first
 
 
 def test_settings_are_names_and_plain_values() -> None:

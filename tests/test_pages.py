@@ -1,7 +1,12 @@
-"""The pages of every kind: made again from disk and S3, and how a real browser shows them, wide and narrow."""
+"""The pages of every kind: how they read, made again from disk and S3, and in a real browser, wide and narrow.
+
+tests/golden_pages holds each page as it reads. After a change that is meant, run this file with UPDATE_GOLDEN=1, which
+writes them anew, and look at what git shows.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +24,7 @@ from page_folders import (
     make_video,
     report_of,
 )
+from page_text import read_page
 
 from jobs import report
 from pipelines import storage
@@ -26,6 +32,7 @@ from pipelines.errors import DataError
 from pipelines.search.trials import Book
 
 LONG = "a-name-that-does-not-want-to-fit-" * 6
+GOLDEN = Path(__file__).parent / "golden_pages"
 AUDIT = (Path(__file__).parent / "page_audit.js").read_text()
 
 
@@ -46,6 +53,12 @@ def lost_videos() -> list[dict]:
     return [make_lost("a", "missing"), make_lost("b", "quarantined")]
 
 
+def unlabelled_videos() -> list[dict]:
+    """Two, one of which is a single frame, without flow and so without a preview."""
+    photo = make_video("photo", class_name="") | {"num_frames": 1, "flow": b"", "flow_bytes": 0, "flow_mean": 0.0}
+    return [make_video("clip", class_name=""), photo]
+
+
 def one_trial(folder: Path) -> Path:
     book = Book(str(folder), PAPER)
     book.save(make_trial(0, [report_of(10, 0.3)]))
@@ -62,6 +75,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "training": make_training,
     "evaluation": lambda folder: make_evaluation(folder, ["clap", LONG, "x" * 120, "jump", "wave", "push"]),
     "search": make_search,
+    "extraction without labels": lambda folder: make_extraction(folder, unlabelled_videos()),
     "extraction of nothing": lambda folder: make_extraction(folder, lost_videos()),
     "training just begun": begun,
     "evaluation of one class": lambda folder: make_evaluation(folder, ["wave"]),
@@ -78,6 +92,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for folder in made.values():
         report.make_report(str(folder))
     return made
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "evaluation of 60 classes"])
+def test_a_page_reads_as_it_should(folders: dict[str, Path], name: str) -> None:
+    folder, golden = folders[name], GOLDEN / f"{name.replace(' ', '_')}.txt"
+    text = re.sub(r"\S*/pages\d+/folder", "OUT", read_page((folder / "report.html").read_text()))
+    text = re.sub(r"\b[\d.]+ k?B\b", "SOME BYTES", text)  # another x264 may need others
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text.splitlines() == golden.read_text().splitlines()
 
 
 @pytest.mark.parametrize("kind", KINDS)

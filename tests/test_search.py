@@ -267,8 +267,6 @@ def test_seeds_decide_between_the_best_few(tmp_path: Path) -> None:
     assert outcome.paper.seeds == (0.6,)
     make_finished(tmp_path, book=book)
     page = Path(write_search_report(str(tmp_path))).read_text()
-    assert page.count("<svg") == 3
-    assert "not the flow over s frames" in page
     assert "70.0% ± 0.0%" in page
     table = pq.read_table(tmp_path / "sweep.parquet").to_pylist()
     assert [row["seeds"] for row in table] == [[0.6], [0.8, 0.2, 0.2], [0.5], [0.7, 0.7, 0.7], [], []]

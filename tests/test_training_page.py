@@ -7,35 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from page_folders import make_training
 
 import models
-from jobs import report
 from models import checkpoint
-from pipelines.errors import DataError
 from pipelines.pages.training import draw_filters, first_filters
-
-
-def test_a_finished_run_shows_curves_filters_and_what_failed(tmp_path: Path) -> None:
-    page = Path(report.make_report(str(make_training(tmp_path / "run")))).read_text()
-    assert "40.0% of the validation videos are right after 19 steps" in page
-    assert page.count("<svg") == 7
-    assert page.count("data:image/png;base64,") == 2 * 7
-    assert page.index("After training") < page.index("Before training")
-    assert "train~x: FileNotFoundError: gone" in page
-    assert "&lt;b&gt;data&lt;/b&gt;" in page
-
-
-def test_an_unfinished_run_has_a_page_that_says_so(tmp_path: Path) -> None:
-    page = Path(report.make_report(str(make_training(tmp_path / "run", finished=False)))).read_text()
-    assert "unfinished, at step 19" in page
-    assert "conv1" not in page.split("<h2>Settings")[0].split("</style>")[1]
-
-
-def test_a_run_that_was_only_begun_has_one_too(tmp_path: Path) -> None:
-    folder = make_training(tmp_path / "run", finished=False)
-    (folder / "metrics.jsonl").unlink()
-    assert "not a step is logged yet" in Path(report.make_report(str(folder))).read_text()
 
 
 @pytest.mark.parametrize(("channels", "flow"), [(3, False), (2, True)])
@@ -59,8 +34,3 @@ def test_other_networks_have_no_such_picture(tmp_path: Path) -> None:
     config = models.configure("two_stream", num_classes=3, width=0.125, size=32)
     checkpoint.save(tmp_path / "c", models.build_from(config), checkpoint.Metadata(classes=("a", "b", "c")))
     assert first_filters(str(tmp_path / "c")) is None
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError):
-        report.make_report(str(tmp_path))
