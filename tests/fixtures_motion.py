@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from fixtures_jobs import NO_GPUS, succeed
 
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
 
 
 @pytest.fixture(scope="session")
-def motion_shards(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Shards of 6 classes with 2 training and 1 test video each; of the test split one more is broken, one missing."""
-    folder = tmp_path_factory.mktemp("motion")
+def motion_shards(ray_here: None, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> str:
+    """Shards of 6 classes with 2 training and 1 test video each; of the test split one more is broken, one missing.
+
+    The processes of one run of pytest share them: none may write there.
+    """
+    together = tmp_path_factory.getbasetemp().parent if worker_id != "master" else tmp_path_factory.getbasetemp()
+    folder = together / "motion"
+    with FileLock(together / "motion.lock"):
+        if not (folder / "shards" / "dataset.json").exists():
+            make_shards(folder)
+    return str(folder / "shards")
+
+
+def make_shards(folder: Path) -> None:
     write_motion_videos(folder / "videos", videos_per_class=3, seed=0, num_frames=25, size=(64, 48))
     (folder / "videos" / "test" / "up" / "broken.mp4").write_text("This is not a video.\n")
     paths = sorted(path.relative_to(folder / "videos") for path in (folder / "videos").rglob("*.mp4"))
@@ -23,4 +36,3 @@ def motion_shards(ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> s
     flags = ["--videos", folder / "videos", "--annotations", folder / "list.csv", "--output", folder / "shards"]
     succeed("extract_flow", *flags, "--short-side", "40", "--videos-per-shard", "5", *NO_GPUS)
     assert len(CLASSES) == 6
-    return str(folder / "shards")

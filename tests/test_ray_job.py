@@ -84,6 +84,7 @@ def test_an_extraction_says_what_it_does(extracted: tuple[Path, str]) -> None:
     assert {name: counts["ok"] for name, counts in splits.items()} == {"train": 12, "test": 6}
 
 
+@pytest.mark.soak
 def test_a_training_says_what_it_does(trained: tuple[Path, str]) -> None:
     output, text = trained
     check_log(text)
@@ -102,6 +103,7 @@ def test_a_search_says_what_it_does(head: Head, extracted: tuple[Path, str], tmp
     assert len(json.loads((tmp_path / "sweep" / "result.json").read_text())["paper"]["seeds"]) == 2
 
 
+@pytest.mark.soak
 def test_an_evaluation_says_what_it_found(
     head: Head, extracted: tuple[Path, str], trained: tuple[Path, str], tmp_path: Path
 ) -> None:
