@@ -60,8 +60,10 @@ def errors(flow: np.ndarray, truth: np.ndarray, border: int = 8) -> np.ndarray:
 @pytest.mark.parametrize("size", [(64, 80), (61, 47), (40, 300), (33, 530), (17, 256), (2, 3), (1, 40), (1, 1)])
 def test_cpu_follows_the_oracle(size: tuple[int, int]) -> None:
     frames = np.stack([texture(*size), np.roll(texture(*size), 1, axis=1)])
-    flow = tvl1.flow(frames, params=FIXED, backend="cpu")[0]
-    assert np.abs(flow - oracle_flow(*frames, FIXED)).max() < 5e-3
+    error = np.abs(tvl1.flow(frames, params=FIXED, backend="cpu")[0] - oracle_flow(*frames, FIXED))
+    assert error.mean() < 2e-4
+    # In float64 the oracle's own worst pixel of the first size moves by 6e-3 where lambda changes in its sixth digit.
+    assert error.max() < 2e-2
 
 
 def test_cpu_follows_the_oracle_without_median_and_with_another_schedule() -> None:

@@ -90,6 +90,8 @@ def describe_target() -> str:
     """numba, processor family, vector width and kernel source: what the last digits of the flow depend on."""
     _, family, features = cpu_target.target_context.codegen().magic_tuple()
     width = next((name for name in ("avx512f", "avx2", "neon") if f"+{name}" in features), "baseline")
+    if kernels.prefers_512(family, features.split(",")):
+        width += "-512"
     return f"cpu numba-{numba.__version__} {family} {width} kernel-{source_hash()}"
 
 

@@ -7,6 +7,7 @@ from pipelines.tvl1.kernels.field import LANES, TILE, field_size, read_flow
 from pipelines.tvl1.kernels.resampling import downscale, pad_image, upsample
 from pipelines.tvl1.kernels.schedule import Schedule
 from pipelines.tvl1.kernels.solver import solve_scale
+from pipelines.tvl1.kernels.vectors import prefers_512
 
 __all__ = [
     "LANES",
@@ -15,6 +16,7 @@ __all__ = [
     "downscale",
     "field_size",
     "pad_image",
+    "prefers_512",
     "read_flow",
     "solve_scale",
     "upsample",

@@ -40,6 +40,7 @@ from pipelines.tvl1.kernels.field import (
     strip_base,
 )
 from pipelines.tvl1.kernels.schedule import Schedule
+from pipelines.tvl1.kernels.vectors import use_widest_vectors
 
 
 @njit(forceinline=True, **OPTIONS)
@@ -52,6 +53,7 @@ def iterate_row(
     Dual: p <- (p + s * grad u) / (1 + s * |grad u|), with s = tau / theta; its row y - 1 needs the new u
     of rows y - 1 and y. Both reciprocals come from one division. n is a multiple of 16.
     """
+    use_widest_vectors()
     for x in range(n):
         i = o + x
         k = i - ROW_U
@@ -81,6 +83,7 @@ def iterate_row(
 @njit(forceinline=True, **OPTIONS)
 def iterate_last_dual_row(field: np.ndarray, o: Index, n: Index, dual_step: Real) -> None:
     """Dual step of n pixels of the last row, where the y-gradient is 0."""
+    use_widest_vectors()
     for x in range(n):
         i = o + x
         u_x = dual_step * (field[i + FLOW_U + ONE] - field[i + FLOW_U])
@@ -101,20 +104,36 @@ def clear_above(field: np.ndarray, size: Size) -> None:
 
 
 @njit(**OPTIONS)
-def iterate(field: np.ndarray, size: Size, runs: Runs, schedule: Schedule, measure: bool) -> None:
-    """One primal-dual iteration over the runs of active tiles; the others keep u and p and act as a fixed border."""
+def iterate(field: np.ndarray, size: Size, runs: Runs, schedule: Schedule, count: int, measure: bool) -> None:
+    """`count` primal-dual iterations over the runs of active tiles; the others keep u and p and act as a fixed border.
+
+    They go down the frame together, one row apart: the same result as one after the other, but a row that the first
+    has brought into the cache is still there for the others. The last one measures the change where `measure` is set.
+    """
+    height = size[0]
+    columns, counts = runs
+    for front in range(height + count - 1):
+        for behind in range(max(front - height + 1, 0), min(front + 1, count)):
+            y = front - behind
+            if y == 0:
+                clear_above(field, size)
+            for r in range(counts[y // TILE]):
+                x, n = columns[y // TILE, r, 0], columns[y // TILE, r, 1]
+                o = index_of(y, x, height)
+                if measure and behind == count - 1:
+                    iterate_row(field, o, U(n), schedule.coupling, schedule.data_step, schedule.dual_step, True)
+                else:
+                    iterate_row(field, o, U(n), schedule.coupling, schedule.data_step, schedule.dual_step, False)
+                exchange_halo(field, o, n, x, size)
+            if y == height - 1:
+                iterate_last_duals(field, size, runs, schedule)
+
+
+@njit(**OPTIONS)
+def iterate_last_duals(field: np.ndarray, size: Size, runs: Runs, schedule: Schedule) -> None:
+    """Dual step of the runs of the last row."""
     height, width = size
     columns, counts = runs
-    clear_above(field, size)
-    for y in range(height):
-        for r in range(counts[y // TILE]):
-            x, n = columns[y // TILE, r, 0], columns[y // TILE, r, 1]
-            o = index_of(y, x, height)
-            if measure:
-                iterate_row(field, o, U(n), schedule.coupling, schedule.data_step, schedule.dual_step, True)
-            else:
-                iterate_row(field, o, U(n), schedule.coupling, schedule.data_step, schedule.dual_step, False)
-            exchange_halo(field, o, n, x, size)
     for r in range(counts[(height - 1) // TILE]):
         x, n = columns[(height - 1) // TILE, r, 0], columns[(height - 1) // TILE, r, 1]
         o = index_of(height - 1, x, height)

@@ -5,7 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from pipelines.tvl1.kernels.field import ONE, OPTIONS, TILE, Index, Real, Runs, Size, U, index_of, read_row, row_buffer
+from pipelines.tvl1.kernels.field import (
+    ONE,
+    OPTIONS,
+    TILE,
+    Index,
+    Real,
+    Runs,
+    Size,
+    U,
+    index_of,
+    read_row,
+    row_buffer,
+)
+from pipelines.tvl1.kernels.vectors import use_widest_vectors
 
 
 @njit(**OPTIONS)
@@ -34,6 +47,7 @@ def median_of_nine(field: np.ndarray, o: Index, n: Index, rows: tuple[np.ndarray
 
     Sort each column; the median of nine is the median of (largest low, median middle, smallest high).
     """
+    use_widest_vectors()
     above, row, below = rows
     for x in range(n):
         low0, mid0, high0 = sort3(above[x], row[x], below[x])

@@ -26,6 +26,7 @@ from pipelines.tvl1.kernels.field import (
     read_row,
     row_buffer,
 )
+from pipelines.tvl1.kernels.vectors import use_widest_vectors
 
 
 @njit(**OPTIONS)
@@ -94,6 +95,7 @@ def upsample_plane(
 
 @njit(forceinline=True, **OPTIONS)
 def place_rows(field: np.ndarray, o: Index, rows: tuple[np.ndarray, ...], weight: Real, factor: Real) -> None:
+    use_widest_vectors()
     upper, lower = rows
     for x in range(U(upper.size)):
         field[o + x] = factor * (upper[x] + weight * (lower[x] - upper[x]))
@@ -124,12 +126,14 @@ def resample_weights(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarra
 
 @njit(forceinline=True, **OPTIONS)
 def blend_rows(upper: np.ndarray, lower: np.ndarray, weight: Real, out: np.ndarray) -> None:
+    use_widest_vectors()
     for x in range(U(out.size)):
         out[x] = upper[x] + weight * (lower[x] - upper[x])
 
 
 @njit(forceinline=True, **OPTIONS)
 def blend_columns(row: np.ndarray, lefts: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    use_widest_vectors()
     for x in range(U(out.size)):
         left = U(lefts[x])
         out[x] = row[left] + weights[x] * (row[left + ONE] - row[left])

@@ -36,14 +36,16 @@ def solve_scale(
         fill_halo(field, size)
         warp(field, size, runs, images[1], warped)
         linearise(field, size, runs, images[0], warped)
-        for iteration in range(1, schedule.num_iterations + 1):
-            since = iteration - schedule.first_check
-            measure = since >= 0 and since % schedule.check_every == 0
-            iterate(field, size, runs, schedule, measure)
-            if not measure:
-                continue
+        done = 0
+        while done < schedule.num_iterations:
+            check = schedule.first_check if done < schedule.first_check else done + schedule.check_every
+            until = min(check, schedule.num_iterations)
+            iterate(field, size, runs, schedule, until - done, until == check)
+            done = until
+            if done < check:
+                break
             measure_change(field, size, active, change)
-            if since == 0:
+            if done == schedule.first_check:
                 keep_moving(alive, change, schedule.drop_below)
             keep_moving(active, change, schedule.freeze_below)
             if find_runs(active, runs) == 0:

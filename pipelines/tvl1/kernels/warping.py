@@ -34,6 +34,7 @@ from pipelines.tvl1.kernels.field import (
     row_buffer,
 )
 from pipelines.tvl1.kernels.tiles import sum_of
+from pipelines.tvl1.kernels.vectors import use_widest_vectors
 
 CUBIC = F(-0.75)
 FLAT = F(1e-6)  # squared gradient below which a pixel says nothing about its motion
@@ -77,6 +78,7 @@ def locate_taps(field: np.ndarray, o: Index, position: Position, taps: Taps) -> 
 
     position: x and y of the first pixel, n, the padded image's pitch, and the last column and row, to which clamped.
     """
+    use_widest_vectors()
     x0, y, n, pitch, right, bottom = position
     weights, corners, _ = taps
     for k in range(n):
@@ -133,6 +135,7 @@ def blend_taps(_: Any, image: Any, corner: Any, pitch: Any, weights: Any, k: Any
 @njit(forceinline=True, **OPTIONS)
 def gather_cubic(image: np.ndarray, pitch: Index, taps: Taps, out: np.ndarray) -> None:
     """Bicubic value of the padded image at each located pixel: taps blended over y, then the four columns over x."""
+    use_widest_vectors()
     weights, corners, columns = taps
     for k in range(U(out.size)):
         blend_taps(image, U(corners[k]), pitch, weights, k, columns)
@@ -156,7 +159,7 @@ def linearise(field: np.ndarray, size: Size, runs: Runs, image: np.ndarray, warp
     for y in range(height):
         if counts[y // TILE] == 0:
             continue
-        row[1 : width + 1] = warped[y]
+        copy_row(warped[y], row[1:])
         row[0], row[width + 1] = row[1], row[width]
         for r in range(counts[y // TILE]):
             x = columns[y // TILE, r, 0]
@@ -167,7 +170,15 @@ def linearise(field: np.ndarray, size: Size, runs: Runs, image: np.ndarray, warp
 
 
 @njit(forceinline=True, **OPTIONS)
+def copy_row(source: np.ndarray, out: np.ndarray) -> None:
+    use_widest_vectors()
+    for x in range(U(source.size)):
+        out[x] = source[x]
+
+
+@njit(forceinline=True, **OPTIONS)
 def linearise_run(field: np.ndarray, o: Index, rows: tuple[np.ndarray, ...]) -> None:
+    use_widest_vectors()
     image, above, row, below = rows
     for k in range(U(image.size)):
         i = o + k
