@@ -3,9 +3,12 @@
     python benchmarks/ingest.py                 self-made videos
     python benchmarks/ingest.py --videos DIR    your own, a folder per class
 
-Three measurements on this machine, in one run: the share of step time that the small flow I3D waits for its clips on
-all cores; clips a second of our stream of shards with no model behind it; and the same clips (RGB window, random start
-and crop, flip) by a PyTorch DataLoader that decodes the videos' files, and by the webdataset library on our own tars.
+Measured on this machine, in one run: the CPU time of cutting a clip, RGB and flow, beside that of decoding the frames
+that it needs with PyAV and doing nothing with them; clips a second of our stream of shards with no model behind it,
+beside the same clips (RGB window, random start and crop, flip) by a PyTorch DataLoader that decodes the videos' files
+and by the webdataset library on our own tars; and the share of step time that the small flow I3D waits for its clips on
+all cores. `--json` prints the figures on one line at the end: seconds, clips a second, and ratios such as
+`flow_over_bare_decode` (1 is the floor) and `over_webdataset`.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import av
 import cv2
@@ -29,12 +32,16 @@ import tyro
 
 import models
 from jobs.cluster import connect
-from models.input_spec import InputSpec
+from models.input_spec import InputSpec, Stream
 from pipelines.clips.augmentation import Augmentation, cut_training_clip
-from pipelines.clips.sampling import ClipSettings
+from pipelines.clips.sampling import ClipSettings, flip_frames
 from pipelines.datasets.motion_videos import write_motion_videos
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.media.codec import decode_rgb
+from pipelines.media.mp4 import Area, read_frames
+
+if TYPE_CHECKING:  # Ray reads its environment when it is imported, and `connect` sets it
+    from pipelines.clips.loader import TrainingClips
 
 BATCH = 8
 CORES = os.cpu_count() or 1
@@ -57,7 +64,9 @@ class Settings:
     rounds: int = 3
     """Rounds, interleaved; the best of each loader counts."""
     steps: int = 120
-    """Steps of the training that is watched, at the small recipe (96 px shards, 32 × 64 × 64)."""
+    """Steps of the training that is watched, at the small recipe (96 px shards, 32 × 64 × 64). 0: none."""
+    json: bool = False
+    """Print the figures as one line of JSON at the end."""
 
 
 def main() -> None:
@@ -72,10 +81,70 @@ def main() -> None:
             write_motion_videos(videos, videos_per_class=12, seed=0, num_frames=100, size=(340, 256))
         extract(videos, f"{folder}/parquet", settings.short_side, "parquet")
         extract(videos, f"{folder}/tar", settings.short_side, "webdataset")
-        extract(videos, f"{folder}/small", 96, "parquet")
-        share = watch_training(f"{folder}/small", str(folder / "run"), settings.steps)
-        print(f"waiting     {share:.2%} of the step time of the small flow I3D, after the first 20 steps", flush=True)
-        compare(settings, folder, videos)
+        figures = {}
+        for name in ("rgb", "flow"):
+            figures |= compare_with_bare_decode(settings, read_index(f"{folder}/parquet").usable(), name)
+        figures |= compare(settings, folder, videos)
+        if settings.steps:
+            extract(videos, f"{folder}/small", 96, "parquet")
+            share = watch_training(f"{folder}/small", str(folder / "run"), settings.steps)
+            print(
+                f"waiting     {share:.2%} of the step time of the small flow I3D, after the first 20 steps", flush=True
+            )
+            figures["wait_share"] = share
+    if settings.json:
+        print(json.dumps({name: float(f"{value:.4g}") for name, value in figures.items()}))
+
+
+def numbered_clips(settings: Settings, index: VideoIndex, name: Stream) -> TrainingClips:
+    """The clips of a training of I3D on one stream."""
+    from pipelines.clips.loader import TrainingClips
+
+    config = models.configure("i3d", num_classes=6, stream=name, size=settings.size, frames=settings.frames)
+    return TrainingClips(
+        videos=index,
+        input_spec=models.input_spec_of(config),
+        settings=ClipSettings(),
+        augmentation=Augmentation(),
+        seed=0,
+    )
+
+
+def compare_with_bare_decode(settings: Settings, index: VideoIndex, name: Stream) -> dict[str, float]:
+    """CPU seconds of a clip and of decoding the frames it needs, in turns on one core; the fastest round counts."""
+    clips = numbered_clips(settings, index, name)
+    numbers = range(min(settings.clips, 24))
+    cutting, decoding = [], []
+    for turn in range(settings.rounds + 1):
+        started = time.process_time()
+        for number in numbers:
+            assert clips.cut(number)["weight"] == 1
+        cut_s = time.process_time() - started
+        decode_s = sum(decode_bare(clips, name, number) for number in numbers)
+        if turn:  # the first one opens files and loads libraries
+            cutting.append(cut_s / len(numbers))
+            decoding.append(decode_s / len(numbers))
+    cut_s, decode_s = min(cutting), min(decoding)
+    times = f"{1e3 * cut_s:.1f} ms of a core, bare decode {1e3 * decode_s:.1f} ms"
+    print(f"{name:4} clip   {times}: {cut_s / decode_s:.2f} ×", flush=True)
+    return {f"{name}_clip_s": cut_s, f"{name}_bare_decode_s": decode_s, f"{name}_over_bare_decode": cut_s / decode_s}
+
+
+def decode_bare(clips: TrainingClips, name: Stream, number: int) -> float:
+    """CPU seconds of decoding what clip `number` needs, from the keyframe before it on; its row is read already."""
+    from pipelines.clips.loader import read_stored
+
+    video = clips.videos.row(clips.video_of(number))
+    span = clips.input_spec.train.span
+    length = video["num_frames"] - (name == "flow")
+    # The start that the clip itself draws.
+    start = int(np.random.default_rng([clips.seed, number]).integers(max(0, length - span) + 1))
+    data = read_stored(video, [name])[name]
+    started = time.process_time()
+    for index, _ in read_frames(data, start=start):
+        if index >= min(start + span, length) - 1:
+            break
+    return time.process_time() - started
 
 
 def extract(videos: str, output: str, short_side: int, kind: str) -> None:
@@ -94,17 +163,19 @@ def watch_training(data: str, run: str, steps: int) -> float:
     return sum(shares) / len(shares)
 
 
-def compare(settings: Settings, folder: Path, videos: str) -> None:
+def compare(settings: Settings, folder: Path, videos: str) -> dict[str, float]:
     """Clips a second of each loader, and its ratio to our stream."""
     connect(log_to_driver=False)
-    config = models.configure("i3d", num_classes=6, stream="rgb", size=settings.size, frames=settings.frames)
-    input_spec = models.input_spec_of(config)
     index = read_index(f"{folder}/parquet").usable()
+    ours, ours_of_tars = (
+        numbered_clips(settings, each, "rgb") for each in (index, read_index(f"{folder}/tar").usable())
+    )
+    input_spec = ours.input_spec
     tars = [str(path) for path in sorted((folder / "tar" / "shards").glob("*.tar"))]
     files = [str(Path(videos) / source) for source in index.table["source"].to_pylist()]
     loaders = {
-        "our stream of Parquet shards": lambda: stream(index, input_spec, settings.clips),
-        "our stream of tar shards": lambda: stream(read_index(f"{folder}/tar").usable(), input_spec, settings.clips),
+        "our stream of Parquet shards": lambda: stream(ours, settings.clips),
+        "our stream of tar shards": lambda: stream(ours_of_tars, settings.clips),
         "DataLoader on the files": lambda: load_files(files, input_spec, settings.clips),
         "webdataset on our tars": lambda: load_tars(tars, input_spec, settings.clips),
     }
@@ -112,9 +183,14 @@ def compare(settings: Settings, folder: Path, videos: str) -> None:
     for _ in range(settings.rounds):
         for name, load in loaders.items():
             best[name] = max(best[name], measure(load(), settings.clips))
-    ours = best["our stream of Parquet shards"]
-    for name, rate in best.items():
-        print(f"{name:32}{rate:8.1f} clips/s   ours is {ours / rate:.2f} ×", flush=True)
+    rate = best["our stream of Parquet shards"]
+    for name, other in best.items():
+        print(f"{name:32}{other:8.1f} clips/s   ours is {rate / other:.2f} ×", flush=True)
+    return {
+        "clips_per_s": rate,
+        "over_dataloader": rate / best["DataLoader on the files"],
+        "over_webdataset": rate / best["webdataset on our tars"],
+    }
 
 
 def measure(batches: Iterable[Any], clips: int) -> float:
@@ -127,27 +203,26 @@ def measure(batches: Iterable[Any], clips: int) -> float:
     return count / (time.perf_counter() - started)
 
 
-def stream(index: VideoIndex, input_spec: InputSpec, clips: int) -> Iterator[Any]:
+def stream(clips: TrainingClips, count: int) -> Iterator[Any]:
     """Our stream, on all CPUs."""
     import ray
 
-    from pipelines.clips.loader import Share, TrainingClips, stream_batches
+    from pipelines.clips.loader import WorkerPart, stream_batches
 
-    numbered = TrainingClips(
-        videos=index, input_spec=input_spec, settings=ClipSettings(), augmentation=Augmentation(), seed=0
-    )
-    share = Share(start=0, rank=0, num_workers=1, batch=BATCH, steps=clips // BATCH)
-    return stream_batches(numbered, share, num_cpus=ray.cluster_resources()["CPU"])
+    part = WorkerPart(start=0, rank=0, num_workers=1, batch=BATCH, steps=count // BATCH)
+    return stream_batches(clips, part, num_cpus=ray.cluster_resources()["CPU"])
 
 
 def cut(frames: np.ndarray, input_spec: InputSpec, rng: np.random.Generator) -> torch.Tensor:
     """A training clip of decoded frames, by the same code for every loader."""
 
-    def read(_: str, start: int, stop: int | None) -> np.ndarray:
-        return frames[start:stop]
+    def read(_: str, chosen: Sequence[int], area: Area | None, *, mirrored: bool) -> np.ndarray:
+        rows, columns = area.slices if area else (slice(None), slice(None))
+        found = frames[chosen[0] : chosen[-1] + 1, rows, columns]
+        return flip_frames(found) if mirrored else found
 
-    clip = cut_training_clip(read, len(frames), input_spec, ClipSettings(), Augmentation(), rng)["rgb"]
-    return torch.from_numpy(clip)
+    shape = len(frames), *frames.shape[1:3]
+    return torch.from_numpy(cut_training_clip(read, shape, input_spec, ClipSettings(), Augmentation(), rng)["rgb"])
 
 
 class Files(torch.utils.data.Dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,8 @@ import pytest
 import models
 from models.input_spec import InputSpec
 from pipelines.clips.augmentation import Augmentation, cut_training_clip, empty_clip, jitter_colours
-from pipelines.clips.sampling import ClipSettings
+from pipelines.clips.sampling import ClipSettings, flip_frames
+from pipelines.media.codec import Area, FlowScale, dequantise, negate, quantise
 
 HEIGHT, WIDTH = 74, 100
 
@@ -22,18 +24,30 @@ def input_spec_of(name: str, **settings: object) -> InputSpec:
 
 I3D = input_spec_of("i3d", frames=16)
 BOTH = input_spec_of("two_stream")
+FLOW = input_spec_of("i3d", stream="flow", frames=10)
 
 
-def reader(num_frames: int, asked: list[tuple[str, int, int]] | None = None) -> Callable[..., npt.NDArray]:
+def cut_area(frames: npt.NDArray, area: Area | None) -> npt.NDArray:
+    rows, columns = area.slices if area else (slice(None), slice(None))
+    return frames[:, rows, columns]
+
+
+@cache
+def video(num_frames: int) -> dict[str, npt.NDArray]:
     """RGB is (frame, row, column); u of the flow is the column, v the frame."""
     t, y, x = np.mgrid[:num_frames, :HEIGHT, :WIDTH]
-    rgb = np.stack([t, y, x], axis=-1).astype(np.uint8)
     flow = np.stack([x, t], axis=-1).astype(np.float32)[:-1]
+    return {"rgb": np.stack([t, y, x], axis=-1).astype(np.uint8), "flow": flow}
 
-    def read(stream: str, start: int, stop: int) -> npt.NDArray:
+
+def reader(num_frames: int, asked: list[tuple[str, list[int]]] | None = None) -> Callable[..., npt.NDArray]:
+    """Gives frames and areas of `video`."""
+
+    def read(stream: str, frames: list[int], area: Area | None, *, mirrored: bool) -> npt.NDArray:
         if asked is not None:
-            asked.append((stream, start, stop))
-        return {"rgb": rgb, "flow": flow}[stream][start:stop]
+            asked.append((stream, frames))
+        found = cut_area(video(num_frames)[stream][frames], area)
+        return flip_frames(found) if mirrored else found
 
     return read
 
@@ -41,7 +55,9 @@ def reader(num_frames: int, asked: list[tuple[str, int, int]] | None = None) -> 
 def cut(input_spec: InputSpec, num_frames: int, seed: int, **changes: object) -> dict[str, npt.NDArray]:
     augmentation = Augmentation(**{"flip": 0.0, **changes})
     rng = np.random.default_rng(seed)
-    return cut_training_clip(reader(num_frames), num_frames, input_spec, ClipSettings(), augmentation, rng)
+    return cut_training_clip(
+        reader(num_frames), (num_frames, HEIGHT, WIDTH), input_spec, ClipSettings(), augmentation, rng
+    )
 
 
 def test_a_clip_is_consecutive_frames_of_the_input_spec() -> None:
@@ -64,12 +80,11 @@ def test_a_short_video_is_looped_from_its_first_frame() -> None:
     assert clip[:, 0, 0, 0].tolist() == [t % 7 for t in range(16)]
 
 
-def test_only_the_window_is_read() -> None:
-    asked: list[tuple[str, int, int]] = []
+def test_only_the_frames_that_a_clip_shows_are_read() -> None:
+    asked: list[tuple[str, list[int]]] = []
     settings, rng = ClipSettings(), np.random.default_rng(1)
-    cut_training_clip(reader(60, asked), 60, BOTH, settings, Augmentation(), rng)
-    assert sorted(stream for stream, _, _ in asked) == ["flow", "rgb"]
-    assert {stop - start for _, start, stop in asked} == {10}
+    cut_training_clip(reader(60, asked), (60, HEIGHT, WIDTH), BOTH, settings, Augmentation(), rng)
+    assert [(stream, len(frames)) for stream, frames in sorted(asked)] == [("flow", 10), ("rgb", 1)]
 
 
 def test_streams_show_the_same_frames_and_pixels() -> None:
@@ -126,8 +141,6 @@ def test_impossible_augmentation_is_refused(change: dict[str, float]) -> None:
 def test_videos_without_a_clip_are_refused() -> None:
     with pytest.raises(ValueError, match="video of 1 frames gives no clip"):
         cut(BOTH, 1, seed=0)
-    with pytest.raises(ValueError, match="of 16 rgb frames from frame"):
-        cut_training_clip(reader(5), 40, I3D, ClipSettings(), Augmentation(), np.random.default_rng(0))
 
 
 def test_empty_clips_have_the_same_shapes() -> None:
@@ -135,3 +148,42 @@ def test_empty_clips_have_the_same_shapes() -> None:
         found = cut(input_spec, 200, seed=0)
         for stream, clip in empty_clip(input_spec).items():
             assert (clip.shape, clip.dtype) == (found[stream].shape, found[stream].dtype)
+
+
+TEN_BITS = FlowScale(bound=20, levels=1023, zero_code=512)
+
+
+@pytest.mark.parametrize("scale", [TEN_BITS, FlowScale(bound=20, levels=256, zero_code=127.5)])
+def test_flow_in_codes_is_the_flow_in_pixels(scale: FlowScale) -> None:
+    flow = np.random.default_rng(0).uniform(-30, 30, (12, HEIGHT, WIDTH, 2))
+    codes = quantise(flow, scale)
+
+    def read(_: str, frames: list[int], area: Area | None, *, mirrored: bool) -> npt.NDArray:
+        found = cut_area(codes[frames], area)
+        return np.stack([negate(found[:, :, ::-1, 0], scale), found[:, :, ::-1, 1]], -1) if mirrored else found
+
+    def read_pixels(*given: object, **flags: bool) -> npt.NDArray:
+        return dequantise(read(*given, **flags), scale)
+
+    for flip in (0.0, 1.0):
+        given = (12, HEIGHT, WIDTH), FLOW, ClipSettings(), Augmentation(flip=flip)
+        coded = cut_training_clip(read, *given, np.random.default_rng(4), scale=scale)["flow"]
+        pixels = cut_training_clip(read_pixels, *given, np.random.default_rng(4))
+        assert coded.dtype == scale.dtype
+        np.testing.assert_allclose(dequantise(coded, scale), pixels["flow"], atol=0.01)  # float16 at 20 px
+    assert empty_clip(FLOW, scale)["flow"].dtype == scale.dtype
+
+
+def test_frames_of_another_size_are_resized_in_pixels() -> None:
+    """A video that is not of its data set's size: the clip holds codes all the same."""
+    flow = np.full((12, 2 * HEIGHT, 2 * WIDTH, 2), 8.0)
+
+    def read(_: str, frames: list[int], area: Area | None, *, mirrored: bool) -> npt.NDArray:
+        assert area is None
+        assert not mirrored
+        return quantise(flow[frames], TEN_BITS)
+
+    given = (12, 2 * HEIGHT, 2 * WIDTH), FLOW, ClipSettings(), Augmentation(), np.random.default_rng(0)
+    clip = dequantise(cut_training_clip(read, *given, scale=TEN_BITS)["flow"], TEN_BITS)
+    assert clip.shape[1:3] == (64, 64)
+    assert np.abs(clip).mean() == pytest.approx(8 * 73 / (2 * HEIGHT), abs=0.05)

@@ -28,16 +28,19 @@ from pipelines.media.codec import (
     RGBEncoder,
     check_convention,
     decode_flow,
+    decode_flow_codes,
     decode_flow_levels,
     decode_rgb,
+    decode_rgb_frames,
     dequantise,
     flow_error,
+    negate,
     quantise,
     scale_of,
     split_components,
     stack_components,
 )
-from pipelines.media.mp4 import find_keyframes, read_frames
+from pipelines.media.mp4 import Area, find_keyframes, read_frames
 
 FLOW_CODECS = get_args(FlowCodec)
 RGB_CODECS = get_args(RGBCodec)
@@ -142,6 +145,30 @@ def test_rgb_windows_equal_the_slices_of_a_whole_decode(name: RGBCodec, fps: flo
     assert whole.shape == frames.shape
     for start in range(30):
         assert np.array_equal(decode_rgb(data, start=start, stop=start + 5), whole[start : start + 5]), start
+
+
+AREAS = [None, Area(top=0, left=0, height=32, width=48), Area(top=7, left=5, height=20, width=31)]
+
+
+@pytest.mark.parametrize("area", AREAS)
+@pytest.mark.parametrize("frames", [[3], [0, 1, 2], [16, 20, 39]])
+def test_chosen_frames_and_areas_are_those_of_the_whole_video(frames: list[int], area: Area | None) -> None:
+    rows, columns = area.slices if area else (slice(None), slice(None))
+    rgb = encode_rgb(np.random.default_rng(0).integers(0, 256, (40, 32, 48, 3), np.uint8))
+    expected = decode_rgb(rgb)[frames][:, rows, columns]
+    assert np.array_equal(decode_rgb_frames(rgb, frames, area), expected)
+    assert np.array_equal(decode_rgb_frames(rgb, frames, area, mirrored=True), expected[:, :, ::-1])
+    for name in ("h264", "jpeg"):
+        settings = CodecSettings(flow_codec=name)
+        data, convention = encode_flow(make_flow(40, 32, 48), settings), settings.flow_convention()
+        whole = decode_flow_levels(data, convention)
+        expected = whole[frames][:, rows, columns]
+        assert np.array_equal(decode_flow_codes(data, convention, frames, area), expected)
+        u = negate(expected[:, :, ::-1, 0], settings.flow_scale)
+        mirrored = decode_flow_codes(data, convention, frames, area, mirrored=True)
+        assert np.array_equal(mirrored, np.stack([u, expected[:, :, ::-1, 1]], -1))
+    with pytest.raises(ValueError, match="1 of 2 frames from frame 39 on could be decoded"):
+        decode_rgb_frames(rgb, [39, 40], area)
 
 
 @pytest.mark.parametrize("name", ["h264", "lossless"])

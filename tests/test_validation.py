@@ -27,7 +27,7 @@ def run(motion_shards: str, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def cut_here(clips: Any, part: Any, *, num_cpus: float) -> Iterator[Batch]:
         for number in part.numbers(0, part.steps * part.batch):
-            yield _to_batch(cut_clips(clips, [number]), clips.input_spec)
+            yield _to_batch(cut_clips(clips, [number]), clips)
 
     monkeypatch.setattr(validation, "stream_batches", cut_here)
     settings = PRESETS["debug"].change(network={"stream": "rgb", "model": "two_stream"})

@@ -6,19 +6,27 @@ streams of a clip show the same frames, the same crop and the same side.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from models.input_spec import InputSpec
-from pipelines.clips.sampling import ClipSettings, Frames, flip_frames, resize_for_crop
+from pipelines.clips.sampling import ClipSettings, Frames, flip_frames, needs_resize, resize_for_crop
 from pipelines.errors import SettingsError
+from pipelines.media.codec import Area, FlowScale, dequantise, quantise
 
-# Decodes frames (n, H, W, C) from start to stop (None: the end) of one stream: uint8 RGB, or flow in pixels.
-ReadWindow = Callable[[str, int, int | None], npt.NDArray]
+
+class ReadFrames(Protocol):
+    """Decodes frames (n, H, W, C) of one stream by their indices: uint8 RGB; flow in pixels or codes.
+
+    Of an area only, and mirrored, where that is asked for.
+    """
+
+    def __call__(self, stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool) -> npt.NDArray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +46,24 @@ class Augmentation:
 
 
 def cut_training_clip(
-    read: ReadWindow,
-    num_frames: int,
+    read: ReadFrames,
+    shape: tuple[int, int, int],
     input_spec: InputSpec,
     settings: ClipSettings,
     augmentation: Augmentation,
     rng: np.random.Generator,
+    *,
+    scale: FlowScale | None = None,
 ) -> dict[str, npt.NDArray]:
-    """One clip of each stream that the input spec names: RGB (T, S, S, 3) uint8, flow (T, S, S, 2) float16 in pixels.
+    """One clip of each stream that the input spec names: RGB (T, S, S, 3) uint8, flow (T, S, S, 2).
 
-    `num_frames` is the video's; flow has one fewer. The first frame is uniform among those that leave enough frames; a
-    video that is too short is looped from its first frame (paper, section 2.5). Only that window is read.
+    `shape` is the video's number of frames, height and width; flow has one frame fewer. Flow is float16 in pixels;
+    with a `scale` it is that of codes, which `read` then gives and the clip holds. The first frame is uniform among
+    those that leave enough frames; a video that is too short is looped from its first frame (paper, section 2.5). Only
+    the frames that the clip shows are read, and only their crop where frames need no resizing.
     Raises ValueError where the video has no frame of a stream, or decodes to fewer frames than it should have.
     """
+    num_frames, height, width = shape
     train = input_spec.train
     length = num_frames - 1 if "flow" in train.streams else num_frames
     if length < 1:
@@ -60,27 +73,38 @@ def cut_training_clip(
     # All are drawn, whatever is switched off: a flag changes nothing else of the clips of a seed.
     place, mirrored = rng.random(2), rng.random() < augmentation.flip
     gains = 1 + augmentation.jitter * rng.uniform(-1, 1, 3)
+    resized = needs_resize(height, width, input_spec, settings)
     clips = {}
     for stream, sampling in train.streams.items():
-        # Before the strides are taken: a video is decoded frame by frame in any case.
-        frames = read(stream, start, start + window)
-        if len(frames) != window:
-            raise ValueError(f"{len(frames)} of {window} {stream} frames from frame {start} on could be decoded")
-        clip = frames[np.array(sampling.frame_indices(0)) % window]
-        clip = _crop(resize_for_crop(clip, input_spec, settings), input_spec, place)
-        clip = flip_frames(clip) if mirrored else clip
+        # In order and once each: a looped video shows frames again.
+        wanted, places = np.unique(np.array(sampling.frame_indices(0)) % window, return_inverse=True)
+        area = None if resized else _area(height, width, input_spec, place)
+        clip = read(stream, (start + wanted).tolist(), area, mirrored=mirrored and not resized)
+        if len(wanted) < len(places):
+            clip = clip[places]
+        codes = scale if stream == "flow" else None
+        if resized:
+            pixels = dequantise(clip, codes) if codes else clip
+            pixels = _crop(resize_for_crop(pixels, input_spec, settings), input_spec, place)
+            pixels = flip_frames(pixels) if mirrored else pixels
+            clip = quantise(pixels, codes) if codes else pixels
         if stream == "rgb" and augmentation.jitter:
             clip = jitter_colours(clip, *gains)
-        # float16 halves what crosses the object store; at 20 px it steps by 1/64 px, less than the stored codes do.
-        clips[stream] = np.ascontiguousarray(clip, np.uint8 if stream == "rgb" else np.float16)
+        # Of floats float16 halves what crosses the object store; at 20 px it steps by 1/64 px.
+        clips[stream] = np.ascontiguousarray(clip, clip.dtype if stream == "rgb" or codes else np.float16)
     return clips
 
 
 def _crop(frames: npt.NDArray, input_spec: InputSpec, place: npt.NDArray[np.float64]) -> npt.NDArray:
+    rows, columns = _area(frames.shape[1], frames.shape[2], input_spec, place).slices
+    return frames[:, rows, columns]
+
+
+def _area(height: int, width: int, input_spec: InputSpec, place: npt.NDArray[np.float64]) -> Area:
     """The crop whose upper left corner lies at `place`, shares in [0, 1) of the possible rows and columns."""
-    height, width = frames.shape[1:3]
-    top, left = (int(share * (side - input_spec.size + 1)) for share, side in zip(place, (height, width), strict=True))
-    return frames[:, top : top + input_spec.size, left : left + input_spec.size]
+    size = input_spec.size
+    top, left = (int(share * (side - size + 1)) for share, side in zip(place, (height, width), strict=True))
+    return Area(top=top, left=left, height=size, width=size)
 
 
 def jitter_colours(frames: Frames, brightness: float, contrast: float, saturation: float) -> Frames:
@@ -95,10 +119,11 @@ def jitter_colours(frames: Frames, brightness: float, contrast: float, saturatio
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
-def empty_clip(input_spec: InputSpec) -> Mapping[str, npt.NDArray]:
-    """Black frames and flow of zeros, of the shapes that `cut_training_clip` gives."""
-    size, dtypes = input_spec.size, {"rgb": np.uint8, "flow": np.float16}
+def empty_clip(input_spec: InputSpec, scale: FlowScale | None = None) -> Mapping[str, npt.NDArray]:
+    """Black frames and flow of zeros, of the shapes and dtypes that `cut_training_clip` gives."""
+    size, flow = input_spec.size, np.dtype(scale.dtype if scale else np.float16)
+    contents = {"rgb": np.uint8(0), "flow": flow.type(round(scale.zero_code) if scale else 0)}
     return {
-        stream: np.zeros((sampling.num_frames, size, size, sampling.channels), dtypes[stream])
+        stream: np.full((sampling.num_frames, size, size, sampling.channels), contents[stream])
         for stream, sampling in input_spec.train.streams.items()
     }

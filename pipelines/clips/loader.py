@@ -6,7 +6,8 @@ anew for each epoch from the seed, with a window, crop and mirroring drawn from 
 is resumed goes on with the very clip it would have had, and nothing depends on timing.
 
 Each worker streams its own part: tasks on any node read the rows they need, decode only the window, and hand over
-cropped frames as uint8 and float16; these cross the object store once. A clip that cannot be decoded is replaced by
+cropped frames as they are stored, RGB as uint8 and flow as codes; these cross the object store once and become floats
+on the device that trains. A clip that cannot be decoded is replaced by
 another of its task with weight 0, and told; where storage is away, the stream ends with an error instead.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -33,12 +34,23 @@ from torch import Tensor
 
 from models.input_spec import InputSpec
 from pipelines import storage
-from pipelines.clips.augmentation import Augmentation, ReadWindow, cut_training_clip, empty_clip
-from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, scale_clips
+from pipelines.clips.augmentation import Augmentation, cut_training_clip, empty_clip
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, needs_resize, scale_clips
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import OutageError
-from pipelines.media.codec import DECODING_ERRORS, check_convention, decode_flow, decode_rgb
+from pipelines.media.codec import (
+    DECODING_ERRORS,
+    Area,
+    FlowScale,
+    check_convention,
+    decode_flow,
+    decode_flow_codes,
+    decode_rgb,
+    decode_rgb_frames,
+    dequantise,
+    scale_of,
+)
 from pipelines.ray_data import MAX_WORKER_DEATHS, quieten
 
 TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's overhead, little enough to hold
@@ -77,8 +89,13 @@ class NumberedClips(ABC):
         num_bytes = sum(clip.nbytes for clip in self.empty().values())
         return max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
 
-    def try_video(self, number: int, place: int, cut: Callable[[Clip, ReadWindow], Clip]) -> Clip:
-        """What `cut` makes of the video at a place of the index, given its row and a reader of its frames.
+    @property
+    def scale(self) -> FlowScale | None:
+        """How the flow of clips is coded; None where they hold pixels, or no flow."""
+        return None
+
+    def try_video(self, number: int, place: int, cut: Callable[[Clip, Clip], Clip]) -> Clip:
+        """What `cut` makes of the video at a place of the index, given its row there and that in its shard.
 
         A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`. Raises
         OutageError where the fault is not the video's.
@@ -87,7 +104,7 @@ class NumberedClips(ABC):
         clip = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         for again in (True, False):
             try:
-                return clip | cut(video, open_row(video, list(self.input_spec.train.streams)))
+                return clip | cut(video, read_stored(video, list(self.input_spec.train.streams)))
             except DECODING_ERRORS as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
@@ -115,21 +132,26 @@ def check_storage(data: str, error: Exception) -> None:
         raise OutageError(f"{data} cannot be read: {error}") from reason
 
 
-def open_row(video: Mapping[str, Any], streams: list[str]) -> ReadWindow:
-    """A reader of the frames of one row of a `VideoIndex`; what it fetches is only the streams asked for.
+def read_stored(video: Mapping[str, Any], streams: list[str]) -> Clip:
+    """The row of a shard that one row of a `VideoIndex` names; fetched are only the streams asked for.
 
     Raises ValueError where the shard holds another video there.
     """
     row = shards.read_row(video["file"], video["row"], streams, version=video["version"])
     if row["id"] != video["id"]:
         raise ValueError(f"row {video['row']} of {video['file']} is {row['id']}: the shard was changed")
+    return row
 
-    def read(stream: str, start: int, stop: int | None) -> npt.NDArray:
-        if stream == "rgb":
-            return decode_rgb(row["rgb"], start=start, stop=stop)
-        return decode_flow(row["flow"], row["convention"].flow, start=start, stop=stop)
 
-    return read
+def open_row(video: Mapping[str, Any], streams: list[str]) -> Callable[[str, int, int | None], npt.NDArray]:
+    """A reader of frames (n, H, W, C), start to stop (None: the end), of a row as of `read_stored`: flow in pixels."""
+    return partial(_read_window, read_stored(video, streams))
+
+
+def _read_window(row: Clip, stream: str, start: int, stop: int | None) -> npt.NDArray:
+    if stream == "rgb":
+        return decode_rgb(row["rgb"], start=start, stop=stop)
+    return decode_flow(row["flow"], row["convention"].flow, start=start, stop=stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,17 +169,36 @@ class TrainingClips(NumberedClips):
         epoch, place = divmod(number, len(self.videos))
         return int(_order(len(self.videos), self.seed, epoch)[place])
 
+    @property
+    def scale(self) -> FlowScale | None:
+        side = self.videos.short_side
+        resized = self.settings.resize == "square" or needs_resize(side, side, self.input_spec, self.settings)
+        # Flow that is resized is no longer made of codes.
+        if resized or "flow" not in self.input_spec.train.streams:
+            return None
+        return scale_of(self.videos.convention.flow)
+
     def cut(self, number: int) -> Clip:
-        def cut(video: Clip, read: ReadWindow) -> Clip:
+        scale = self.scale
+
+        def cut(video: Clip, row: Clip) -> Clip:
+            def read(stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool) -> npt.NDArray:
+                if stream == "rgb":
+                    return decode_rgb_frames(row["rgb"], frames, area, mirrored=mirrored)
+                convention = row["convention"].flow
+                codes = decode_flow_codes(row["flow"], convention, frames, area, mirrored=mirrored)
+                return codes if scale else dequantise(codes, scale_of(convention))
+
             # A generator for each clip: it is the same whichever task and worker cuts it, and after any resume.
             rng = np.random.default_rng([self.seed, number])
-            frames = video["num_frames"]
-            return cut_training_clip(read, frames, self.input_spec, self.settings, self.augmentation, rng)
+            shape = video["num_frames"], video["height"], video["width"]
+            spec, settings, augmentation = self.input_spec, self.settings, self.augmentation
+            return cut_training_clip(read, shape, spec, settings, augmentation, rng, scale=scale)
 
         return self.try_video(number, self.video_of(number), cut)
 
     def empty(self) -> Mapping[str, npt.NDArray]:
-        return empty_clip(self.input_spec)
+        return empty_clip(self.input_spec, self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +219,8 @@ class ValidationClips(NumberedClips):
         return self.try_video(
             number,
             number,
-            lambda _, read: cut_test_frames(
-                {stream: read(stream, 0, None) for stream in self.input_spec.test.streams},
+            lambda _, row: cut_test_frames(
+                {stream: _read_window(row, stream, 0, None) for stream in self.input_spec.test.streams},
                 self.input_spec,
                 self.settings,
                 self.protocol,
@@ -275,11 +316,12 @@ class Batch:
     weights: Tensor  # (B,) float32, 0 for a clip that could not be decoded
     errors: tuple[str, ...]
     numbers: tuple[int, ...]
+    scale: FlowScale | None = None  # of flow in codes; None: in pixels
 
     def inputs(self, device: torch.device, bound: float) -> dict[str, Tensor]:
         """What the model takes: (B, …, C, T, S, S) float32 in [-1, 1] on the device; `bound` of flow in pixels."""
         moved = {stream: clips.to(device, non_blocking=True) for stream, clips in self.streams.items()}
-        return {stream: scale_clips(stream, clips, bound) for stream, clips in moved.items()}
+        return {stream: scale_clips(stream, clips, bound, self.scale) for stream, clips in moved.items()}
 
 
 def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> Iterator[Batch]:
@@ -298,7 +340,7 @@ def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -
         dataset = build_graph(clips, segment, num_cpus=num_cpus)
         try:
             for columns in dataset.iter_batches(batch_size=part.batch, batch_format="numpy", prefetch_batches=2):
-                yield _to_batch(columns, clips.input_spec)
+                yield _to_batch(columns, clips)
         except OutageError as error:  # Ray's is one too, with a traceback before the message and advice after it
             raise OutageError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
 
@@ -322,12 +364,18 @@ def build_graph(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> r
     return graph
 
 
-def _to_batch(columns: Mapping[str, npt.NDArray], input_spec: InputSpec) -> Batch:
-    # Ray's arrays are views of the object store, which tensors may not write to.
+def _to_batch(columns: Mapping[str, npt.NDArray], clips: NumberedClips) -> Batch:
     return Batch(
-        streams={stream: torch.from_numpy(columns[stream].copy()) for stream in input_spec.train.streams},
+        streams={stream: _as_tensor(columns[stream]) for stream in clips.input_spec.train.streams},
         labels=torch.tensor(columns["label"], dtype=torch.int64),
         weights=torch.tensor(columns["weight"]),
         errors=tuple(str(error) for error in columns["error"] if error),
         numbers=tuple(columns["number"].tolist()),
+        scale=clips.scale,
     )
+
+
+def _as_tensor(frames: npt.NDArray) -> Tensor:
+    # A copy: Ray's arrays are views of the object store, which tensors may not write to. Codes have ten bits at most,
+    # and torch does little with uint16.
+    return torch.from_numpy(frames.copy().view(np.int16 if frames.dtype == np.uint16 else frames.dtype))

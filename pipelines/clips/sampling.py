@@ -21,7 +21,7 @@ from tyro import conf
 
 from models.input_spec import InputSpec
 from pipelines.errors import ConventionError, SettingsError
-from pipelines.media.codec import CodecSettings
+from pipelines.media.codec import CodecSettings, FlowScale
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
 Flow = npt.NDArray[np.floating]  # (T, H, W, 2), px
@@ -100,14 +100,21 @@ def _crops(frames: npt.NDArray, size: int, count: int) -> list[npt.NDArray]:
     return [frames[:, places[0][i] : places[0][i] + size, places[1][i] : places[1][i] + size] for i in chosen]
 
 
+def needs_resize(height: int, width: int, input_spec: InputSpec, settings: ClipSettings) -> bool:
+    """Whether frames of this size in pixels are not what the model's crop is taken from."""
+    if settings.resize == "square":
+        return height != input_spec.shorter_side or width != input_spec.shorter_side
+    return not 0 <= min(height, width) - input_spec.shorter_side <= SAME_SIDE
+
+
 def resize_for_crop(frames: Array, input_spec: InputSpec, settings: ClipSettings) -> Array:
     """(T, H, W, C) frames at the size that the model's crop is taken from, flow's vectors scaled along."""
     height, width = frames.shape[1:3]
     side, shorter = input_spec.shorter_side, min(height, width)
+    if not needs_resize(height, width, input_spec, settings):
+        return frames
     if settings.resize == "square":
         return resize_frames(frames, (side, side))
-    if 0 <= shorter - side <= SAME_SIDE:
-        return frames
     return resize_frames(frames, (round(height * side / shorter), round(width * side / shorter)))
 
 
@@ -157,15 +164,19 @@ def _as_tensor(frames: npt.NDArray) -> Tensor:
     return torch.from_numpy(np.array(frames, order="C"))  # torch warns of views that may not be written to
 
 
-def scale_clips(stream: str, clips: Tensor, bound: float = FLOW_BOUND) -> Tensor:
-    """Clips (…, T, H, W, C) of uint8 RGB or of flow in pixels as float32 (…, C, T, H, W) in [-1, 1].
+def scale_clips(stream: str, clips: Tensor, bound: float = FLOW_BOUND, scale: FlowScale | None = None) -> Tensor:
+    """Clips (…, T, H, W, C) of uint8 RGB or of flow as float32 (…, C, T, H, W) in [-1, 1].
 
-    The channels stay innermost in memory (channels_last_3d), which is what the networks compute with.
+    Flow is in pixels, or in codes of `scale`. The channels stay innermost in memory (channels_last_3d), which is what
+    the networks compute with.
     """
     # A copy, for the steps below work in place and the frames are the caller's.
     scaled = clips.to(torch.float32, copy=True)
-    scaled = scaled.div_(127.5).sub_(1) if stream == "rgb" else scaled.div_(bound).clamp_(-1, 1)
-    return scaled.movedim(-1, -4)
+    if stream == "rgb":
+        return scaled.div_(127.5).sub_(1).movedim(-1, -4)
+    if scale is not None:  # lossy codecs overshoot the bound
+        scaled.sub_(scale.zero_code).mul_(scale.step).clamp_(-scale.bound, scale.bound)
+    return scaled.div_(bound).clamp_(-1, 1).movedim(-1, -4)
 
 
 def settings_of(clips: Mapping[str, Any], convention: Mapping[str, object] | None) -> ClipSettings:

@@ -22,7 +22,10 @@ from pipelines.datasets.annotations import Annotation, is_id, read_annotations
 from pipelines.datasets.records import ListedShard, ShardConvention, read_dataset
 from pipelines.errors import DataError
 
-COLUMNS = ("id", "label", "class_name", "split", "source", "status", "shard", "num_frames", "error_kind")
+COLUMNS = (
+    *("id", "label", "class_name", "split", "source", "status", "shard"),
+    *("num_frames", "height", "width", "error_kind"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -27,7 +27,16 @@ import numpy.typing as npt
 from tyro.conf import arg
 
 from pipelines.errors import ConventionError, SettingsError
-from pipelines.media.mp4 import FULL_RANGE, VIDEO_RANGE, VideoFormat, VideoWriter, read_frames, read_grey, read_rgb
+from pipelines.media.mp4 import (
+    FULL_RANGE,
+    VIDEO_RANGE,
+    Area,
+    VideoFormat,
+    VideoWriter,
+    read_frames,
+    read_grey,
+    read_rgb,
+)
 
 FlowCodec = Literal["h264", "lossless", "jpeg"]
 RGBCodec = Literal["h264", "av1"]
@@ -253,6 +262,11 @@ def dequantise(levels: Levels, scale: FlowScale) -> npt.NDArray[np.float32]:
     return np.clip(flow, -scale.bound, scale.bound, out=flow)
 
 
+def negate(levels: Levels, scale: FlowScale) -> Levels:
+    """The codes of the opposite flow, same shape and dtype."""
+    return np.subtract(round(2 * scale.zero_code), levels, dtype=levels.dtype)
+
+
 def stack_components(levels: Levels) -> Levels:
     """Codes (..., H, W, 2) as the grey image (..., 2H, W) that is stored, u over v."""
     return np.concatenate([levels[..., 0], levels[..., 1]], axis=-2)
@@ -455,6 +469,69 @@ def decode_rgb(
     return np.stack(frames) if frames else np.zeros((0, *size, 3), np.uint8)
 
 
+def decode_rgb_frames(
+    data: bytes, frames: Sequence[int], area: Area | None = None, *, mirrored: bool = False
+) -> npt.NDArray[np.uint8]:
+    """RGB (n, H, W, 3) uint8 of these frames only, ascending and at least one, and of them only of an area.
+
+    `mirrored`: left to right. Raises ValueError where one of the frames is not there.
+    """
+    images = (read_rgb(frame, area) for frame in _read_chosen(data, frames))
+    return _collect(map(_flip, images) if mirrored else images, frames)
+
+
+def decode_flow_codes(
+    data: bytes, convention: Convention, frames: Sequence[int], area: Area | None = None, *, mirrored: bool = False
+) -> Levels:
+    """Codes (n, H, W, 2) uint8 or uint16 of these frames only, as `decode_rgb_frames` gives RGB; see `dequantise`.
+
+    Mirrored flow has its u negated. Raises ConventionError where the convention is not one this module reads.
+    """
+    check_convention(convention)
+    scale = scale_of(convention)
+    if convention["codec"] == "jpeg":
+        images = _read_jpegs(data, frames)
+    else:
+        images = (read_grey(frame) for frame in _read_chosen(data, frames))
+    codes = _collect((cv2.merge(_cut_components(image, scale, area, mirrored)) for image in images), frames)
+    if codes.dtype != scale.dtype:
+        raise ConventionError(f"stored codes are {codes.dtype}, which the convention is not: {convention}")
+    return codes
+
+
+def _collect(images: Iterator[npt.NDArray[Any]], frames: Sequence[int]) -> npt.NDArray[Any]:
+    """The images as one array, each copied once."""
+    found, count = None, 0
+    for count, image in enumerate(images, start=1):
+        if found is None:
+            found = np.empty((len(frames), *image.shape), image.dtype)
+        found[count - 1] = image
+    if found is None or count < len(frames):
+        raise ValueError(f"{count} of {len(frames)} frames from frame {frames[0]} on could be decoded")
+    return found
+
+
+def _cut_components(image: Levels, scale: FlowScale, area: Area | None, mirrored: bool) -> list[Levels]:
+    """u and v (H, W) of a stored frame (2H, W), or of an area of it."""
+    u, v = np.split(image, 2)
+    if area is not None:
+        u, v = (np.ascontiguousarray(half[area.slices]) for half in (u, v))
+    return [negate(_flip(u), scale), _flip(v)] if mirrored else [u, v]
+
+
+def _flip(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return cv2.flip(image, 1)
+
+
+def _read_chosen(data: bytes, frames: Sequence[int]) -> Iterator[av.VideoFrame]:
+    wanted, last = set(frames), frames[-1]
+    for index, frame in read_frames(data, start=frames[0]) if data else ():
+        if index in wanted:
+            yield frame
+        if index >= last:
+            return
+
+
 def _check_window(start: int, stop: int | None) -> None:
     if start < 0 or (stop is not None and stop < start):
         raise ValueError(f"start is {start} and stop {stop}; a window needs 0 <= start <= stop")
@@ -475,11 +552,16 @@ def _read_video_window(data: bytes, start: int, stop: int | None) -> Iterator[Le
 
 
 def _read_jpeg_window(data: bytes, start: int, stop: int | None) -> Iterator[Levels]:
+    return _read_jpegs(data, slice(start, stop))
+
+
+def _read_jpegs(data: bytes, chosen: Sequence[int] | slice) -> Iterator[Levels]:
+    """The stored frames of a zip of JPEGs; those that it does not hold are left out."""
     if not data:
         return
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        num_frames = len(archive.namelist()) // 2
-        for index in range(num_frames)[start:stop]:
+        there = range(len(archive.namelist()) // 2)
+        for index in there[chosen] if isinstance(chosen, slice) else [index for index in chosen if index in there]:
             pair = [np.frombuffer(archive.read(_jpeg_name(component, index)), np.uint8) for component in "xy"]
             yield np.concatenate([cv2.imdecode(jpeg, cv2.IMREAD_GRAYSCALE) for jpeg in pair])
 

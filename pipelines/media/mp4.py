@@ -133,9 +133,36 @@ def find_keyframes(data: bytes) -> list[int]:
     return sorted(round(pts / ticks_per_frame) for pts in keyframes)
 
 
-def read_rgb(frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-    """A 4:2:0 frame that `VideoWriter.write_rgb` wrote, as (H, W, 3) RGB uint8."""
-    return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """A part of a frame, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def read_rgb(frame: av.VideoFrame, area: Area | None = None) -> npt.NDArray[np.uint8]:
+    """A 4:2:0 frame that `VideoWriter.write_rgb` wrote, or an area of it, as (H, W, 3) RGB uint8."""
+    if area is None:
+        return cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+    top, left = area.top // 2, area.left // 2  # in chroma samples, each of which is the colour of 2×2 pixels
+    height, width = -(-(area.top + area.height) // 2) - top, -(-(area.left + area.width) // 2) - left
+    packed = np.empty(6 * height * width, np.uint8)
+    luma, chroma = packed[: 4 * height * width].reshape(2 * height, 2 * width), packed[4 * height * width :]
+    planes = [np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size) for plane in frame.planes]
+    luma[:] = planes[0][2 * top :, 2 * left :][: 2 * height, : 2 * width]
+    for plane, target in zip(planes[1:], chroma.reshape(2, height, width), strict=True):
+        target[:] = plane[top:, left:][:height, :width]
+    rgb = cv2.cvtColor(packed.reshape(3 * height, 2 * width), cv2.COLOR_YUV2RGB_I420)
+    odd = Area(top=area.top % 2, left=area.left % 2, height=area.height, width=area.width)
+    return rgb[odd.slices]
 
 
 def read_grey(frame: av.VideoFrame) -> npt.NDArray[np.integer]:
