@@ -25,9 +25,10 @@ from models.checkpoint import Metadata
 from models.folding import fold_batch_norm
 from models.torchscript import is_torchscript
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
-from pipelines.errors import NetworkError, SettingsError
+from pipelines.errors import NetworkError, OutageError, SettingsError
 from pipelines.evaluation import fvd
 from pipelines.evaluation.fvd_clips import DIALECTS, ClipChoice, prepare_clips
+from pipelines.evaluation.scoring import unless_away
 from pipelines.media.decode import DecodeSettings, decode
 from pipelines.media.decoder_process import Decoder
 
@@ -213,6 +214,26 @@ def test_shards_are_a_set_as_well(motion_shards: str, sets: Path, tmp_path: Path
     assert (found["real"]["videos"], found["real"]["clips"]) == (20, 18)
     assert sorted(found["real"]["failed"].values()) == ["missing", "unreadable"]
     assert "no data set of shards" in run_here("fvd", sets / "real", sets / "real", *flags, "--split", "test").stderr
+
+
+def test_videos_that_are_away_end_the_run(motion_shards: str, tmp_path: Path) -> None:
+    videos, _ = fvd.find_videos(motion_shards)
+    assert videos.index is not None
+    away = str(tmp_path / "away")
+    files = [file.replace(videos.index.data, away) for file in videos.index.table["file"].to_pylist()]
+    table = videos.index.table.set_column(videos.index.table.schema.get_field_index("file"), "file", [files])
+    videos = replace(videos, index=replace(videos.index, data=away, table=table))
+    row = fvd.ReadClips(videos, ClipChoice())({"id": 0})
+    with pytest.raises(OutageError, match=f"^{away} cannot be read"):
+        list(unless_away([row]))
+
+
+def test_vectors_that_are_not_finite_are_no_distance(sets: Path) -> None:
+    embedder = fvd.Embedding(weights=str(sets / "weights"), dialect="videogpt", choice=ClipChoice()).load()
+    rows = [{"place": n, "error": "", "vectors": np.full((1, 5), value)} for n, value in enumerate((1.0, np.nan))]
+    videos = fvd.VideoSet(name="real", ids=("a", "b"))
+    with pytest.raises(NetworkError, match="of real 1 of 2 vectors are not finite"):
+        fvd.summarise_set(videos, {}, rows, embedder)
 
 
 class Program(torch.nn.Module):

@@ -33,11 +33,18 @@ from pipelines.errors import DataError, NetworkError, SettingsError, VideoError
 from pipelines.evaluation.frechet import FeatureStatistics, describe_features
 from pipelines.evaluation.fvd_clips import DIALECTS, ClipChoice, DialectName, prepare_clips
 from pipelines.evaluation.records import SetCounts
-from pipelines.evaluation.scoring import set_up, unless_refused
+from pipelines.evaluation.scoring import (
+    describe_error,
+    map_on_cpus,
+    map_on_gpus,
+    set_up,
+    unless_away,
+    unless_refused,
+)
 from pipelines.media.codec import DECODING_ERRORS
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
-from pipelines.ray_data import ON_CPU, quieten
+from pipelines.ray_data import quieten
 from pipelines.training.trained_network import load_network
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
@@ -111,7 +118,10 @@ class Embedding:
         with local_checkpoint(find_checkpoint(self.weights)) as path:
             if is_torchscript(path):
                 return Embedder(self, self._run(path))
-        model = load_network(self.weights, stream="rgb").model
+        try:
+            model = load_network(self.weights, stream="rgb").model
+        except NetworkError as error:
+            raise NetworkError(f"--weights {error}") from error
         if not isinstance(model, I3D):
             raise NetworkError(f"--weights {self.weights}: FVD is computed with I3D; this is another network")
         try:
@@ -217,8 +227,8 @@ class ReadClips:
         try:
             return {"place": place, "error": "", "clips": self.videos.read(place, self.choice)}
         except READING_ERRORS as error:
+            reason = describe_error(error, self.videos.index.data if self.videos.index is not None else None)
             # All columns in every row: blocks of different columns would not join.
-            reason = f"{type(error).__name__}: {error}"[:500]
             return {"place": place, "error": reason, "clips": np.zeros((0, 0, 0, 0, 3), np.uint8)}
 
 
@@ -259,21 +269,17 @@ def embed_videos(
     """Rows `place`, `error`, `vectors` (clips, D) of the videos at these places, as they are done.
 
     Ray must be running. On CPUs a task reads and computes; with GPUs reading is tasks on CPUs of their own. Raises
-    RunError where a GPU computes wrong numbers.
+    OutageError where the videos cannot be reached, RunError where a GPU computes wrong numbers.
     """
     quieten()
     read = ReadClips(videos, embedding.choice)
     # A video a block: each is a task of its own, and a long one holds up no other.
     graph = ray.data.from_items([{"id": place} for place in places], override_num_blocks=len(places))
     if use_gpu:
-        actors = ray.data.ActorPoolStrategy(size=num_workers)
-        graph = graph.map(read, **ON_CPU)
-        # No CPU: reading may have taken them all, and the actor would wait for one.
-        graph = graph.map(EmbedClips, fn_constructor_args=(embedding, True), compute=actors, num_cpus=0, num_gpus=1)
+        graph = map_on_gpus(graph, read, EmbedClips, (embedding, True), num_workers=num_workers)
     else:
-        tasks = ray.data.TaskPoolStrategy(size=num_workers)
-        graph = graph.map(EmbedOnCpu(read=read, embedding=embedding), compute=tasks, **ON_CPU)
-    yield from unless_refused(graph.iter_rows())
+        graph = map_on_cpus(graph, EmbedOnCpu(read=read, embedding=embedding), num_workers=num_workers)
+    yield from unless_away(unless_refused(graph.iter_rows()))
 
 
 def summarise_set(
@@ -294,7 +300,10 @@ def summarise_set(
     source = {"name": videos.name, "videos": counts.videos, "failed": len(counts.failed)}
     choice = embedder.embedding.choice
     source |= {"seed": choice.seed, "begin": choice.begin, "clips_per_video": choice.clips_per_video}
-    statistics = describe_features(
-        np.concatenate(vectors), unbiased=embedder.dialect.unbiased, embedding=embedder.describe(), source=source
-    )
+    try:
+        statistics = describe_features(
+            np.concatenate(vectors), unbiased=embedder.dialect.unbiased, embedding=embedder.describe(), source=source
+        )
+    except ValueError as error:  # values that are not finite
+        raise NetworkError(f"--weights {embedder.embedding.weights}: of {videos.name} {error}") from error
     return statistics, counts
