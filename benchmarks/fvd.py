@@ -27,8 +27,8 @@ from pipelines.evaluation.frechet import FeatureStatistics, describe_features, f
 from pipelines.evaluation.fvd import Clips, Embedder, Embedding, find_videos
 from pipelines.evaluation.fvd_clips import DIALECTS, ClipChoice
 
-NOISE = (0, 2, 4, 8, 16, 32, 64)  # standard deviation, of 255
-BLUR = (0, 0.5, 1, 2, 4, 8)  # standard deviation, px
+NOISE = (0, 4, 8, 16, 32, 64)  # standard deviation, of 255
+BLUR = (0, 1, 2, 4, 8)  # standard deviation, px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class Benchmark:
     videos: str
     """Folder of videos."""
     weights: str | None = None
-    """I3D of the RGB stream. None: one of width 1/4 with random weights."""
-    clips: ClipChoice = field(default_factory=lambda: ClipChoice(clips_per_video=2))
+    """I3D of the RGB stream. None: one of width 1/8 with random weights."""
+    clips: ClipChoice = field(default_factory=ClipChoice)
 
 
 def main(config: Benchmark) -> None:
@@ -75,7 +75,7 @@ def embed(embedder: Embedder, clips: Sequence[Clips]) -> FeatureStatistics:
 def draw_network(folder: str) -> str:
     """A checkpoint of an I3D whose weights are random and whose batch norm fits noise."""
     torch.manual_seed(0)
-    model = models.build("i3d", num_classes=400, stream="rgb", width=0.25, frames=16, bn_momentum=1.0)
+    model = models.build("i3d", num_classes=400, stream="rgb", width=0.125, frames=16, bn_momentum=1.0)
     model(torch.randn(2, 3, 16, 224, 224) / 2)
     checkpoint.save(Path(folder), model, Metadata(classes=tuple(map(str, range(400)))))
     return folder

@@ -42,9 +42,10 @@ class Dialect:
 
 
 DIALECTS: dict[DialectName, Dialect] = {
-    # Unterthiner et al. 2018 (google-research/frechet_video_distance) resize to 224 × 224 and take the 400 logits of
-    # TF-Hub's deepmind/i3d-kinetics-400/1; StyleGAN-V (src/metrics/frechet_video_distance.py, fvd2048_16f) does the
-    # same within i3d_torchscript.pt, with covariances over N (metric_utils.py). TATS and cd-fvd resize so too.
+    # universome/stylegan-v (src/metrics/frechet_video_distance.py, fvd2048_16f): i3d_torchscript.pt resizes to 224×224
+    # and gives the 400 logits of TF-Hub's deepmind/i3d-kinetics-400/1; covariances over N (metric_utils.py). cd-fvd is
+    # the same. google-research/frechet_video_distance (Unterthiner et al. 2018) takes N - 1, as TATS does, and the
+    # resizing of TensorFlow 1, whose pixels lie elsewhere.
     "stylegan-v": Dialect(output="logits", shorter_side=None, unbiased=False),
     # wilson1yan/VideoGPT (videogpt/fvd/fvd.py, data.py: preprocess). VideoGPT's own script scales pixels to ±0.5; those
     # who took it over (JunyaoHu/common_metrics_on_video_quality) scale to ±1, which the network is made for, as here.
