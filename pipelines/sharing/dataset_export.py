@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines import storage
+from pipelines.datasets.catalog import split_rank
 from pipelines.datasets.records import DATASET, Dataset, ListedShard, read_dataset
 from pipelines.errors import DataError
 from pipelines.formatting import format_bytes
@@ -92,8 +93,11 @@ def hub_split(name: str) -> str:
 
 
 def list_patterns(shards: Sequence[ListedShard]) -> dict[str, str]:
-    """By split, the files of it; digits after its name, or `train` would take `train-extra` too."""
-    return {shard.split: f"shards/{shard.split}-[0-9]*.{shard.file.rpartition('.')[2]}" for shard in shards}
+    """By split, train first, the files of it; digits after its name, or `train` would take `train-extra` too."""
+    splits = sorted(
+        {shard.split: shard.file.rpartition(".")[2] for shard in shards}.items(), key=lambda s: split_rank(s[0])
+    )
+    return {split: f"shards/{split}-[0-9]*.{ending}" for split, ending in splits}
 
 
 def _convention_section(dataset: Dataset) -> str:
@@ -114,7 +118,7 @@ def _convention_section(dataset: Dataset) -> str:
 
 def reading_code(said: cards.Said, dataset: Dataset) -> str:
     """The lines of the card that need no code of this project."""
-    split = hub_split(dataset.shards[0].split)
+    split = hub_split(next(iter(list_patterns(dataset.shards))))
     return f"""
 from datasets import load_dataset
 {cards.folder_code(said.repo, "dataset")}
