@@ -60,7 +60,8 @@ def code(lines: str) -> str:
 def folder_code(repo: str | None, repo_type: str) -> str:
     """The lines of a card that find its own folder: fetched from the hub, or where the reader has put it."""
     if repo is None:
-        return 'folder = "."  # the folder that this file lies in'
+        # With its name: `datasets` calls a data set by that, and "." has none.
+        return "from pathlib import Path\n\nfolder = str(Path.cwd())  # the folder that this file lies in"
     kind = "" if repo_type == "model" else f", repo_type={repo_type!r}"
     return f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({repo!r}{kind})"
 
