@@ -4,7 +4,8 @@
     DIR/weights.safetensors  parameters and running statistics, float32, under the model's own names
     DIR/training.pt          optional: optimizer and loop state for resuming; read with weights_only
 
-model.json is written last: a directory without it is not a checkpoint.
+model.json is written last: a directory without it is not a checkpoint. What is shared has the same content under the
+names that Hugging Face's hub looks for, config.json and model.safetensors.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,18 @@ from models import build, name_of
 from models.input_spec import VideoModel
 
 FORMAT = 1
+
+
+class Layout(NamedTuple):
+    """What the two files of a checkpoint are called."""
+
+    description: str
+    weights: str
+
+
+OWN = Layout("model.json", "weights.safetensors")
+HUB = Layout("config.json", "model.safetensors")
+LAYOUTS = (OWN, HUB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +59,7 @@ def save(
     metadata: Metadata,
     *,
     training_state: Mapping[str, object] | None = None,
+    layout: Layout = OWN,
 ) -> None:
     """Writes a checkpoint; the directory is made where it is missing, an older one replaced.
 
@@ -60,14 +75,14 @@ def save(
     text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    # model.json first: a save that is cut off must leave no checkpoint. An old training.pt would pass for this one's.
-    for name in ("model.json", "training.pt"):
+    # Description first: a save that is cut off must leave no checkpoint. An old training.pt would pass for this one's.
+    for name in (layout.description, "training.pt"):
         (directory / name).unlink(missing_ok=True)
     # Convolutions keep their weights in channels_last_3d, which safetensors refuses to write.
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, directory / "weights.safetensors")
+    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, directory / layout.weights)
     if training_state is not None:
         torch.save(dict(training_state), directory / "training.pt")
-    (directory / "model.json").write_text(text, encoding="utf-8")
+    (directory / layout.description).write_text(text, encoding="utf-8")
 
 
 def load(directory: str | Path, *, device: str = "cpu") -> tuple[VideoModel, Metadata]:
@@ -75,14 +90,15 @@ def load(directory: str | Path, *, device: str = "cpu") -> tuple[VideoModel, Met
 
     Raises ValueError where the directory holds no checkpoint, or one of another format.
     """
-    path = Path(directory) / "model.json"
-    if not path.is_file():
-        raise ValueError(f"{directory} holds no checkpoint: it has no model.json.")
+    layout = next((layout for layout in LAYOUTS if (Path(directory) / layout.description).is_file()), None)
+    if layout is None:
+        raise ValueError(f"{directory} holds no checkpoint: it has no {OWN.description}.")
+    path = Path(directory) / layout.description
     described = json.loads(path.read_text(encoding="utf-8"))
     if described.get("format") != FORMAT:
         raise ValueError(f"{path} has the format {described.get('format')!r}; this version reads {FORMAT}.")
     model = build(described["model"], **described["config"]).to(device)
-    model.load_state_dict(load_file(Path(directory) / "weights.safetensors", device=device))
+    model.load_state_dict(load_file(Path(directory) / layout.weights, device=device))
     metadata = {key: described[key] for key in ("flow_convention", "clips", "extra")}
     return model, Metadata(classes=tuple(described["classes"]), **metadata)
 

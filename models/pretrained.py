@@ -35,6 +35,7 @@ from models.naming import (
     without_gamma,
 )
 from models.tensorflow_checkpoint import find_prefix, read_tensors
+from models.torchscript import is_torchscript
 
 NAMINGS = (DEEPMIND, PIERGIAJ, HASSONY2)
 
@@ -58,6 +59,9 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
         return {re.sub(r"^(RGB|Flow)/inception_i3d/", "", name): tensor for name, tensor in tensors.items()}
     if not Path(path).is_file():
         raise ValueError(f"{path} is neither a file of PyTorch weights nor a TensorFlow checkpoint (PREFIX.index).")
+    # torch.load would warn of it and only then refuse it.
+    if is_torchscript(path):
+        raise ValueError(f"{path} is a TorchScript file, which is a program, and no state dict: nothing of it is run.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

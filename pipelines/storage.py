@@ -372,6 +372,21 @@ def put(uri: str, data: bytes) -> None:
     _on_s3(uri, lambda s3, path: _upload(s3, path, data))
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """The file `source` under another name, atomically: on one disk a second name of the same bytes, else a copy.
+
+    For files that are only ever replaced as a whole, as all are that `put` writes.
+    """
+    if not is_remote(source) and not is_remote(target):
+        written = _local(target).parent / f"{UNFINISHED}{secrets.token_hex(8)}"
+        written.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # another disk, or one without links
+            os.link(_local(source), written)
+            written.replace(_local(target))
+            return
+    put(target, read_bytes(source))
+
+
 def _upload(s3: Any, path: str, data: bytes, **conditions: str) -> None:
     """One put, or of two parts and more a multipart upload, which nobody sees before it is complete."""
     timeout = TRIES * SILENCE_S + len(data) / SLOWEST_BYTES_S

@@ -14,7 +14,7 @@ PACKAGES = ("jobs", "pipelines", "models")
 # From the top down. A room imports from floors below its own only; rooms of one floor do not know each other.
 FLOORS = (
     {"jobs"},
-    {"pages"},
+    {"pages", "sharing"},
     {"evaluation", "search"},
     {"training"},
     {"clips", "extraction"},

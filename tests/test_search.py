@@ -28,7 +28,7 @@ from models.input_spec import ModelConfig
 from pipelines.errors import RunError
 from pipelines.pages.search import write_search_report
 from pipelines.search.records import Trial, read_outcome
-from pipelines.search.results import conclude, count_cost, find_front
+from pipelines.search.results import conclude, confirmed_scores, count_cost, find_front, list_confirmations
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings
 from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, TrialJob, chosen_few, missing_confirmations
 from pipelines.training.config import Scale
@@ -287,6 +287,7 @@ def test_a_lucky_seed_does_not_win_over_means_when_confirmations_fail(tmp_path: 
     assert outcome is not None
     assert outcome.best.id == second.id
     assert len(outcome.best.seeds) == 3
+    assert confirmed_scores(book, best, list_confirmations(book)) == [0.8, 0.8]  # also of the seed after the gap
 
 
 def test_a_search_without_a_validation_split_is_refused_before_it_begins(motion_shards: str, tmp_path: Path) -> None:

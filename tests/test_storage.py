@@ -139,6 +139,26 @@ def test_local_copy_is_the_file_on_disk_and_a_passing_one_from_s3(root: str) -> 
     assert Path(local).exists() == (not storage.is_remote(root))
 
 
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_a_copy_is_a_second_name_where_that_can_be(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+) -> None:
+    storage.put(join(root, "a"), b"shard")
+    target = tmp_path / "copies" / "deep" / "b"
+    if not same_disk:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "another disk")))
+    storage.link_or_copy(join(root, "a"), str(target))
+    assert target.read_bytes() == b"shard"
+    linked = same_disk and not storage.is_remote(root)
+    assert not linked or target.samefile(join(root, "a"))
+    # What replaces the file leaves the other name with the old bytes.
+    storage.put(join(root, "a"), b"another")
+    assert target.read_bytes() == b"shard"
+    assert os.listdir(target.parent) == ["b"]  # noqa: PTH208 - hidden ones too
+    with pytest.raises(FileNotFoundError):
+        storage.link_or_copy(join(root, "absent"), str(target))
+
+
 def test_a_byte_order_mark_is_no_text(root: str) -> None:
     storage.put(join(root, "f.csv"), "\ufeffpath,label".encode())
     assert storage.read_text(join(root, "f.csv")) == "path,label"

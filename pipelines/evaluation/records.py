@@ -1,4 +1,4 @@
-"""What an evaluation says: evaluation.json."""
+"""What an evaluation says: evaluation.json, and what a Fréchet distance does: fvd.json."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pipelines.errors import RecordError
 from pipelines.records import Record, Values
 
 EVALUATION = "evaluation.json"
+FVD = "fvd.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +76,28 @@ class Evaluation(Record):
         if "data" not in self.settings:
             raise RecordError(f"{EVALUATION} lacks settings.data: evaluate again")
         return str(self.settings["data"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetCounts:
+    """One side of a distance: its videos that were to be read, the clips that they gave, and why others gave none.
+
+    Of statistics that were read from a file `videos` is None.
+    """
+
+    name: str
+    videos: int | None
+    clips: int
+    failed: Mapping[str, str] = field(default_factory=dict)  # by video
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoDistance(Record):
+    """What fvd.json holds; `embedding` is what the vectors are, `settings` how the clips were chosen."""
+
+    fvd: float
+    dimensions: int
+    embedding: Mapping[str, object]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    real: SetCounts
+    generated: SetCounts

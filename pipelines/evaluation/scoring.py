@@ -7,7 +7,7 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -107,18 +107,8 @@ class CutVideo:
                 for stream, clips in cut_test_frames(frames, input_spec, settings, self.protocol).items()
             }
         except DECODING_ERRORS as error:
-            cause = self._find_cause(error)
-            return {"place": int(row["id"]), "error": f"{type(cause).__name__}: {cause}"[:500]}
+            return {"place": int(row["id"]), "error": describe_error(error, self.index.data)}
         return {"place": int(row["id"]), "error": "", **cut}
-
-    def _find_cause(self, error: Exception) -> Exception:
-        """The error itself, or the OutageError that the data set is away."""
-        try:
-            if is_of_storage(error):
-                check_storage(self.index.data, error)
-        except OutageError as away:
-            return away
-        return error
 
     def _end(self, stream: str) -> int | None:
         """Frames of a stream that some network can use."""
@@ -158,6 +148,16 @@ class ScoreVideo:
         return models.video_scores(self.models[name], clips).cpu().numpy()
 
 
+def describe_error(error: Exception, data: str | None) -> str:
+    """`VideoError: …`: why a video cannot be read, or the OutageError that the data set `data` is away."""
+    try:
+        if data is not None and is_of_storage(error):
+            check_storage(data, error)
+    except OutageError as away:
+        error = away
+    return f"{type(error).__name__}: {error}"[:500]
+
+
 def set_up(precision: str, *, use_gpu: bool) -> tuple[torch.device, str]:
     """The device of this worker, and why it must not be computed on; nothing where it may.
 
@@ -177,6 +177,15 @@ def unless_refused(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         if refusal := row.pop("refusal"):
             raise RunError(refusal)
+        yield row
+
+
+def unless_away(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows. Raises OutageError at the first whose `error` is one, by `describe_error`."""
+    for row in rows:
+        # Not raised where it was met: Ray Data would make its own error of it, of which only a traceback is left.
+        if row["error"].startswith(OutageError.__name__):
+            raise OutageError(row["error"].removeprefix(f"{OutageError.__name__}: "))
         yield row
 
 
@@ -206,18 +215,24 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     cut = CutVideo(index, networks, scorer.protocol)
     graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
     if scorer.use_gpu:
-        actors = ray.data.ActorPoolStrategy(size=scorer.num_workers)
-        graph = graph.map(cut, **ON_CPU)
-        # No CPU: decoding may have taken them all, and the actor would wait for one.
-        graph = graph.map(ScoreVideo, fn_constructor_args=(scorer,), compute=actors, num_cpus=0, num_gpus=1)
+        graph = map_on_gpus(graph, cut, ScoreVideo, (scorer,), num_workers=scorer.num_workers)
     else:
-        tasks = ray.data.TaskPoolStrategy(size=scorer.num_workers)
-        graph = graph.map(CutAndScore(cut=cut, scorer=scorer), compute=tasks, **ON_CPU)
-    for row in unless_refused(graph.iter_rows()):
-        # Not raised where it was met: Ray Data would make its own error of it, of which only a traceback is left.
-        if row["error"].startswith(OutageError.__name__):
-            raise OutageError(row["error"].removeprefix(f"{OutageError.__name__}: "))
-        yield row
+        graph = map_on_cpus(graph, CutAndScore(cut=cut, scorer=scorer), num_workers=scorer.num_workers)
+    yield from unless_away(unless_refused(graph.iter_rows()))
+
+
+def map_on_cpus(graph: ray.data.Dataset, step: Callable[[Row], Row], *, num_workers: int) -> ray.data.Dataset:
+    """The rows that a step makes, which reads and computes, `num_workers` of them at a time."""
+    return graph.map(step, compute=ray.data.TaskPoolStrategy(size=num_workers), **ON_CPU)
+
+
+def map_on_gpus(
+    graph: ray.data.Dataset, read: Callable[[Row], Row], compute: type, given: tuple[object, ...], *, num_workers: int
+) -> ray.data.Dataset:
+    """The rows of actors with a GPU each, made from `given`, fed by tasks that `read` on CPUs of their own."""
+    actors = ray.data.ActorPoolStrategy(size=num_workers)
+    # No CPU: reading may have taken them all, and the actor would wait for one.
+    return graph.map(read, **ON_CPU).map(compute, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
 
 
 def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: Sequence[str]) -> pa.Table:

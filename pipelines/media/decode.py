@@ -112,6 +112,7 @@ def decode(
     settings: DecodeSettings,
     start: float | None = None,
     end: float | None = None,
+    native: bool = False,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Generator[RGBFrame, None, VideoInfo]:
     """Yield the (H,W,3) uint8 RGB frames of a local video one by one; the generator's return value is its VideoInfo.
@@ -120,6 +121,7 @@ def decode(
     `resolve_span`. Resizing is one bilinear swscale step from the source's pixel format (its support grows when it
     shrinks, so it does not alias), bit-exact on every CPU. Colours follow the stream's matrix and range tags (BT.601,
     limited range where it has none); HDR is not tone-mapped, transparency is dropped, fields are not separated.
+    `native` yields each decoded picture once and at its own size, in place of the settings' rate and shorter side.
     Raises VideoError, possibly after some frames: a file is kept, and flagged partial, if at least MIN_DECODED_SHARE of
     its frames are there and decode without error. `on_progress` is called for every packet.
     """
@@ -128,8 +130,11 @@ def decode(
         span, probe = probe_file(path, start, end, on_progress)
         check_probe(probe, span, settings)
         with open_video(path, probe.stream) as (container, stream):
-            source, scaler, count = _Source(container, stream, span, probe), Scaler(settings.short_side), 0
-            for frame, repeats in resample(source.timed_frames(on_progress), fps=fps, slots=count_slots(span, fps)):
+            source, count = _Source(container, stream, span, probe), 0
+            scaler = Scaler(None if native else settings.short_side)
+            timed = source.timed_frames(on_progress)
+            slotted = each_once(timed, span) if native else resample(timed, fps=fps, slots=count_slots(span, fps))
+            for frame, repeats in slotted:
                 count += repeats
                 if count > settings.max_frames:
                     raise too_long(settings, f"over {settings.max_frames} frames")
@@ -139,7 +144,8 @@ def decode(
             source.check()
             if count == 0:
                 raise VideoError("empty_span", f"the video ends before the span, which starts at {start} s")
-            return source.info(scaler, frames=count, duration=float(count / fps))
+            seconds = count / source.mean_rate() if native else float(count / fps)
+            return source.info(scaler, frames=count, duration=seconds)
 
 
 def probe_file(
@@ -225,6 +231,16 @@ def resample(
         end_slot = min(end_slot, slots)
     if last_end > 0 and end_slot > filled:
         yield waiting[0], end_slot - filled
+
+
+def each_once(timed: Iterable[tuple[Fraction, Fraction, T]], span: Span | None) -> Iterator[tuple[T, int]]:
+    """What `resample` takes and gives, but every frame fills one slot: those shown after time 0 and before the end."""
+    length = math.inf if span is None or span.end is None else span.end - span.start
+    for time, end, frame in timed:
+        if time >= length:
+            return
+        if end > 0:
+            yield frame, 1
 
 
 def rises(path: str | os.PathLike[str], probe: Probe) -> bool:

@@ -42,6 +42,7 @@ HEADER = struct.Struct("=cI")  # message type, bytes that follow
 SIZE = struct.Struct("=II")  # height and width, before a frame's pixels
 FRAME, ALIVE, NOTE, INFO, ERROR = b"F", b"A", b"N", b"I", b"E"
 MAX_JSON = 65_536  # bytes
+MAX_SIDE = 16_384  # px, of a frame at its own size: more than any video codec's profile allows
 ALIVE_EVERY_S = 1.0
 MAX_SILENCE = 60  # timeouts that may pass without a frame, whatever signs of life there are
 GRACE_S = 5.0  # for a child that is as good as dead to end
@@ -61,6 +62,7 @@ class Request(TypedDict):
     path: str
     start: float | None
     end: float | None
+    native: bool
     settings: dict[str, Any]  # the fields of DecodeSettings
 
 
@@ -86,7 +88,12 @@ class Decoder:
             self._idle.pop().stop()
 
     def frames(
-        self, path: str | os.PathLike[str], *, start: float | None = None, end: float | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        native: bool = False,
     ) -> DecodedFrames:
         """The (H,W,3) uint8 RGB frames of a local video at `settings.fps`; see `pipelines.media.decode.decode`.
 
@@ -94,7 +101,14 @@ class Decoder:
         start or after some frames. Breaking off costs a new child.
         """
         file = os.path.abspath(os.fspath(path))  # noqa: PTH100 - Path.resolve would follow links, absolute keeps ".."
-        return DecodedFrames(self, {"path": file, "start": start, "end": end, "settings": asdict(self.settings)})
+        request: Request = {
+            "path": file,
+            "start": start,
+            "end": end,
+            "native": native,
+            "settings": asdict(self.settings),
+        }
+        return DecodedFrames(self, request)
 
     def _take(self) -> _Child:
         while self._idle:
@@ -197,12 +211,12 @@ class _Child:
         self.busy, self.answered = True, False
         with contextlib.suppress(BrokenPipeError):  # a dead child shows below, with the reason
             self.requests.write(json.dumps(request).encode() + b"\n")
-        count, deadline = 0, patience(settings)
+        count, deadline, scaled = 0, patience(settings), settings.short_side * MAX_ASPECT_RATIO
         while time.monotonic() < deadline:
             kind, size = HEADER.unpack(self.receive(HEADER.size, settings))
             self.answered = True
             if kind == FRAME and count < settings.max_frames:
-                yield self.receive_frame(size, settings)
+                yield self.receive_frame(size, settings, MAX_SIDE if request["native"] else scaled)
                 count, deadline = count + 1, patience(settings)
             elif kind in (INFO, ERROR) and size <= MAX_JSON:
                 return self.conclude(kind, self.receive_json(size, settings))
@@ -233,10 +247,9 @@ class _Child:
             return VideoInfo(**answer)
         raise VideoError(error if error in KINDS else "unreadable", str(answer.get("message")))
 
-    def receive_frame(self, size: int, settings: DecodeSettings) -> RGBFrame:
-        """One (H,W,3) uint8 frame. Raises VideoError where the announced size is not a frame's."""
+    def receive_frame(self, size: int, settings: DecodeSettings, limit: int) -> RGBFrame:
+        """One (H,W,3) uint8 frame of sides up to the limit. Raises VideoError where its announced size is none."""
         height, width = SIZE.unpack(self.receive(SIZE.size, settings))
-        limit = settings.short_side * MAX_ASPECT_RATIO
         if not (0 < height <= limit and 0 < width <= limit and size == SIZE.size + 3 * height * width):
             raise nonsense()
         frame = np.empty((height, width, 3), np.uint8)
@@ -338,6 +351,7 @@ def answer(request: Request, answers: BinaryIO) -> None:
             settings=settings,
             start=request["start"],
             end=request["end"],
+            native=request["native"],
             on_progress=Pulse(answers).beat,
         )
         info = send_frames(answers, frames)

@@ -110,9 +110,12 @@ def build_setfield(width: int, height: int, pixel_format: str) -> Graph:
 
 
 class Scaler:
-    """Frames of any size, pixel format and rotation → RGB of the one size that the first frame sets."""
+    """Frames of any size, pixel format and rotation → RGB of the one size that the first frame sets.
 
-    def __init__(self, short_side: int) -> None:
+    Its own size where `short_side` is None, else what `output_size` makes of it.
+    """
+
+    def __init__(self, short_side: int | None) -> None:
         self.short_side = short_side
         self.size = self.source_size = (0, 0)  # (height, width)
         self.orientation = self.first_orientation = Orientation(False, False, False)
@@ -138,4 +141,4 @@ class Scaler:
         self.pixel_format, self.first_orientation = frame.format.name, self.orientation
         self.source_size = (frame.height, frame.width)
         shown = self.source_size[::-1] if self.orientation.transposed else self.source_size
-        self.size = output_size(*shown, self.short_side)
+        self.size = shown if self.short_side is None else output_size(*shown, self.short_side)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 
 import optuna
@@ -33,22 +35,27 @@ def count_cost(book: Book, search: Search) -> Cost:
     )
 
 
-def confirmed_scores(book: Book, trial: Trial) -> list[float]:
+def list_confirmations(book: Book) -> Mapping[str, list[int]]:
+    """By trial, the seeds besides the search's own from which it is trained to the end; one that failed is a gap."""
+    folder = storage.join(book.output, CONFIRM)
+    seeds: defaultdict[str, list[int]] = defaultdict(list)
+    # Listed once: to ask for each seed of each trial would be many requests on S3, and would stop at a gap.
+    for file in storage.list_files(folder) if storage.is_dir(folder) else ():
+        if match := re.fullmatch(rf"([^/]+)-seed-(\d+)/{re.escape(RESULT)}", file.path):
+            seeds[match[1]].append(int(match[2]))
+    return seeds
+
+
+def confirmed_scores(book: Book, trial: Trial, confirmations: Mapping[str, list[int]]) -> list[float]:
     """Top-1 of a trial and of those of its seeds that are trained."""
-    scores = [trial.score] if trial.score is not None else []
-    seed = 1
     # Seed 0 is the search's own: its score is the trial's.
-    while storage.exists(storage.join(_confirmation(book, trial, seed), RESULT)):
-        result = records.read(storage.join(_confirmation(book, trial, seed), RESULT), RunResult)
-        score = result.number(SCORE)
+    scores = [trial.score] if trial.score is not None else []
+    for seed in sorted(confirmations.get(trial.id, [])):
+        uri = storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}", RESULT)
+        score = records.read(uri, RunResult).number(SCORE)
         assert score is not None, "a trial is validated"
         scores.append(score)
-        seed += 1
     return scores
-
-
-def _confirmation(book: Book, trial: Trial, seed: int) -> str:
-    return storage.join(book.output, CONFIRM, f"{trial.id}-seed-{seed}")
 
 
 def find_front(trials: Iterable[Trial]) -> list[Trial]:
@@ -88,7 +95,8 @@ def conclude(book: Book, search: Search, *, num_best: int) -> Outcome | None:
     """What the finished trials say; None where none has finished."""
     if not book.finished():
         return None
-    scored = {trial.id: _score_seeds(book, trial) for trial in book.finished()}
+    confirmations = list_confirmations(book)
+    scored = {trial.id: _score_seeds(book, trial, confirmations) for trial in book.finished()}
     # Of those trained from several seeds only: the best of many single scores is partly luck. Where a training from
     # another seed failed, a mean of fewer would be luckier than the others.
     few = chosen_few(book, num_best)
@@ -107,13 +115,13 @@ def conclude(book: Book, search: Search, *, num_best: int) -> Outcome | None:
     )
 
 
-def _score_seeds(book: Book, trial: Trial) -> ScoredTrial:
+def _score_seeds(book: Book, trial: Trial, confirmations: Mapping[str, list[int]]) -> ScoredTrial:
     return ScoredTrial(
         id=trial.id,
         number=trial.number,
         geometry=trial.geometry,
         gflops=trial.gflops,
-        seeds=tuple(confirmed_scores(book, trial)),
+        seeds=tuple(confirmed_scores(book, trial, confirmations)),
     )
 
 
@@ -128,6 +136,7 @@ def write_outcome(book: Book, outcome: Outcome, prepare: Prepare) -> None:
 
 def iter_rows(book: Book, prepare: Prepare) -> Iterator[Values]:
     """What sweep.parquet holds of each trial."""
+    confirmations = list_confirmations(book)
     for trial in book.trials.values():
         configuration = json.dumps(prepare(trial.geometry, 0).run.describe(), sort_keys=True)
         columns = {name: value for name, value in trial.to_json().items() if name not in ("geometry", "curve")}
@@ -138,7 +147,7 @@ def iter_rows(book: Book, prepare: Prepare) -> Iterator[Values]:
             "step": trial.step,
             "clips": trial.clips,
             SCORE: trial.score,
-            "seeds": confirmed_scores(book, trial) if trial.state == "finished" else [],
+            "seeds": confirmed_scores(book, trial, confirmations) if trial.state == "finished" else [],
             "curve": [asdict(report) for report in trial.curve],
             "configuration": configuration,
         }

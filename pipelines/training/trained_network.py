@@ -49,7 +49,7 @@ def load_network(uri: str, *, stream: str | None = None, which: Which = "last") 
 
 
 def _load(uri: str, stream: str | None) -> Network:
-    if storage.exists(storage.join(uri, "model.json")):
+    if any(storage.exists(storage.join(uri, layout.description)) for layout in checkpoint.LAYOUTS):
         with local_checkpoint(uri) as path:
             model, metadata = checkpoint.load(path)
         _check_finite(model)
