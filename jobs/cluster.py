@@ -27,7 +27,7 @@ def connect(
     keeps the Ray it has.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    submitted = bool(os.environ.get("RAY_ADDRESS"))
+    submitted = is_submitted()
     if not submitted:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, said aloud: left unset, it warns
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too this is what keeps sockets on 127.0.0.1
@@ -41,6 +41,7 @@ def connect(
     elif submitted:
         ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
+        print("starting    Ray on this machine", flush=True)
         _start({"num_cpus": num_cpus, "num_gpus": num_gpus, "log_to_driver": log_to_driver}, dashboard)
     if on_stop is signal.default_int_handler:  # Ray has put its own there, which ends the process with a stack trace
         signal.signal(signal.SIGTERM, on_stop)
@@ -48,6 +49,18 @@ def connect(
     place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
     waiting = "" if cpus else "; tasks wait for workers to come"
     return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs{waiting}"
+
+
+def is_submitted() -> bool:
+    """Whether the job was given a cluster, as `ray job submit` does, rather than a Ray of its own on this machine."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def count_own_gpus() -> int:
+    """GPUs of this machine that torch can use; no Ray is needed to ask."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[float, int]:
@@ -75,7 +88,7 @@ def check_gpus(wanted: float) -> None:
     import ray
 
     present = ray.cluster_resources().get("GPU", 0.0)
-    if wanted > present and not os.environ.get("RAY_ADDRESS"):
+    if wanted > present and not is_submitted():
         raise SettingsError(
             f"this machine has {present:g} GPUs, and the flags ask for {wanted:g}: give --num-gpus (and --num-workers, "
             "where there are some) of at most as many, or --num-gpus 0 to use CPUs"

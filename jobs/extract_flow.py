@@ -10,30 +10,43 @@ Interrupted, it goes on where it stopped when the same command is run again.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jobs.cluster import check_gpus, connect
+from jobs.cluster import check_gpus, connect, count_own_gpus, is_submitted
 from jobs.command import locate_output, run_command
 from jobs.extraction_log import RunLog, format_estimate, format_summary
-from pipelines import storage
+from pipelines import storage, tvl1
 from pipelines.datasets.catalog import Catalog, read_catalog
 from pipelines.datasets.folders import Layout
 from pipelines.datasets.motion_videos import write_motion_videos
+from pipelines.datasets.records import DATASET
 from pipelines.errors import CatalogError, SettingsError
-from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan, planned_backend
+from pipelines.extraction.plan import (
+    ExtractionSettings,
+    Plan,
+    backend_of,
+    find_work,
+    make_plan,
+    planned_kernel,
+)
 from pipelines.lock import OutputLock, lock_output
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+    import ray
+
     from pipelines.extraction.flow_pool import FlowPool
     from pipelines.extraction.graph import Placement
 
 DEBUG_FOLDER = "out/debug"
-BACKEND_FLAGS = {"torch": "cuda"}  # what users call a backend that is named after what it is written in
+FLAGS = {"torch": "cuda"}  # what users call a backend that is named after what it is written in
+COMPILING = "compiling   the flow kernel, once for each machine: some 15 s"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +133,32 @@ def prepare(config: ExtractFlow) -> ExtractFlow:
 
 def run(config: ExtractFlow) -> int:
     """Read the catalog, make the shards that are not there yet, write the tables; the exit status."""
-    settings = config.settings
-    assert config.videos, "filled in by prepare"
     assert config.output, "filled in by prepare"
     output = locate_output(config.output)
-    annotations = list(config.annotations) or None
+    catalog = find_videos(config)
+    if config.dry_run:  # writes nothing: it may look while another run holds the lock
+        return dry_run(config, catalog, output)
+    with lock_output(output) as lock:
+        work = look_up(config, catalog, output)
+        if work and not work.blocks:
+            print(f"to do       nothing: all {len(work.plan.spans)} shards of {output} are done", flush=True)
+            return finish(work.plan, lock)
+        num_shards = len(work.blocks) if work else -(-len(catalog.table) // config.settings.shards.videos_per_shard)
+        with run_flow(config, output, num_tasks=num_shards) as flow:
+            # After flow has started: the kernel's name, part of the fingerprint, is known only where it runs.
+            if work is None or work.plan.kernel != flow.kernel:
+                work = find_rest(config, make_plan_of(config, catalog, output, flow.kernel))
+            log = extract(work, flow, lock)
+        return finish(work.plan, lock, log)
+
+
+def find_videos(config: ExtractFlow) -> Catalog:
+    """The catalog; prints what was found."""
+    assert config.videos, "filled in by prepare"
     try:
         catalog = read_catalog(
             config.videos,
-            annotations,
+            list(config.annotations) or None,
             split=config.split,
             limit=config.limit,
             fold=config.fold,
@@ -137,16 +167,7 @@ def run(config: ExtractFlow) -> int:
     except OSError as error:
         raise CatalogError(f"the videos or their annotations cannot be read: {error}") from error
     print_catalog(config.videos, catalog)
-    # A dry run writes nothing: it may look while another run holds the lock.
-    with nullcontext() if config.dry_run else lock_output(output) as lock:
-        print(f"ray         {connect(num_cpus=config.num_cpus)}")
-        with run_flow(settings, *place(config, output)) as flow:
-            # After flow has started: the kernel's name, part of the fingerprint, is known only where it runs.
-            plan = make_plan(catalog, settings, videos=config.videos, output=output, kernel=flow.kernel)
-            actors = flow.placement.flow_actors or "no"
-            print(f"flow        {settings.flow_preset} on {flow.kernel}; {actors} GPU actors")
-            print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
-            return extract(config, plan, flow, lock) if lock else dry_run(config, plan, flow)
+    return catalog
 
 
 def print_catalog(videos: str, catalog: Catalog) -> None:
@@ -166,29 +187,58 @@ def describe_catalog(catalog: Catalog) -> str:
     return f"{text}; {missing:,} missing" if missing else text
 
 
-def place(config: ExtractFlow, output: str) -> tuple[str, Placement]:
-    """The flow backend that --flow-backend means on the cluster at hand, and where the steps run."""
-    import ray
+@dataclass(frozen=True)
+class Work:
+    """A plan, and the blocks of the shards that its output lacks."""
 
+    plan: Plan
+    blocks: list[pa.Table]
+
+
+def make_plan_of(config: ExtractFlow, catalog: Catalog, output: str, kernel: str) -> Plan:
+    """The plan of this command, with flow by `kernel`."""
+    assert config.videos, "filled in by prepare"
+    return make_plan(catalog, config.settings, videos=config.videos, output=output, kernel=kernel)
+
+
+def look_up(config: ExtractFlow, catalog: Catalog, output: str) -> Work | None:
+    """What is left to do if flow is computed as the output was begun, for which no Ray is needed; None: not begun."""
+    kernel = planned_kernel(output)
+    if kernel is None or config.flow_backend not in ("auto", FLAGS.get(backend_of(kernel), backend_of(kernel))):
+        return None
+    return find_rest(config, make_plan_of(config, catalog, output, kernel))
+
+
+def find_rest(config: ExtractFlow, plan: Plan) -> Work:
+    """What the output lacks of the plan; begins one that was not begun."""
+    if config.verify:
+        print("checking    every shard against its hash", flush=True)
+    return Work(plan, find_work(plan, retry=config.retry_quarantined, verify=config.verify))
+
+
+def place(config: ExtractFlow, output: str, count_gpus: Callable[[], float]) -> tuple[str, Placement]:
+    """The flow backend that --flow-backend means where there are so many GPUs, and where the steps run."""
     from pipelines.extraction.graph import Placement
 
-    gpus = ray.cluster_resources().get("GPU", 0.0) if config.num_gpus is None else config.num_gpus
     wanted: str = config.flow_backend
+    begun = planned_kernel(output) if wanted == "auto" else None
+    if begun:  # GPUs may have come or gone since, and flow of two kernels does not mix
+        wanted = FLAGS.get(backend_of(begun), backend_of(begun))
+    gpus = 0.0
+    if wanted in ("auto", "cuda"):
+        gpus = count_gpus() if config.num_gpus is None else config.num_gpus
     if wanted == "auto":
-        # Decided here: a step that asks for a GPU where there is none waits, for Ray does not fall back. GPUs may have
-        # come or gone since the output was begun, and flow of two kernels does not mix.
-        begun = planned_backend(output)
-        wanted = BACKEND_FLAGS.get(begun, begun) if begun else "cuda" if gpus else "cpu"
+        # Decided here: a step that asks for a GPU where there is none waits, for Ray does not fall back.
+        wanted = "cuda" if gpus else "cpu"
     if wanted != "cuda":
         return wanted, Placement(num_cpus=config.num_cpus)
     actors = int(gpus / config.gpus_per_actor)
     if actors < 1:
-        reason = "the output was begun with flow on GPUs" if config.flow_backend == "auto" else "--flow-backend is cuda"
+        reason = "the output was begun with flow on GPUs" if begun else "--flow-backend is cuda"
         raise SettingsError(
             f"{reason}, and {gpus:g} GPUs with --gpus-per-actor {config.gpus_per_actor:g} leave no flow actor: say by "
             "--num-gpus how many GPUs the cluster will scale up to, or take --flow-backend cpu for another --output"
         )
-    check_gpus(gpus)
     return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
 
 
@@ -203,60 +253,65 @@ class RunningFlow:
 
 
 @contextmanager
-def run_flow(settings: ExtractionSettings, backend: str, placement: Placement) -> Iterator[RunningFlow]:
-    """Start what computes flow, and ask what its kernel is compiled for where it runs: a head node may differ."""
+def run_flow(config: ExtractFlow, output: str, *, num_tasks: int) -> Iterator[RunningFlow]:
+    """Start Ray and what computes flow, and ask what its kernel is compiled for there: a head node may differ.
+
+    num_tasks: that the graph will have, of which each CPU runs one at a time.
+    """
+    print(f"ray         {connect(num_cpus=config.num_cpus)}", flush=True)
     import ray
 
+    backend, placement = place(config, output, lambda: float(ray.cluster_resources().get("GPU", 0.0)))
+    if placement.flow_actors:
+        check_gpus(placement.flow_actors * placement.gpus_per_actor)
+    elif not tvl1.is_compiled(backend):
+        print(COMPILING, flush=True)
+    # Before this process imports the graph, and while actors load torch and open their GPU.
+    num_workers = min(num_tasks, int(config.num_cpus or ray.cluster_resources().get("CPU", 0)))
+    warming = _warm_workers(None if placement.flow_actors else backend, max(1, num_workers))
     from pipelines.extraction.graph import start_actors
 
-    with start_actors(settings, backend, placement) as pool:
-        if pool:  # while the actors load torch and open their GPU, which takes the longest
-            _warm_workers(placement.num_cpus)
+    with start_actors(config.settings, backend, placement) as pool:
         try:
-            kernel = pool.kernel() if pool else ray.get(ray.remote(_prewarm).remote(backend))
+            kernel = str(pool.kernel() if pool else ray.get(warming[0]))
         except ray.exceptions.RayTaskError as error:
             # The worker's own error says what to mend; Ray's is about a task.
             raise (error.cause or error) from error
-        yield RunningFlow(backend, placement, pool, str(kernel))
+        actors = placement.flow_actors or "no"
+        print(f"flow        {config.settings.flow_preset} on {kernel}; {actors} GPU actors", flush=True)
+        yield RunningFlow(backend, placement, pool, kernel)
 
 
-def _warm_workers(num_cpus: int | None) -> None:
-    """Have Ray start the processes that will extract, and these import what they need."""
+def _warm_workers(backend: str | None, count: int) -> list[ray.ObjectRef]:
+    """Have Ray start the processes that will extract, and these load what they need; each returns its kernel's name."""
     import ray
 
-    count = int(num_cpus or ray.cluster_resources().get("CPU", 0))
-    remote = ray.remote(num_cpus=1)(_import_steps)
-    for _ in range(count):
-        # Nobody waits for them: the actors take longer, and a worker that is late imports by itself.
-        remote.remote()
+    remote = ray.remote(num_cpus=1)(_warm)
+    # Nobody waits for more than one of them: a worker that is late loads by itself.
+    return [remote.remote(backend) for _ in range(count)]
 
 
-def _import_steps() -> None:
+def _warm(backend: str | None) -> str | None:
+    kernel = None
+    if backend is not None:
+        tvl1.prewarm(backend)
+        kernel = tvl1.kernel_target(backend)
     import pipelines.extraction.graph  # noqa: F401
 
-
-def _prewarm(backend: str) -> str:
-    from pipelines import tvl1
-
-    tvl1.prewarm(backend)
-    return tvl1.kernel_target(backend)
+    return kernel
 
 
-def extract(config: ExtractFlow, plan: Plan, flow: RunningFlow, lock: OutputLock) -> int:
-    """Run the graph with progress lines, assemble the data set, print the final table."""
-    from pipelines.extraction import graph, manifest
-    from pipelines.pages import extraction
+def extract(work: Work, flow: RunningFlow, lock: OutputLock) -> RunLog:
+    """Run the graph with progress lines; what was seen of it."""
+    from pipelines.extraction import graph
 
+    plan = work.plan
+    print(f"output      {plan.output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
-        plan,
-        backend=flow.backend,
-        placement=flow.placement,
-        pool=flow.pool,
-        retry=config.retry_quarantined,
-        verify=config.verify,
-        on_tally=log.add,
-    )
+        plan, work.blocks, backend=flow.backend, placement=flow.placement, pool=flow.pool, on_tally=log.add,
+        tally_every_s=log.every_s,
+    )  # fmt: skip
     try:
         for left in remaining:
             # At each shard: whoever has taken the lock over writes here too.
@@ -265,28 +320,57 @@ def extract(config: ExtractFlow, plan: Plan, flow: RunningFlow, lock: OutputLock
     finally:
         # Of a run that is stopped or fails, too: it went at some speed until then.
         log.write(plan.output, flow.placement)
+    return log
+
+
+def finish(plan: Plan, lock: OutputLock, log: RunLog | None = None) -> int:
+    """Assemble the data set and draw its page, print the final table; the exit status. log: of what was made now."""
+    from pipelines.extraction import manifest
+    from pipelines.pages import extraction
+
+    page = storage.join(plan.output, "report.html")
+    drawn = log is None and storage.exists(page) and storage.exists(storage.join(plan.output, DATASET))
     described = manifest.assemble(plan)
-    page = extraction.write_extraction_report(plan.output, described)
+    if not drawn:
+        extraction.write_extraction_report(plan.output, described)
     lock.check()
     # After the page: dataset.json says that all is there.
     manifest.finish(plan, described)
-    print(format_summary(described, gpu_share=log.gpu_share))
+    print(format_summary(described, gpu_share=log.gpu_share if log else None))
     print(f"look at     {page}")
     # Without one usable video there is nothing to go on with.
     return 0 if described.shards else 1
 
 
-def dry_run(config: ExtractFlow, plan: Plan, flow: RunningFlow) -> int:
-    """Print what the run would take, from a few videos that are extracted in this process."""
-    import ray
+def dry_run(config: ExtractFlow, catalog: Catalog, output: str) -> int:
+    """Print what the run would take, from a few videos that are extracted in this process.
 
+    Ray is needed only where a cluster divides the work, or its GPUs compute flow.
+    """
+    if not is_submitted():
+        backend, placement = place(config, output, count_own_gpus)
+        if not placement.flow_actors:
+            flow = RunningFlow(backend, placement, None, tvl1.kernel_target(backend))
+            return print_estimate(config, catalog, output, flow, cpus=config.num_cpus or os.cpu_count())
+    with run_flow(config, output, num_tasks=0) as flow:
+        import ray
+
+        cpus = config.num_cpus or ray.cluster_resources().get("CPU")
+        return print_estimate(config, catalog, output, flow, cpus=cpus)
+
+
+def print_estimate(config: ExtractFlow, catalog: Catalog, output: str, flow: RunningFlow, *, cpus: float | None) -> int:
+    """Extract the samples one after another, and print what follows for all videos on so many CPUs."""
     from pipelines.extraction.estimate import estimate
     from pipelines.extraction.graph import Steps
 
-    # The samples are extracted here, one after another; the cluster only divides the time.
-    cpus = config.num_cpus or ray.cluster_resources().get("CPU")
     if not cpus:
         raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
+    plan = make_plan_of(config, catalog, output, flow.kernel)
+    print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+    if flow.pool is None and not tvl1.is_compiled(flow.backend):
+        print(COMPILING, flush=True)
+    print(f"sampling    {config.dry_run_samples} videos, half a minute at most or one video", flush=True)
     cost = estimate(plan, Steps.of(plan, backend=flow.backend, pool=flow.pool), num_samples=config.dry_run_samples)
     print(format_estimate(cost, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0

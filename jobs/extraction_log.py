@@ -6,10 +6,13 @@ import contextlib
 import importlib.metadata
 import platform
 import socket
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from pipelines import records, storage
 from pipelines.extraction.records import RUNS, ExtractionRun, TimelinePoint
@@ -19,16 +22,22 @@ if TYPE_CHECKING:
     from pipelines.datasets.records import Dataset, StoredFlowError, Totals
     from pipelines.extraction.estimate import Estimate
     from pipelines.extraction.graph import Placement, Remaining
-    from pipelines.extraction.progress import Tally
+    from pipelines.extraction.tally import Tally
 
 # One module by four distributions, of which a machine may have any.
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 VERSIONS_OF = ("av", "numba", "numpy", *OPENCV, "pyarrow", "ray", "torch", "triton")
+LINE_S = 5.0  # between two lines of a log, or points of a record, at least
+LIVE_LINE = "{n_fmt} of {total_fmt} videos |{bar:24}| {elapsed}{postfix}"
+ETA_AFTER_VIDEOS, ETA_AFTER_S = 4, 10.0  # since the first videos came, before they say when the last will
 FULLY_BUSY = 0.8  # share of the time above which a GPU counts as the bottleneck; the rest is start and end of a run
 
 
 class RunLog:
-    """Prints progress lines, and writes OUT/runs/TIME.json: when, where and how fast, which the shards never say."""
+    """Shows progress, and writes OUT/runs/TIME.json: when, where and how fast, which the shards never say.
+
+    On a terminal progress is one live line; in a log it is a line every few seconds at first, and every minute later.
+    """
 
     def __init__(self, *, shards: int) -> None:
         self.shards = shards
@@ -38,6 +47,14 @@ class RunLog:
         self.timeline: list[TimelinePoint] = []
         self.nodes: dict[str, int] = {}
         self.gpu_share: float | None = None
+        self.first: Tally | None = None  # with a finished video: until then workers started
+        self.printed_s = 0.0
+        self.bar: tqdm[Any] | None = None
+
+    @property
+    def every_s(self) -> float:
+        """Seconds after which a new tally is of use."""
+        return 1.0 if sys.stdout.isatty() else LINE_S
 
     def update(self, remaining: Remaining) -> None:
         """Take note of a committed shard; the first call says what there is to do."""
@@ -49,30 +66,64 @@ class RunLog:
                 f"to do       {remaining.shards} shards with {remaining.videos:,} videos; {done} shards are done",
                 flush=True,
             )
+            if sys.stdout.isatty():
+                self.bar = tqdm(total=remaining.videos, file=sys.stdout, bar_format=LIVE_LINE, leave=False)
         self.shards_left = remaining.shards
 
     def add(self, tally: Tally) -> None:
-        """Print one progress line."""
-        point = TimelinePoint(round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined)
-        self.timeline.append(point)
+        """Show how far the run is."""
+        self._note(TimelinePoint(round(tally.seconds, 1), tally.videos, tally.frames, tally.quarantined))
         self.nodes = dict(tally.nodes)
         self.gpu_share = tally.gpu_share
-        # A task that was repeated has counted its videos twice.
-        left = max(0, self.videos_to_do - tally.videos)
-        eta = format_seconds(left * tally.seconds / tally.videos) if tally.videos else "unknown"
-        print(
-            f"{format_seconds(tally.seconds):>9}  {tally.videos:,} of {self.videos_to_do:,} videos, "
-            f"{tally.frames / tally.seconds:.0f} frames/s, ETA {eta}, {tally.quarantined:,} quarantined, "
-            f"{self.shards_left} shards left{'' if tally.gpu_share is None else f', GPU {tally.gpu_share:.0%} busy'}",
-            flush=True,
-        )
+        self.first = self.first or (tally if tally.videos else None)
+        if self.bar is not None:
+            # A task that was repeated has counted its videos twice.
+            self.bar.n = min(tally.videos, self.videos_to_do)
+            self.bar.set_postfix_str(self._describe(tally))
+        elif self._is_due(tally):
+            self.printed_s = tally.seconds
+            videos = f"{tally.videos:,} of {self.videos_to_do:,} videos"
+            print(f"{format_seconds(tally.seconds):>9}  {videos}, {self._describe(tally)}", flush=True)
+
+    def _note(self, point: TimelinePoint) -> None:
+        # A live line asks more often than a record needs.
+        if len(self.timeline) > 1 and point.seconds - self.timeline[-2].seconds < LINE_S:
+            self.timeline.pop()
+        self.timeline.append(point)
+
+    def _is_due(self, tally: Tally) -> bool:
+        """Whether a log wants a line: not before the first video, then ever more rarely, and at the end."""
+        if tally.videos >= self.videos_to_do:
+            return True
+        every_s = min(60.0, max(LINE_S, tally.seconds / 10)) if tally.videos else 60.0
+        return tally.seconds - self.printed_s >= 0.99 * every_s
+
+    def _describe(self, tally: Tally) -> str:
+        parts = [f"{tally.frames / tally.seconds:.0f} frames/s"] if tally.frames else []
+        left_s = self._estimate_seconds(tally)
+        parts += [f"ETA {format_seconds(left_s)}"] if left_s is not None else []
+        parts += [f"{tally.quarantined:,} quarantined"] if tally.quarantined else []
+        parts += [f"{self.shards_left} shards left"]
+        parts += [f"GPU {tally.gpu_share:.0%} busy"] if tally.gpu_share is not None else []
+        return ", ".join(parts)
+
+    def _estimate_seconds(self, tally: Tally) -> float | None:
+        """Seconds to the end, by the videos since the first ones came; None as long as they say little."""
+        if self.first is None:
+            return None
+        videos, seconds = tally.videos - self.first.videos, tally.seconds - self.first.seconds
+        left = self.videos_to_do - tally.videos
+        if left <= 0 or videos < ETA_AFTER_VIDEOS or seconds < ETA_AFTER_S:
+            return None
+        return left * seconds / videos
 
     def write(self, output: str, placement: Placement) -> None:
-        """Write the record of this run beside the shards; a run that found nothing to do leaves none.
+        """Write the record of this run beside the shards; a run that did nothing leaves none.
 
         A storage that fails now has failed the run before: that error is the one to show.
         """
-
+        if self.bar is not None:
+            self.bar.close()
         if not self.timeline:
             return
         started = time.gmtime(self.started)
@@ -143,12 +194,17 @@ def format_estimate(estimate: Estimate, *, cpus: float, cpu_hour_price: float) -
     # As if all CPUs were busy to the end.
     low, mean, high = (s / cpus for s in (estimate.core_seconds_low, estimate.core_seconds, estimate.core_seconds_high))
     hours = estimate.core_seconds / 3600
+    work = f"{hours:,.2f} hours" if hours >= 1 else format_seconds(estimate.core_seconds)
     return (
         f"sampled     {estimate.sampled} of {estimate.videos:,} videos, {estimate.failed} of them failed\n"
         f"frames      {estimate.frames:,}\n"
         f"time        {format_seconds(mean)} on {cpus:g} CPUs ({format_seconds(low)} to {format_seconds(high)}, "
         f"if all were like the cheapest or dearest of the sample)\n"
         f"bytes       {format_bytes(estimate.num_bytes)}\n"
-        f"cost        ${hours * cpu_hour_price:,.2f} for {hours:,.2f} CPU hours at ${cpu_hour_price:g}\n"
+        f"cost        {_format_cost(hours * cpu_hour_price)} for {work} of one CPU at ${cpu_hour_price:g} an hour\n"
         "nothing was written"
     )
+
+
+def _format_cost(dollars: float) -> str:
+    return f"${dollars:,.2f}" if dollars >= 0.01 else "less than $0.01"

@@ -10,7 +10,7 @@ import sys
 from jobs.cluster import connect
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.shards import ShardSettings
-from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, find_work, make_plan
 from pipelines.lock import lock_output
 from pipelines.media.decode import DecodeSettings
 
@@ -33,7 +33,7 @@ def main(videos: str, output: str) -> None:
 
     plan = make(videos, output)
     with lock_output(output):
-        for left in extract(plan, backend="cpu", placement=Placement(flow_actors=1)):
+        for left in extract(plan, find_work(plan), backend="cpu", placement=Placement(flow_actors=1)):
             print(f"{left.shards} shards left", flush=True)
         manifest.finish(plan, manifest.assemble(plan))
 

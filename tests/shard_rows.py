@@ -8,8 +8,7 @@ import numpy as np
 
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import FACTS, Row
-from pipelines.extraction.graph import make_convention
-from pipelines.extraction.plan import ExtractionSettings
+from pipelines.extraction.plan import ExtractionSettings, make_convention
 from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
 
 HEIGHT, WIDTH, NUM_FRAMES = 16, 24, 4

@@ -124,7 +124,8 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     cluster: dict[str, Any], asked: Asked, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int]
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
-    _, placement = extract_flow.place(extract_flow.ExtractFlow(videos="videos", output="shards"), "shards")
+    flags = extract_flow.ExtractFlow(videos="videos", output="shards")
+    _, placement = extract_flow.place(flags, "shards", lambda: total["GPU"])
     steps = graph.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
     graph.build_graph([], steps)
     if placement.flow_actors:

@@ -52,3 +52,9 @@ def test_a_part_is_extrapolated_and_nothing_written(plan: Plan, steps: Steps) ->
 def test_no_sample_is_refused(plan: Plan, steps: Steps) -> None:
     with pytest.raises(ValueError, match="--dry-run-samples is 0"):
         estimate(plan, steps, num_samples=0)
+
+
+def test_after_enough_seconds_no_further_video_is_sampled(plan: Plan, steps: Steps) -> None:
+    found = estimate(plan, steps, num_samples=1000, enough_s=0)
+    assert (found.videos, found.sampled) == (len(plan.table), 1)
+    assert found.core_seconds == found.core_seconds_low == found.core_seconds_high

@@ -131,23 +131,39 @@ def test_without_arguments_it_extracts_videos_of_its_own(tmp_path: Path) -> None
 
 def test_a_second_run_finds_nothing_to_do_and_leaves_the_same_bytes(undisturbed: Path, videos: Path) -> None:
     before = hashes(undisturbed)
-    assert "0 shards" in extract(videos, undisturbed)
+    assert "nothing: all 8 shards" in extract(videos, undisturbed)
     assert hashes(undisturbed) == before
 
 
+@pytest.mark.parametrize("more", [(), ("--verify",), ("--flow-backend", "cpu"), ("--dry-run",)])
+def test_what_needs_no_ray_starts_none(
+    undisturbed: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("jobs.extract_flow.connect", lambda **_: pytest.fail("Ray was started"))
+    extract(videos, undisturbed, *more)
+
+
+def test_a_page_that_was_lost_is_drawn_again(undisturbed: Path, videos: Path) -> None:
+    page = undisturbed / "report.html"
+    drawn = page.read_bytes()
+    page.unlink()
+    extract(videos, undisturbed)
+    assert page.read_bytes() == drawn
+
+
 def test_an_output_goes_on_with_the_backend_that_it_was_begun_with(undisturbed: Path, tmp_path: Path) -> None:
-    """Whatever GPUs have come or gone since; the cluster of the tests pretends to have two."""
+    """Whatever GPUs have come or gone since."""
     config = ExtractFlow(videos="videos", output="shards")
-    assert place(config, str(tmp_path))[0] == "torch"
-    assert place(config, str(undisturbed))[0] == "cpu"
+    assert place(config, str(tmp_path), lambda: 2)[0] == "torch"
+    assert place(config, str(undisturbed), lambda: 2)[0] == "cpu"
     (tmp_path / "plan.json").write_text('{"settings": {"kernel": "torch 2.13 sm_90"}}')
-    backend, placement = place(config, str(tmp_path))
+    backend, placement = place(config, str(tmp_path), lambda: 2)
     assert (backend, placement.flow_actors) == ("torch", 2)
     with pytest.raises(SettingsError, match="the output was begun with flow on GPUs, and 0 GPUs"):
-        place(replace(config, num_gpus=0), str(tmp_path))
+        place(replace(config, num_gpus=0), str(tmp_path), lambda: 2)
     for other in ("[]", '{"settings": {"kernel": "another"}}'):
         (tmp_path / "plan.json").write_text(other)
-        assert place(config, str(tmp_path))[0] == "torch"
+        assert place(config, str(tmp_path), lambda: 2)[0] == "torch"
 
 
 def test_other_settings_on_the_same_output_are_refused_by_name(undisturbed: Path, videos: Path) -> None:
@@ -190,7 +206,7 @@ def test_webdataset_holds_the_same_videos(undisturbed: Path, videos: Path, tmp_p
 
 
 def test_dry_run_estimates_and_writes_nothing(ray_here: None, videos: Path, tmp_path: Path) -> None:
-    assert "CPU hours" in extract(videos, tmp_path / "out", "--dry-run")
+    assert "of one CPU" in extract(videos, tmp_path / "out", "--dry-run")
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ from jobs.extraction_log import (
 from pipelines.datasets.records import Dataset, ShardConvention, SplitCounts, StoredFlowError, Totals
 from pipelines.extraction.estimate import Estimate
 from pipelines.extraction.graph import Placement, Remaining
-from pipelines.extraction.progress import Tally
+from pipelines.extraction.tally import Tally
 from pipelines.formatting import format_bytes, format_seconds
 
 
@@ -96,25 +96,61 @@ def test_the_summary_of_videos_of_one_frame() -> None:
     assert "flow        0 B, 0 B a frame" in format_summary(replace(DATASET, totals=totals, flow_error_px=None))
 
 
-def test_a_progress_line_has_videos_rate_eta_and_quarantined(capsys: pytest.CaptureFixture[str]) -> None:
+def tally(seconds: float, videos: int, frames: int = 0, quarantined: int = 0) -> Tally:
+    return Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined)
+
+
+def watch(videos: int, *tallies: Tally) -> RunLog:
     log = RunLog(shards=5)
-    log.update(Remaining(shards=4, videos=1000))
-    log.add(Tally(seconds=10.0, videos=250, frames=2500, quarantined=3))
-    log.update(Remaining(shards=3, videos=700))
-    log.add(Tally(seconds=40.0, videos=1100, frames=8000, quarantined=3))
+    log.update(Remaining(shards=4, videos=videos))
+    for seen in tallies:
+        log.add(seen)
+    return log
+
+
+def test_a_progress_line_has_videos_rate_eta_and_quarantined(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(1000, tally(10, 250, 2500, 3), tally(40, 700, 8000, 3), tally(60, 1100, 9000, 0))
     first, *progress = capsys.readouterr().out.splitlines()
     assert first.endswith("4 shards with 1,000 videos; 1 shards are done")
     assert [line.strip() for line in progress] == [
-        "10 s  250 of 1,000 videos, 250 frames/s, ETA 30 s, 3 quarantined, 4 shards left",
-        "40 s  1,100 of 1,000 videos, 200 frames/s, ETA 0 s, 3 quarantined, 3 shards left",
+        "10 s  250 of 1,000 videos, 250 frames/s, 3 quarantined, 4 shards left",
+        "40 s  700 of 1,000 videos, 200 frames/s, ETA 20 s, 3 quarantined, 4 shards left",
+        "1 min 00 s  1,100 of 1,000 videos, 150 frames/s, 4 shards left",
     ]
 
 
-def test_before_the_first_video_the_eta_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
-    log = RunLog(shards=1)
-    log.update(Remaining(shards=1, videos=2))
-    log.add(Tally(seconds=5.0, videos=0, frames=0, quarantined=0))
-    assert "0 of 2 videos, 0 frames/s, ETA unknown" in capsys.readouterr().out
+def test_the_start_of_the_workers_is_no_part_of_the_eta(capsys: pytest.CaptureFixture[str]) -> None:
+    """Six videos in 20 s after a minute of waiting: those left take as many seconds as those seen did."""
+    watch(18, tally(60, 2, 50), tally(70, 5, 100), tally(80, 8, 200))
+    etas = [line.partition("ETA ")[2].partition(",")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert etas == ["", "", "33 s"]
+
+
+def test_a_log_has_no_lines_before_the_first_video_and_ever_fewer_later(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(100_000, *(tally(5.0 * i, 0 if i < 8 else 10 * i) for i in range(1, 720)))
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines[0].strip().startswith("40 s  80 of 100,000 videos")
+    assert len(lines) < 80  # an hour, in lines of a minute at last
+
+
+def test_a_run_that_waits_says_so_every_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(2, *(tally(5.0 * i, 0) for i in range(1, 30)))
+    waits = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert waits == ["1 min 00 s  0 of 2 videos, 4 shards left", "2 min 00 s  0 of 2 videos, 4 shards left"]
+
+
+def test_on_a_terminal_one_line_is_kept_up_to_date(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    log = watch(100, *(tally(float(i), 2 * i, 50 * i) for i in range(1, 31)))
+    log.write(str(tmp_path), Placement())
+    first, live = capsys.readouterr().out.split("\n")
+    assert "4 shards with 100 videos" in first
+    assert "60 of 100 videos" in live
+    assert "50 frames/s, ETA 20 s, 4 shards left" in live
+    (path,) = (tmp_path / "runs").iterdir()
+    assert len(json.loads(path.read_bytes())["timeline"]) < 10
 
 
 def test_a_run_leaves_a_record_and_an_idle_one_none(tmp_path: Path) -> None:
@@ -146,7 +182,10 @@ def test_the_estimate_says_time_bytes_and_cost() -> None:
     assert "4 of 1,000 videos, 1 of them failed" in text
     assert "time        1 h 00 min on 2 CPUs (30 min 00 s to 2 h 00 min" in text
     assert "bytes       1.5 GB" in text
-    assert "cost        $0.08 for 2.00 CPU hours at $0.04" in text
+    assert "cost        $0.08 for 2.00 hours of one CPU at $0.04 an hour" in text
+    text = format_estimate(replace(found, core_seconds=7.2), cpus=2, cpu_hour_price=0.04)
+    assert "time        3.6 s on 2 CPUs" in text
+    assert "cost        less than $0.01 for 7.2 s of one CPU at $0.04 an hour" in text
 
 
 def test_the_summary_says_which_side_was_the_bottleneck() -> None:

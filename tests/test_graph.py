@@ -34,7 +34,7 @@ from pipelines.extraction.graph import (
     run_graph,
     start_actors,
 )
-from pipelines.extraction.plan import ExtractionSettings, Plan, find_committed, iter_blocks, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, find_committed, find_work, iter_blocks, make_plan
 from pipelines.media import codec
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
@@ -74,7 +74,7 @@ def steps_of(plan: Plan, kind: type[Steps] = Steps) -> Any:
 
 def run(plan: Plan, *, retry: bool = False, placement: Placement | None = None) -> Dataset:
     """Extract to the end, as the job does."""
-    for _ in extract(plan, backend="cpu", placement=placement or Placement(), retry=retry):
+    for _ in extract(plan, find_work(plan, retry=retry), backend="cpu", placement=placement or Placement()):
         pass
     described = manifest.assemble(plan)
     manifest.finish(plan, described)

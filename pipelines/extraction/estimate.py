@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from pipelines.datasets.shards import Row
 from pipelines.errors import SettingsError
 from pipelines.extraction.graph import Steps
 from pipelines.extraction.plan import Plan
+
+WARM_UP_S = 0.5  # of video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,21 +27,30 @@ class Estimate:
     num_bytes: int
 
 
-def estimate(plan: Plan, steps: Steps, *, num_samples: int) -> Estimate:
-    """Extract `num_samples` videos, evenly spread over those that are there, in this process, and extrapolate."""
+def estimate(plan: Plan, steps: Steps, *, num_samples: int, enough_s: float = 30.0) -> Estimate:
+    """Extract `num_samples` videos, evenly spread over those that are there, in this process, and extrapolate.
+
+    After `enough_s` seconds no further video is begun.
+    """
     if num_samples < 1:
         raise SettingsError(f"--dry-run-samples is {num_samples}: it must be at least 1")
     present = plan.table.filter(plan.table["path"].is_valid())
     count = min(num_samples, len(present))
     rows = present.take([i * len(present) // count for i in range(count)]).to_pylist()
-    steps.extract(rows[0])  # loads libraries and compiles the kernel, which every node does once
-    seconds, done = [], []
+    # Loads libraries and compiles the kernel, which every node does once; the start of a video is enough for that.
+    begins = rows[0]["start"] or 0.0
+    steps.extract({**rows[0], "start": begins, "end": begins + WARM_UP_S})
+    seconds: list[float] = []
+    done: list[Row] = []
     for row in rows:
+        if sum(seconds) > enough_s:
+            break
         started = time.perf_counter()
         done.append(steps.extract(row))
         seconds.append(time.perf_counter() - started)
     # Only for frames and bytes: videos that fail take their time too.
     usable = [row for row in done if row["status"] == "ok"]
+    count = len(done)
     scale = len(present) / count
     return Estimate(
         videos=len(present),

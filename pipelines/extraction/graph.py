@@ -13,7 +13,7 @@ its blocks. A video that fails stays a row, with the reason, and ends in the qua
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
@@ -27,13 +27,13 @@ import ray.data
 
 from pipelines import storage, tvl1
 from pipelines.datasets import shards
-from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
 from pipelines.errors import BackendError, OutageError, RunError, VideoError
 from pipelines.extraction.flow_actor import FlowTask
 from pipelines.extraction.flow_pool import FlowPool, open_pool
-from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, begin_output, find_committed, iter_blocks
-from pipelines.extraction.progress import Progress, Tally, watch_progress
+from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, make_convention
+from pipelines.extraction.progress import Progress, watch_progress
+from pipelines.extraction.tally import Tally
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
 from pipelines.ray_data import ON_CPU, plain_errors, quieten
@@ -252,16 +252,6 @@ class _Flow:
             yield from zip(batch.levels, batch.counts, strict=True)
 
 
-def make_convention(settings: ExtractionSettings, kernel: str) -> ShardConvention:
-    """How the blobs of a row were made and are to be read; it travels inside every shard."""
-    return ShardConvention(
-        flow=settings.codec.flow_convention(),
-        tvl1={"preset": settings.flow_preset, "kernel": kernel, **asdict(tvl1.PRESETS[settings.flow_preset])},
-        rgb={"codec": settings.codec.rgb_codec},
-        members={"rgb": "rgb.mp4", "flow": settings.codec.flow_extension},
-    )
-
-
 @contextmanager
 def _fetch(row: Row) -> Iterator[str]:
     """A local path of the video. What is wrong with one file costs that file; a storage that is down ends the run."""
@@ -339,29 +329,20 @@ class Remaining:
 
 def extract(
     plan: Plan,
+    blocks: Sequence[pa.Table],
     *,
     backend: str,
     placement: Placement,
     pool: FlowPool | None = None,
-    retry: bool = False,
-    verify: bool = False,
     on_tally: Callable[[Tally], None] = lambda tally: None,
     tally_every_s: float = 5.0,
 ) -> Iterator[Remaining]:
-    """Make every shard of the plan that is not there yet; yields what remains, at first and after each shard.
+    """Make the shards of `blocks`, which `find_work` found; yields what remains, at first and after each shard.
 
-    retry: also those with videos in quarantine; verify: also those whose bytes are not those that were committed.
     pool: actors that are up already; None: those of the placement, for as long as this takes.
-    Ray must be running, and the caller hold the output's lock. Raises SettingsChangedError where the output holds
-    another plan. Whatever stops it, the same call goes on where it stopped.
+    Ray must be running, and the caller hold the output's lock. Whatever stops it, finding the work anew and the same
+    call go on where it stopped.
     """
-    # First: it refuses other settings, before anything there is touched.
-    begin_output(plan)
-    storage.remove_leftovers(
-        plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs"))
-    )
-    shards.finish_replacements(plan.output)
-    blocks = list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))
     videos = [pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks]
     yield Remaining(shards=len(blocks), videos=sum(videos))
     if not blocks:

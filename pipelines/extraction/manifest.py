@@ -9,8 +9,7 @@ from pipelines import records, storage
 from pipelines.datasets import shards
 from pipelines.datasets.records import DATASET, Dataset, ListedShard, SplitCounts, StoredFlowError, Totals
 from pipelines.datasets.shards import Commit, Row
-from pipelines.extraction.graph import make_convention
-from pipelines.extraction.plan import Plan, read_own_commits
+from pipelines.extraction.plan import Plan, make_convention, read_own_commits
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
 

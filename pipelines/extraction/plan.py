@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from pipelines import records, storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import Catalog
-from pipelines.datasets.records import SCHEMA_VERSION
+from pipelines.datasets.records import SCHEMA_VERSION, ShardConvention
 from pipelines.datasets.shards import Commit, ShardSettings
 from pipelines.extraction.records import PLAN, PlannedCatalog, PlanRecord
 from pipelines.media import decode, probe, resize, timestamps
@@ -197,8 +197,8 @@ def begin_output(plan: Plan) -> None:
         records.write(uri, plan.record)
 
 
-def planned_backend(output: str) -> str | None:
-    """The backend of `pipelines.tvl1` that an output was begun with; None where none was begun, or by another version.
+def planned_kernel(output: str) -> str | None:
+    """The flow kernel that an output was begun with; None where none was begun, or by another version.
 
     A plan of another version is refused by `begin_output`, which names what differs.
     """
@@ -209,8 +209,12 @@ def planned_backend(output: str) -> str | None:
         return None
     settings = values.get("settings") if isinstance(values, dict) else None
     kernel = settings.get("kernel") if isinstance(settings, dict) else None
-    backend = str(kernel).partition(" ")[0]  # a kernel's name begins with its backend's
-    return backend if backend in BACKENDS else None
+    return str(kernel) if backend_of(str(kernel)) in BACKENDS else None
+
+
+def backend_of(kernel: str) -> str:
+    """The backend of `pipelines.tvl1` that a kernel's name begins with."""
+    return kernel.partition(" ")[0]
 
 
 def read_own_commits(plan: Plan) -> Iterator[Commit]:
@@ -250,6 +254,31 @@ def iter_blocks(plan: Plan, committed: Mapping[str, frozenset[str]], *, retry: b
                 continue
         # One chunk: Ray makes a block of each.
         yield pa.concat_tables([rows, _pad(shard, size - len(rows))]).combine_chunks()
+
+
+def find_work(plan: Plan, *, retry: bool = False, verify: bool = False) -> list[pa.Table]:
+    """What an output still lacks of a plan: the blocks of `iter_blocks`; begins an output that was not begun.
+
+    retry: also shards with videos in quarantine; verify: also those whose bytes are not those that were committed.
+    The caller holds the output's lock. Raises SettingsChangedError where the output holds another plan.
+    """
+    # First: it refuses other settings, before anything there is touched.
+    begin_output(plan)
+    storage.remove_leftovers(
+        plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs"))
+    )
+    shards.finish_replacements(plan.output)
+    return list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))
+
+
+def make_convention(settings: ExtractionSettings, kernel: str) -> ShardConvention:
+    """How the blobs of a row were made and are to be read; it travels inside every shard."""
+    return ShardConvention(
+        flow=settings.codec.flow_convention(),
+        tvl1={"preset": settings.flow_preset, "kernel": kernel, **asdict(tvl1.PRESETS[settings.flow_preset])},
+        rgb={"codec": settings.codec.rgb_codec},
+        members={"rgb": "rgb.mp4", "flow": settings.codec.flow_extension},
+    )
 
 
 def _keep(rows: pa.Table, in_shard: frozenset[str]) -> pa.Table:

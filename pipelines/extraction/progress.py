@@ -8,48 +8,21 @@ driver only.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.extraction.tally import Tally, VideoCounter
 from pipelines.ray_data import polled_actor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """Videos finished since the run began, quarantined ones included. A repeated task counts its videos twice."""
-
-    seconds: float
-    videos: int
-    frames: int
-    quarantined: int
-    nodes: Mapping[str, int] = field(default_factory=dict)  # id of each node that worked → videos it finished
-    gpu_share: float | None = None  # of the time, that the flow actors computed; None: there are none
 
 
 class Progress(Protocol):
     """Is told, by the worker, of every video that it finished."""
 
     def __call__(self, *, frames: int, quarantined: bool) -> None: ...
-
-
-class _Counter:
-    def __init__(self) -> None:
-        self.frames = self.quarantined = 0
-        self.nodes: Counter[str] = Counter()
-
-    def add(self, frames: int, quarantined: bool, node: str) -> None:
-        self.frames += frames
-        self.quarantined += quarantined
-        self.nodes[node] += 1
-
-    def read(self) -> tuple[int, int, dict[str, int]]:
-        return self.frames, self.quarantined, dict(self.nodes)
 
 
 class ActorProgress:
@@ -83,7 +56,7 @@ def watch_progress(
             Tally(seconds=seconds, videos=videos, frames=frames, quarantined=quarantined, nodes=nodes, gpu_share=share)
         )
 
-    with polled_actor(_Counter, tell, every_s=every_s, scheduling_strategy=here) as counter:
+    with polled_actor(VideoCounter, tell, every_s=every_s, scheduling_strategy=here) as counter:
         yield ActorProgress(counter)
 
 

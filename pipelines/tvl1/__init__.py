@@ -15,7 +15,17 @@ import numpy as np
 
 from pipelines.tvl1.params import PRESETS, TVL1Params, preset_params
 
-__all__ = ["BACKENDS", "PRESETS", "TVL1Params", "flow", "iter_flow", "kernel_target", "prewarm", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "PRESETS",
+    "TVL1Params",
+    "flow",
+    "is_compiled",
+    "iter_flow",
+    "kernel_target",
+    "prewarm",
+    "resolve_backend",
+]
 
 BACKENDS = ("auto", "cpu", "torch", "opencv")
 _MODULES = {"cpu": "cpu", "torch": "torch_backend", "opencv": "opencv"}
@@ -80,6 +90,12 @@ def kernel_target(backend: str = "auto") -> str:
     Float results are the same bit for bit within one target, and differ in the last digits between targets.
     """
     return _load(resolve_backend(backend)).describe_target()
+
+
+def is_compiled(backend: str = "auto") -> bool:
+    """Whether `prewarm` is quick on this machine; else it compiles for some 15 s."""
+    backend = resolve_backend(backend)
+    return backend != "cpu" or bool(_load(backend).is_compiled())
 
 
 def prewarm(backend: str = "auto") -> None:

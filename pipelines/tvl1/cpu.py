@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from numba.core.registry import cpu_target
 
-from pipelines.tvl1.kernel_cache import compile_on_this_node, load_kernels, source_hash
+from pipelines.tvl1.kernel_cache import compile_on_this_node, is_compiled_on_this_node, load_kernels, source_hash
 from pipelines.tvl1.params import TVL1Params
 from pipelines.tvl1.pyramid import pyramid_sizes
 
@@ -77,6 +77,11 @@ def compile_once() -> None:
     """
     compile_on_this_node(describe_target(), f"from {__name__} import solve_still; solve_still()")
     solve_still()
+
+
+def is_compiled() -> bool:
+    """Whether this node has the kernels' machine code."""
+    return is_compiled_on_this_node(describe_target())
 
 
 def solve_still() -> None:

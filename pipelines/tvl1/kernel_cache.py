@@ -52,14 +52,24 @@ def compile_on_this_node(target: str, code: str) -> None:
 
     Workers that come meanwhile wait, except where the file system knows no locks: there each runs it.
     """
-    version = f"{target} python-{sys.version_info[0]}.{sys.version_info[1]} {numba.config.CACHE_DIR}"
-    done = _kernel_folder() / f"compiled-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+    done = _mark_of(target)
     with (_kernel_folder() / "lock").open("a") as lock:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
             subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"], check=True)
             done.touch()
+
+
+def is_compiled_on_this_node(target: str) -> bool:
+    """Whether `compile_on_this_node` has nothing to do for this target."""
+    return _mark_of(target).exists()
+
+
+def _mark_of(target: str) -> Path:
+    """The file that says that the kernels are compiled for a target."""
+    version = f"{target} python-{sys.version_info[0]}.{sys.version_info[1]} {numba.config.CACHE_DIR}"
+    return _kernel_folder() / f"compiled-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
 
 
 @cache
