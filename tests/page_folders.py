@@ -46,7 +46,8 @@ def make_video(
         rgb.write(np.full((size, size, 3), (200, 60, 20), np.uint8))
     for _ in range(5):
         flow.write(np.broadcast_to(np.float32([speed, 0]), (size, size, 2)))
-    facts = {"id": name, "class_name": class_name, "split": split, "label": 0, "source": f"{name}.mp4", "fps": 25.0}
+    facts = {"id": name, "class_name": class_name, "split": split, "label": 0, "source": f"{name}.mp4"}
+    facts |= {"fps": 25.0, "source_fps": 25.0}
     shape = {"num_frames": 6, "height": size, "width": size, "timing": "time", "partial": False}
     blobs = {"rgb": rgb.close(), "flow": flow.close()}
     measured = {"flow_mean": flow.mean_magnitude, "flow_clipped": flow.clipped_share, "flow_error_mean": 0.01}

@@ -37,10 +37,10 @@ AUDIT = (Path(__file__).parent / "page_audit.js").read_text()
 
 
 def mixed_videos() -> list[dict]:
-    """A still, a clipped and a lost video, and names that do not want to fit on a phone."""
+    """A still, a clipped, a low-rate and a lost video, and names that do not want to fit on a phone."""
     unbroken = {"id": "v" * 200, "class_name": "c" * 200, "error_kind": "k" * 200, "error_message": "m" * 900}
     return [
-        make_video("wave~1"),
+        make_video("wave~1") | {"source_fps": 12.0},
         make_video("wave~still", speed=0),
         make_lost("wave~gone", "missing"),
         make_video("clap~1", class_name="clap", speed=40.0, split="test"),

@@ -29,6 +29,7 @@ from pipelines.pages.preview import Card, choose_videos, draw_wheel, make_cards
 
 NEAR_STATIC_PX = 0.1  # mean |flow| below this, on top of what stored zeros read as: hardly anything moves
 HEAVILY_CLIPPED = 0.01  # share of flow values beyond the bound above which a video is listed
+LOW_RATE = 0.99  # of the sampling rate: below it frames are repeated; measured rates are off by a little
 NUM_QUARANTINED = 100
 NUM_SUSPECTS = 20  # of each kind
 NUM_OPEN_QUARANTINED = 15
@@ -37,7 +38,7 @@ NUM_NAMED = 4  # classes of each kind of trouble that the head of the page names
 
 COLUMNS = (
     *("id", "class_name", "split", "status", "shard", "source", "stage", "error_kind", "error_message"),
-    *("fps", "num_frames", "height", "width", "timing", "partial", "rgb_bytes", "flow_bytes"),
+    *("fps", "source_fps", "num_frames", "height", "width", "timing", "partial", "rgb_bytes", "flow_bytes"),
     *("flow_mean", "flow_clipped", "flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max"),
 )
 _SPLIT_ORDER = {"train": 0, "val": 1, "test": 2}
@@ -128,10 +129,14 @@ class Suspects:
 
 
 def find_suspects(usable: pa.Table, still_px: float) -> dict[str, Suspects]:
-    """Near-static and heavily clipped videos: how many there are, and the worst of them."""
+    """Near-static, heavily clipped and low-rate videos: how many there are, and the worst of them."""
     kinds = {
         "still": (pc.less(usable["flow_mean"], still_px), [("flow_mean", "ascending")]),
         "clipped": (pc.greater(usable["flow_clipped"], HEAVILY_CLIPPED), [("flow_clipped", "descending")]),
+        "low_rate": (
+            pc.less(usable["source_fps"], pc.multiply(usable["fps"], LOW_RATE)),
+            [("source_fps", "ascending")],
+        ),
     }
     suspects = {}
     for name, (mask, order) in kinds.items():
