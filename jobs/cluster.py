@@ -33,6 +33,10 @@ def connect(
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too this is what keeps sockets on 127.0.0.1
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a dashboard reports to Ray's authors
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's boxes, printed by verbosity 0 as well
+    if not submitted:
+        # Nobody takes this machine away at two minutes' notice, and its workers answer at once.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     import ray
 
     on_stop = signal.getsignal(signal.SIGTERM)

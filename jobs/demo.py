@@ -17,6 +17,7 @@ from jobs.cluster import connect
 from jobs.command import run_command
 from models.input_spec import STREAMS, Stream
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
+from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import SettingsError
 from pipelines.extraction.plan import ExtractionSettings
 from pipelines.media.decode import DecodeSettings
@@ -29,9 +30,9 @@ class Demo:
 
     output: str = "out/demo"
     """Folder of everything, on disk."""
-    videos_per_class: int = 36
+    videos_per_class: int = 24
     """Videos of each of the six classes of motion, a third of them to test on."""
-    steps: int = 500
+    steps: int = 140
     """Steps of each training."""
 
     def __post_init__(self) -> None:
@@ -55,9 +56,11 @@ def run(config: Demo) -> None:
     connect(log_to_driver=False)
     make_videos(motion, mixed, config.videos_per_class)
     print("\n— real clips and broken files —")
-    extract_flow.run(extract_flow.ExtractFlow(videos=str(mixed / "videos"), output=str(mixed / "shards")))
+    # Small shards: of so few videos every core has some.
+    extract(mixed, ExtractionSettings(shards=ShardSettings(videos_per_shard=2)))
     print("\n— six classes of motion —")
-    extract(motion)
+    # At their own size: a network that sees 64 px needs no more.
+    extract(motion, ExtractionSettings(decode=DecodeSettings(short_side=96), shards=ShardSettings(videos_per_shard=16)))
     for stream in STREAMS:
         print(f"\n— training the {stream} stream —")
         train.run(train_on_motion(motion, stream, config.steps))
@@ -87,11 +90,10 @@ def make_videos(motion: Path, mixed: Path, videos_per_class: int) -> None:
         shutil.copyfile(clip, mixed / "videos" / clip.name)
 
 
-def extract(motion: Path) -> None:
-    """Shards of the motion videos at their own size: a network that sees 64 px needs no more."""
-    settings = ExtractionSettings(decode=DecodeSettings(short_side=96))
-    output = str(motion / "shards")
-    extract_flow.run(extract_flow.ExtractFlow(videos=str(motion / "videos"), output=output, settings=settings))
+def extract(folder: Path, settings: ExtractionSettings) -> None:
+    """Shards of a folder's videos, beside them."""
+    videos, output = str(folder / "videos"), str(folder / "shards")
+    extract_flow.run(extract_flow.ExtractFlow(videos=videos, output=output, settings=settings))
 
 
 def train_on_motion(motion: Path, stream: Stream, steps: int) -> train.Train:

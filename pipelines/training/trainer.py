@@ -35,6 +35,7 @@ from pipelines.ray_data import polled_actor
 from pipelines.resume import was_begun
 from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check_run
 from pipelines.training.loop import train_worker
+from pipelines.training.mailbox import Mailbox
 from pipelines.training.records import RESULT, RUN, RunResult
 
 CHECKPOINTS = "checkpoints"
@@ -70,10 +71,11 @@ def train(
     if begin_run(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
+        arguments = {"run": run, "output": output, "scale": scale, "mailbox": mailbox}
         trainer = TorchTrainer(
-            # Ray Train calls it with one dict.
-            train_loop_per_worker=lambda config: train_worker(**config),
-            train_loop_config={"run": run, "output": output, "scale": scale, "mailbox": mailbox},
+            # By reference: Ray Train's controller, which reads this dict, need not import torch and the networks.
+            train_loop_per_worker=lambda config: train_worker(**ray.get(config["arguments"])),
+            train_loop_config={"arguments": ray.put(arguments)},
             scaling_config=_scaling(scale),
             run_config=RunConfig(
                 # By this name under the output Ray finds the checkpoints of a run that was stopped, and goes on.
@@ -139,20 +141,6 @@ def begin_run(run: Run, model: VideoModel, output: str) -> bool:
     return False
 
 
-class _Mailbox:
-    """Takes the metrics of the first worker, for the driver to fetch."""
-
-    def __init__(self) -> None:
-        self.lines: list[Metrics] = []
-
-    def put(self, line: Metrics) -> None:
-        self.lines.append(line)
-
-    def fetch(self) -> list[Metrics]:
-        lines, self.lines = self.lines, []
-        return lines
-
-
 @contextmanager
 def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0) -> Iterator[Any]:
     """An actor that workers send lines to; they are handed to `on_metrics` as they come. None where nobody reads."""
@@ -164,7 +152,7 @@ def _mailbox(on_metrics: Callable[[Metrics], None] | None, every_s: float = 1.0)
         for line in ray.get(mailbox.fetch.remote(), timeout=30):  # where it is gone, metrics.jsonl has the lines
             on_metrics(line)
 
-    with polled_actor(_Mailbox, deliver, every_s=every_s) as mailbox:
+    with polled_actor(Mailbox, deliver, every_s=every_s) as mailbox:
         yield mailbox
 
 
