@@ -5,6 +5,7 @@ Exit status of every job: 0 done, 1 an error or findings, 2 flags that do not pa
 
 from __future__ import annotations
 
+import errno
 import itertools
 import signal
 import sys
@@ -21,6 +22,9 @@ from pipelines.errors import SettingsError, UserError
 Settings = TypeVar("Settings")
 Job = TypeVar("Job")
 GOES_ON = "the same command goes on"
+# Stores raise these without the file's name.
+OUTSIDE = (FileNotFoundError, FileExistsError, PermissionError, ConnectionError, TimeoutError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def run_command(
@@ -33,8 +37,8 @@ def run_command(
 ) -> None:
     """Parse the flags and run; where `run` returns a whole number above 0, the process ends with that.
 
-    A UserError, or an OSError of a file that was named, is printed as one sentence; any other error is a fault of ours
-    and keeps its traceback. `stopped` is what a Ctrl-C, or SIGTERM as of `ray job stop`, leaves behind.
+    A UserError, or an OSError of a file or of the machine, is printed as one sentence; any other error is a fault of
+    ours and keeps its traceback. `stopped` is what a Ctrl-C, or SIGTERM as of `ray job stop`, leaves behind.
     """
     # As a KeyboardInterrupt it unwinds locks and actors; by itself SIGTERM ends Python on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -43,12 +47,19 @@ def run_command(
     try:
         status = run(config)
     except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and not is_outside(error):
+            raise
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         print(f"\nstopped; {stopped}", flush=True)
         status = 130  # what shells report of SIGINT: 128 + 2
     if isinstance(status, int) and status:
         sys.exit(status)
+
+
+def is_outside(error: OSError) -> bool:
+    """Whether an OSError is of a file, the network or the machine, which the user can mend, rather than of our code."""
+    return error.filename is not None or isinstance(error, OUTSIDE) or error.errno in FULL
 
 
 def with_preset(job: type[Job], presets: Mapping[Any, object]) -> type[Job]:

@@ -370,7 +370,7 @@ def print_estimate(config: ExtractFlow, catalog: Catalog, output: str, flow: Run
     print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
     if flow.pool is None and not tvl1.is_compiled(flow.backend):
         print(COMPILING, flush=True)
-    print(f"sampling    {config.dry_run_samples} videos, half a minute at most or one video", flush=True)
+    print(f"sampling    up to {config.dry_run_samples} videos, for about half a minute", flush=True)
     cost = estimate(plan, Steps.of(plan, backend=flow.backend, pool=flow.pool), num_samples=config.dry_run_samples)
     print(format_estimate(cost, cpus=cpus, cpu_hour_price=config.cpu_hour_price))
     return 0

@@ -34,12 +34,24 @@ def run(error: BaseException | None = None, result: object = None) -> None:
 
 
 def test_what_the_user_can_mend_is_one_sentence() -> None:
-    for error in (DataError("out holds no data set"), FileNotFoundError(2, "No such file", "x.csv")):
-        with pytest.raises(SystemExit, match=f"^error: .*{str(error)[:10]}"):
+    file, disk, store = (2, "No such file", "x.csv"), (28, "No space left on device"), ("s3://bucket/x.csv",)
+    for error in (
+        DataError("out holds no data set"),
+        FileNotFoundError(*file),
+        OSError(*disk),
+        PermissionError(*store),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: .*{re.escape(str(error)[:10])}"):
             run(error)
 
 
-@pytest.mark.parametrize("error", [ValueError("shapes (2,) (3,)"), RuntimeError("NaN"), KeyError("x"), TypeError("y")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ValueError("shapes (2,) (3,)"), RuntimeError("NaN"), KeyError("x"), TypeError("y")),
+        *(OSError("handle is closed"), OSError(9, "Bad file descriptor"), ProcessLookupError(3, "No such process")),
+    ],
+)
 def test_a_fault_of_ours_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         run(error)
