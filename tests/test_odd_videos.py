@@ -93,6 +93,40 @@ def test_of_equal_streams_the_largest_is_taken_though_it_lacks_a_frame(tmp_path:
     assert chosen(write_streams(tmp_path / "video.ts", small, large, small)) == 1
 
 
+def test_a_track_of_data_is_not_the_film(tmp_path: Path) -> None:
+    """As cameras write beside the pictures: GoPro's telemetry has the tag gpmd."""
+    path = tmp_path / "video.mov"
+    with av.open(str(write_video(tmp_path / "plain.mov"))) as source, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        stream.metadata["timecode"] = "01:00:00:00"
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    assert b"tmcd" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"tmcd", b"gpmd"))
+    frames, info = read(path)
+    assert (indices(frames), info.partial) == (list(range(50)), False)
+
+
+def test_transparency_is_left_out(tmp_path: Path) -> None:
+    """As FFmpeg does: the colours are those stored, whatever is to be seen through them."""
+    path = tmp_path / "video.mov"
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("prores_ks", rate=25, options={"profile": "4444", "alpha_bits": "16"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuva444p10le"
+        picture = np.full((64, 64, 4), (200, 60, 20, 0), np.uint8)
+        for index in range(3):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgba")
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    frames, info = read(path)
+    assert info.pixel_format.startswith("yuva444p")
+    assert np.abs(frames[1].astype(int) - (200, 60, 20)).max() <= 4
+
+
 # --- whole files ---
 
 
