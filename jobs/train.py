@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.cluster import connect, count_processors
+from jobs.cluster import connect, count_own_gpus, count_processors, is_submitted
 from jobs.command import locate_output, run_command, with_preset
 from models import cuda
 from pipelines import storage
@@ -26,10 +26,9 @@ from pipelines.lock import lock_output
 from pipelines.search.records import read_outcome
 from pipelines.search.space import describe_geometry, with_geometry
 from pipelines.training.config import Run, Scale
+from pipelines.training.records import RESULT
+from pipelines.training.results import Result, find_result
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, prepare
-
-if TYPE_CHECKING:
-    from pipelines.training.trainer import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +147,11 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
         print(f"note        {note}")
     # The lock before Ray: a second command on this folder ends at once.
     with lock_output(output):
+        page = storage.join(output, "report.html")
+        if (result := find_finished(config.workers, settings, index, output)) and storage.exists(page):
+            print(f"to do       nothing: {output} is finished")
+            print_result(result, page)
+            return result
         print(f"ray         {connect(num_cpus=embedded_cpus(config.workers), log_to_driver=False)}", flush=True)
         # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
         from pipelines.pages.training import write_training_report
@@ -159,8 +163,17 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
         print_run(config, run, scale, output)
         result = train(run, model, output, scale, on_metrics=print_metrics)
         page = write_training_report(output)
-    print(f"\nlast        {result.last}\nbest        {result.best}\nlook at     {page}")
+    print_result(result, page)
     return result
+
+
+def find_finished(workers: Workers, settings: TrainingSettings, index: VideoIndex, output: str) -> Result | None:
+    """The result of this training where it is finished, found without Ray; None on a cluster, whose size Ray knows."""
+    if is_submitted() or not storage.exists(storage.join(output, RESULT)):
+        return None
+    gpus = count_own_gpus() if workers.num_gpus is None else workers.num_gpus
+    run, _ = prepare(settings, index, make_scale(workers, (float(embedded_cpus(workers)), gpus)))
+    return find_result(run, output)
 
 
 def embedded_cpus(workers: Workers) -> int:
@@ -168,9 +181,9 @@ def embedded_cpus(workers: Workers) -> int:
     return max(2, workers.num_cpus or os.cpu_count() or 2)
 
 
-def make_scale(workers: Workers) -> Scale:
-    """The workers, from the flags and the cluster at hand."""
-    cpus, gpus = count_processors(workers.num_workers, workers.num_gpus)
+def make_scale(workers: Workers, processors: tuple[float, int] | None = None) -> Scale:
+    """The workers, from the flags and the CPUs and GPUs to use; None: those of the cluster at hand."""
+    cpus, gpus = processors or count_processors(workers.num_workers, workers.num_gpus)
     num_workers = workers.num_workers or gpus or int(cpus)
     # Half of the CPUs stay for decoding where the workers compute on CPUs themselves.
     cpus_per_worker = 1.0 if gpus else min(1.0, cpus / 2 / num_workers)
@@ -207,6 +220,11 @@ def print_run(config: Train, run: Run, scale: Scale, output: str) -> None:
         f"workers     {scale.num_workers} {device}s, {optimisation.batch} × {optimisation.accumulate} clips each a step"
     )
     print(f"output      {output}", flush=True)
+
+
+def print_result(result: Result, page: str) -> None:
+    """Where to go on."""
+    print(f"\nlast        {result.last}\nbest        {result.best}\nlook at     {page}")
 
 
 def print_metrics(line: dict[str, Any]) -> None:

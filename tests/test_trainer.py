@@ -150,7 +150,10 @@ def test_weights_have_left_their_beginning(undisturbed: tuple[Path, str]) -> Non
     assert moved == set(first)
 
 
-def test_a_finished_run_is_not_repeated(undisturbed: tuple[Path, str], motion_shards: str) -> None:
+def test_a_finished_run_is_not_repeated(
+    undisturbed: tuple[Path, str], motion_shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.train.connect", lambda **_: pytest.fail("Ray was started"))
     before = (undisturbed[0] / "metrics.jsonl").read_bytes()
     assert "clips-000000960" in train(motion_shards, undisturbed[0])
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before

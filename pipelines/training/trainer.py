@@ -13,12 +13,10 @@ when it is started again.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +35,9 @@ from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check
 from pipelines.training.loop import train_worker
 from pipelines.training.mailbox import Mailbox
 from pipelines.training.records import RESULT, RUN, RunResult
+from pipelines.training.results import Result, keep_interval, read_result
 
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What came out of a run; checkpoints are URIs."""
-
-    last: str
-    best: str
-    metrics: Metrics
 
 
 def train(
@@ -112,18 +102,6 @@ def _kept(run: Run) -> CheckpointConfig:
     return CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max")
 
 
-def keep_interval(run: Run, output: str) -> Run:
-    """The run with the checkpoint interval that `output` was begun with, where none is asked for now.
-
-    Runs of earlier versions wrote down a default that followed from their number of workers.
-    """
-    uri = storage.join(output, "run.json")
-    if run.reporting.checkpoint_every is not None or not storage.exists(uri):
-        return run
-    begun = json.loads(storage.read_bytes(uri))["reporting"]["checkpoint_every"]
-    return replace(run, reporting=replace(run.reporting, checkpoint_every=begun))
-
-
 def begin_run(run: Run, model: VideoModel, output: str) -> bool:
     """Write run.json and the initial weights, or find in `output` the same run; whether that is finished.
 
@@ -168,10 +146,3 @@ def _finish(output: str, run: Run, result: ray.train.Result) -> Result:
     written = RunResult(last=f"{CHECKPOINTS}/{last}", best=f"{CHECKPOINTS}/{best}", metrics=metrics)
     records.write(storage.join(output, RESULT), written)
     return read_result(output)
-
-
-def read_result(output: str) -> Result:
-    """The result of a finished run."""
-    result = records.read(storage.join(output, RESULT), RunResult)
-    last, best = (storage.join(output, result.checkpoint(which)) for which in ("last", "best"))
-    return Result(last=last, best=best, metrics=dict(result.metrics))
