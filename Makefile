@@ -23,6 +23,7 @@ demo: $(READY)  ## self-made videos and a real one → shards → report
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 	$(BIN)/deptry . 2> /dev/null || $(BIN)/deptry .  # says what it scanned on stderr, every time
 
