@@ -2,7 +2,8 @@
 
 On disk the kernel holds the lock (flock), so it is gone the moment its process dies, however it dies. S3 has no such
 thing: there the lock is an object created with If-None-Match, renewed by a heartbeat, and void when the heart stops.
-The machine that it was taken on sees at once whether its process still lives; any other waits.
+The machine that it was taken on sees at once whether its process still lives; any other waits. On a store without
+compare-and-swap two runs could take a void lock over at once, so it is never taken over there, but by hand.
 """
 
 from __future__ import annotations
@@ -184,7 +185,12 @@ def _take_object(output: str, uri: str) -> dict[str, object]:
             if silent < STALE_AFTER_S:
                 wait = f"its lock is void in {STALE_AFTER_S - silent:.0f} s: run this command again then."
                 raise _refuse(output, holder, f"If it was killed, {wait}")
-            time.sleep(2 * HEARTBEAT_S)  # clocks differ: a holder that lives shows it by a beat
+            if storage.can_exchange(uri):
+                time.sleep(2 * HEARTBEAT_S)  # clocks differ: a holder that lives shows it by a beat
+        if not storage.can_exchange(uri):
+            raise _refuse(
+                output, holder, f"That run seems dead. Make sure of it, delete {uri}, and run this command again."
+            )
         mine["beat"] = time.time()
         if not storage.exchange(uri, record_bytes, _encode(mine)):
             raise _refuse(output, holder, "Wait for it or stop it, or choose another --output.")
@@ -208,9 +214,16 @@ def _beat(uri: str, record: dict[str, object], lock: OutputLock, stop: threading
             record_bytes = storage.read_bytes(uri)
             lock.lost = json.loads(record_bytes)["token"] != record["token"]
             now = time.time()
-            if not lock.lost and storage.exchange(uri, record_bytes, _encode({**record, "beat": now})):
+            if not lock.lost and _renew(uri, record_bytes, _encode({**record, "beat": now})):
                 lock.renewed = now
         except FileNotFoundError:
             lock.lost = True
         except OSError as error:
             logger.warning("the lock could not be renewed; next try in %g s: %s", HEARTBEAT_S, error)
+
+
+def _renew(uri: str, old: bytes, new: bytes) -> bool:
+    if storage.can_exchange(uri):
+        return storage.exchange(uri, old, new)
+    storage.put(uri, new)  # nobody takes it over by itself
+    return True

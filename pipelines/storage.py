@@ -1,14 +1,17 @@
-"""The only place that opens, lists or writes a URI: a local path, or s3://bucket/key.
+"""The only place that opens, lists or writes a URI: a local path, s3://bucket/key, or one of another store.
 
 S3 goes through s3fs, which takes credentials, region and endpoint from the standard AWS variables and files
-(AWS_ENDPOINT_URL for a server that is not Amazon's). Every write here is atomic: a reader sees the old bytes or the new
-ones, never a part. Whatever is wrong with a file, a bucket, credentials or the network is an OSError naming the URI:
-an OutageError where the store itself is at fault, which no other file of it would escape.
+(AWS_ENDPOINT_URL for a server that is not Amazon's). Any other scheme is that of an fsspec file system that is
+installed: gs:// (gcsfs), az:// (adlfs), and so on. Every write here is atomic: a reader sees the old bytes or the new
+ones, never a part. Stores that are not known to write so (see ATOMIC) are read only. Whatever is wrong with a file, a
+bucket, credentials or the network is an OSError naming the URI: an OutageError where the store itself is at fault,
+which no other file of it would escape.
 
-A server that throttles, breaks, cuts connections or is away is asked again. There are two layers of that. botocore
-repeats single requests, a part of a large file among them: three attempts in its "standard" mode, or what
-AWS_MAX_ATTEMPTS says. Around it, a whole read or write is repeated for PATIENCE_S, and at least TRIES times. s3fs has a
-third layer, in places twice, which is off: multiplied, they would wait for a server that hangs for half an hour.
+Other stores' own libraries try again what may pass. S3 that throttles, breaks, cuts connections or is away is asked
+again here, in two layers. botocore repeats single requests, a part of a large file among them: three attempts in its
+"standard" mode, or what AWS_MAX_ATTEMPTS says. Around it, a whole read or write is repeated for PATIENCE_S, at least
+TRIES times. s3fs has a third layer, in places twice, which is off: multiplied, they would wait for a server that hangs
+for half an hour.
 """
 
 from __future__ import annotations
@@ -72,6 +75,9 @@ _OUTAGES = {
     "RequestTimeTooSkewed": ". Set this machine's clock, then run the same command again",
 }
 _MISTYPED = re.compile(r"(?i)(s3|file):(?!//)|s3//|[a-z][a-z0-9+.-]+:/(?!/)")
+# Schemes of stores that show an object only once it is there as a whole, and create one only if there is none.
+ATOMIC = ("s3", "gs", "gcs", "az", "abfs", "abfss")
+_NO_STORES = ("http", "https", "s3a", "local")  # that fsspec knows as well: nothing can be listed, or another name
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -86,20 +92,32 @@ class File:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI lies on S3; ValueError for another scheme, a mistyped one, and for credentials in it."""
+    """Whether the URI lies on S3 or another store; SettingsError for a scheme that nothing here opens, a mistyped one,
+    and for credentials in it.
+    """
     scheme, separator, rest = uri.partition("://")
     bucket = rest.partition("/")[0]
     if separator and scheme != "file" and ("@" in bucket or ":" in bucket):  # the message must not repeat them
         raise SettingsError(
-            f"a URI that begins with {scheme}:// names more than a bucket: allowed is s3://bucket/key. Credentials and "
-            "endpoint belong into the AWS variables or files, where nothing prints them"
+            f"a URI that begins with {scheme}:// names more than a bucket: allowed is {scheme}://bucket/key. "
+            "Credentials and endpoint belong into the store's own variables or files (AWS_…), where nothing prints them"
         )
-    if _MISTYPED.match(uri) or (separator and (scheme not in ("s3", "file") or (scheme == "s3" and not bucket))):
+    known = scheme == "file" or (scheme in fsspec.available_protocols() and scheme not in _NO_STORES and bucket)
+    if _MISTYPED.match(uri) or (separator and not known):
         raise SettingsError(
-            f"cannot open {uri!r}: allowed are local paths and s3://bucket/key. "
-            "Write ./ before a local path that begins so"
+            f"cannot open {uri!r}: allowed are local paths and s3://bucket/key, and gs://, az:// or another scheme "
+            "whose fsspec package is installed. Write ./ before a local path that begins so"
         )
-    return scheme == "s3" and bool(separator)
+    return bool(separator) and scheme != "file"
+
+
+def can_exchange(uri: str) -> bool:
+    """Whether `exchange` works there: of the stores S3 alone offers it through fsspec."""
+    return _scheme_of(uri) == "s3"
+
+
+def _scheme_of(uri: str) -> str:
+    return uri.partition("://")[0] if is_remote(uri) else "file"
 
 
 def absolute(uri: str) -> str:
@@ -111,11 +129,18 @@ def _local(uri: str) -> Path:
     return Path(uri.removeprefix("file://")).expanduser()
 
 
-def _connect() -> Any:
-    """The S3 file system of this process: one for all threads.
+def _connect(scheme: str) -> Any:
+    """The file system of this process: one for all threads. SettingsError where its package is not installed.
 
     An object is read as one stream: whatever runs here reads many at a time, and only that way costs one request each.
     """
+    if scheme != "s3":
+        try:
+            store = fsspec.filesystem(scheme)
+        except ImportError as error:
+            raise SettingsError(f"{scheme}:// cannot be opened: {error}, on every node, by pip") from error
+        store.invalidate_cache()  # of listings, which other processes change
+        return store
     config = {
         "retries": {"mode": "standard"},
         "connect_timeout": CONNECT_S,
@@ -152,13 +177,22 @@ def _find_outage(error: BaseException | None) -> str | None:
     return None
 
 
-def _on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
+def _on_store(uri: str, action: Callable[[Any, str], T]) -> T:
     """What the action makes of the file system and the path in it; see the module's docstring for what is repeated."""
+    scheme = _scheme_of(uri)
+    if scheme != "s3":
+        store = _connect(scheme)
+        try:
+            return action(store, store._strip_protocol(uri))
+        except (FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError) as error:
+            raise type(error)(f"{uri}: {error or type(error).__name__}") from error
+        except Exception as error:  # each library has exceptions of its own, and none says more than that
+            raise OutageError(f"{uri}: {error or type(error).__name__}") from error
     until = time.monotonic() + PATIENCE_S
     for tries, pause_s in enumerate(_pauses(), start=1):
         try:
             with _explain(uri):
-                return action(_connect(), uri.removeprefix("s3://"))
+                return action(_connect("s3"), uri.removeprefix("s3://"))
         except OSError as error:
             if not _is_transient(error):
                 raise
@@ -192,14 +226,15 @@ def _is_transient(error: BaseException | None) -> bool:
     return False
 
 
-def _head_on_s3(uri: str, action: Callable[[Any, str], T]) -> T:
-    """As `_on_s3`, for what begins with a HEAD: that is refused without a reason, which a listing tells."""
+def _head_on_store(uri: str, action: Callable[[Any, str], T]) -> T:
+    """As `_on_store`, for what begins with a HEAD: that S3 refuses without a reason, which a listing tells."""
     try:
-        return _on_s3(uri, action)
+        return _on_store(uri, action)
     except OutageError:
         raise
     except OSError:
-        check_answers(uri.rpartition("/")[0] if uri.count("/") > 2 else uri)
+        if can_exchange(uri):
+            check_answers(uri.rpartition("/")[0] if uri.count("/") > 2 else uri)
         raise
 
 
@@ -211,7 +246,7 @@ def check_answers(folder: str) -> None:
     """
     try:
         if is_remote(folder):
-            _on_s3(folder, _list_one)
+            _on_store(folder, _list_one if can_exchange(folder) else _look_at)
         elif not _answers_on_disk(_local(folder)):
             raise OutageError(f"{folder} is empty now. Was it unmounted? Once it is back, run the same command again")
     except OutageError:
@@ -224,6 +259,14 @@ def check_answers(folder: str) -> None:
 def _list_one(s3: Any, path: str) -> None:
     bucket, _, prefix = path.rstrip("/").partition("/")
     s3.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix and f"{prefix}/", MaxKeys=1)
+
+
+def _look_at(store: Any, path: str) -> None:
+    """FileNotFoundError where there is not even the bucket."""
+    try:
+        store.info(path)
+    except FileNotFoundError:
+        store.info(path.lstrip("/").partition("/")[0])
 
 
 def _answers_on_disk(folder: Path) -> bool:
@@ -242,14 +285,26 @@ def exists(uri: str) -> bool:
     """Whether a file or folder (on S3: a key or a prefix) is there."""
     if not is_remote(uri):
         return _local(uri).exists()
-    return bool(_head_on_s3(uri, lambda s3, path: s3.exists(path)))
+    if can_exchange(uri):
+        return bool(_head_on_store(uri, lambda s3, path: s3.exists(path)))
+    return _kind_of(uri) is not None
 
 
 def is_dir(uri: str) -> bool:
     """Whether the URI is a folder (on S3: a prefix with keys under it)."""
     if not is_remote(uri):
         return _local(uri).is_dir()
-    return bool(_on_s3(uri, lambda s3, path: s3.isdir(path)))
+    if can_exchange(uri):
+        return bool(_on_store(uri, lambda s3, path: s3.isdir(path)))
+    return _kind_of(uri) == "directory"
+
+
+def _kind_of(uri: str) -> str | None:
+    """`file`, `directory` or None; fsspec's own `exists` takes any error for an absent file."""
+    try:
+        return str(_on_store(uri, lambda store, path: store.info(path))["type"])
+    except FileNotFoundError:
+        return None
 
 
 def list_files(uri: str) -> Iterator[File]:
@@ -257,17 +312,20 @@ def list_files(uri: str) -> Iterator[File]:
 
     Links are followed, those that lead nowhere or back to a folder they lie in are left out.
     """
-    sizes = _list_s3(uri) if is_remote(uri) else _list_local(_local(uri))
+    sizes = _list_store(uri) if is_remote(uri) else _list_local(_local(uri))
     for path in sorted(sizes):
         if not any(part.startswith(".") for part in path.split("/")):
             yield File(path, sizes[path])
 
 
-def _list_s3(uri: str) -> dict[str, int]:
-    prefix = uri.removeprefix("s3://").rstrip("/") + "/"
-    entries = _on_s3(uri, lambda s3, root: s3.find(root, detail=True))
-    # A key that ends in a slash is what consoles make of an empty folder.
-    return {full.removeprefix(prefix): int(entries[full]["size"]) for full in entries if not full.endswith("/")}
+def _list_store(uri: str) -> dict[str, int]:
+    def find(store: Any, root: str) -> dict[str, int]:
+        prefix = root.rstrip("/") + "/"
+        # A key that ends in a slash is what consoles make of an empty folder.
+        found = {full: entry for full, entry in store.find(root, detail=True).items() if not full.endswith("/")}
+        return {full.removeprefix(prefix): int(entry["size"]) for full, entry in found.items() if full != root}
+
+    return _on_store(uri, find)
 
 
 def _list_local(root: Path) -> dict[str, int]:
@@ -308,7 +366,7 @@ def read_bytes(uri: str) -> bytes:
     """The whole file; FileNotFoundError where there is none."""
     if not is_remote(uri):
         return _local(uri).read_bytes()
-    return bytes(_on_s3(uri, lambda s3, path: s3.cat_file(path)))
+    return bytes(_on_store(uri, lambda s3, path: s3.cat_file(path)))
 
 
 def read_many(uris: Sequence[str]) -> Iterator[bytes]:
@@ -335,9 +393,13 @@ class _Reader(io.RawIOBase):
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        # s3fs's own caches fetch up to 50 MiB more than what is read.
-        self.file = _head_on_s3(uri, lambda s3, path: s3.open(path, "rb", cache_type="none"))
         self.position = 0
+        if can_exchange(uri):
+            # s3fs's own caches fetch up to 50 MiB more than what is read.
+            self.file = _head_on_store(uri, lambda s3, path: s3.open(path, "rb", cache_type="none"))
+            self.size = int(self.file.size)
+        else:
+            self.version, self.size = _on_store(uri, _version_of)
 
     def readable(self) -> bool:
         return True
@@ -346,7 +408,7 @@ class _Reader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.file.size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
         self.position = max(0, base + offset)
         return self.position
 
@@ -354,22 +416,44 @@ class _Reader(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        stop = min(self.position + len(buffer), self.file.size)
+        stop = min(self.position + len(buffer), self.size)
         if stop <= self.position:
             return 0
-        data = _on_s3(self.uri, lambda s3, path: self.file._fetch_range(self.position, stop))
+        data = _on_store(self.uri, lambda store, path: self._fetch(store, path, stop))
+        if data is None:
+            raise OSError(f"{self.uri}: the object was replaced while it was read")
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
 
+    def _fetch(self, store: Any, path: str, stop: int) -> bytes | None:
+        """The bytes up to `stop`; None where the object is another one now, of which S3 itself takes care."""
+        if can_exchange(self.uri):
+            return bytes(self.file._fetch_range(self.position, stop))
+        data = store.cat_file(path, start=self.position, end=stop)
+        store.invalidate_cache()
+        return bytes(data) if _version_of(store, path) == (self.version, self.size) else None
+
+
+def _version_of(store: Any, path: str) -> tuple[str, int]:
+    """What tells an object from the one that replaces it, and its size in bytes."""
+    entry = store.info(path)
+    if entry["type"] == "directory":
+        raise FileNotFoundError("it is a folder")
+    return str(entry), int(entry["size"])
+
 
 def put(uri: str, data: bytes) -> None:
-    """Write a file atomically, over what was there: rename on disk, one put (or completed multipart) on S3."""
+    """Write a file atomically, over what was there: rename on disk, one put (or completed multipart) on a store.
+
+    Raises SettingsError for a store that is read only here.
+    """
     if not is_remote(uri):
         with _temporary_file(_local(uri), data) as written:
             written.replace(_local(uri))
         return
-    _on_s3(uri, lambda s3, path: _upload(s3, path, data))
+    check_writable(uri)
+    _on_store(uri, lambda store, path: _upload(store, path, data))
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -387,10 +471,22 @@ def link_or_copy(source: str, target: str) -> None:
     put(target, read_bytes(source))
 
 
-def _upload(s3: Any, path: str, data: bytes, **conditions: str) -> None:
+def check_writable(uri: str) -> None:
+    """SettingsError for a store whose writes are not known to be atomic, which is read only here."""
+    if (scheme := _scheme_of(uri)) not in ("file", *ATOMIC):
+        raise SettingsError(
+            f"cannot write to {uri}: a reader of {scheme}:// may see parts of a file. Outputs lie on disk, s3://, "
+            "gs:// or az://"
+        )
+
+
+def _upload(store: Any, path: str, data: bytes, **conditions: str) -> None:
     """One put, or of two parts and more a multipart upload, which nobody sees before it is complete."""
+    if "s3" not in store.protocol:
+        store.pipe_file(path, data, **conditions)
+        return
     timeout = TRIES * SILENCE_S + len(data) / SLOWEST_BYTES_S
-    s3.pipe_file(path, data, chunksize=PART_BYTES, max_concurrency=8, timeout=timeout, **conditions)
+    store.pipe_file(path, data, chunksize=PART_BYTES, max_concurrency=8, timeout=timeout, **conditions)
 
 
 @contextlib.contextmanager
@@ -425,6 +521,7 @@ def create(uri: str, data: bytes) -> bool:
     `data` must differ from what the others write: on S3 that tells whose creation it was when an answer is lost.
     """
     if is_remote(uri):
+        check_writable(uri)
         return _upload_if(uri, data, mode="create")
     try:
         with _temporary_file(_local(uri), data) as written:
@@ -436,20 +533,19 @@ def create(uri: str, data: bytes) -> bool:
 
 def exchange(uri: str, old: bytes, new: bytes) -> bool:
     """Replace a file on S3 if it still holds `old`; of several writers, whose `new` differ, exactly one gets True."""
-    tag = _head_on_s3(uri, lambda s3, path: s3.info(path))["ETag"]
+    tag = _head_on_store(uri, lambda s3, path: s3.info(path))["ETag"]
     return read_bytes(uri) == old and _upload_if(uri, new, IfMatch=tag)
 
 
 def _upload_if(uri: str, data: bytes, **conditions: str) -> bool:
     """Whether the object holds this data afterwards, which it does too where only the first answer was lost."""
     try:
-        _on_s3(uri, lambda s3, path: _upload(s3, path, data, **conditions))
+        _on_store(uri, lambda s3, path: _upload(s3, path, data, **conditions))
         return True
     except OSError as error:
         refused = error.__cause__ and error.__cause__.__cause__
-        if not (
-            isinstance(refused, boto.ClientError) and refused.response["Error"].get("Code") == "PreconditionFailed"
-        ):
+        failed = isinstance(refused, boto.ClientError) and refused.response["Error"].get("Code") == "PreconditionFailed"
+        if not failed and (can_exchange(uri) or not isinstance(error, FileExistsError)):
             raise
     try:
         return read_bytes(uri) == data
@@ -463,19 +559,19 @@ def delete(uri: str) -> None:
         _local(uri).unlink(missing_ok=True)
         return
     with contextlib.suppress(FileNotFoundError):
-        _on_s3(uri, lambda s3, path: s3.rm_file(path))
+        _on_store(uri, lambda s3, path: s3.rm_file(path))
 
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """A local path with the file's content: the file itself on disk, a temporary download for S3."""
+    """A local path with the file's content: the file itself on disk, a temporary download from elsewhere."""
     if not is_remote(uri):
         yield str(_local(uri))
         return
     folder = tempfile.mkdtemp(prefix="video-")
     try:
         local = str(Path(folder) / uri.rpartition("/")[2][-60:])  # keys may be longer than file names
-        _on_s3(uri, lambda s3, path: s3.get_file(path, local))
+        _on_store(uri, lambda s3, path: s3.get_file(path, local))
         yield local
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Real S3 servers over HTTP on this machine, for tests of whatever reads and writes s3://.
+"""Real S3 servers over HTTP on this machine, for tests of whatever reads and writes s3://; a stand-in for gs://.
 
 `s3` is moto in this process: up at once, and told which answers to get wrong. `weed` is SeaweedFS in one of its own,
 and `weed_proxy` the network before it.
@@ -10,12 +10,13 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 import s3fs
 from faulty_s3 import FaultyProxy, running_proxy
+from fsspec.implementations.memory import MemoryFileSystem
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from seaweed import Seaweed, running_seaweed
 from werkzeug.serving import make_server
@@ -116,3 +117,29 @@ def reset_s3(s3: str) -> Iterator[Callable[[], None]]:
 def s3_faults(s3: str, s3_server: tuple[str, FaultyApp]) -> list[str]:
     """Status lines that the server of `s3` answers its next requests with."""
     return s3_server[1].faults
+
+
+class BucketFileSystem(MemoryFileSystem):
+    """What fsspec makes of a store of objects, in this process's memory: gcsfs and adlfs have the same methods."""
+
+    protocol = ("gs",)
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    one_at_a_time = threading.Lock()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return f"/{path.removeprefix('gs://').strip('/')}".rstrip("/")
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        with self.one_at_a_time:  # a server's look and its write are one
+            super().pipe_file(path, value, mode=mode, **options)
+
+
+@pytest.fixture
+def gs() -> Iterator[str]:
+    """An empty bucket of a stand-in for Google's store, as gs://NAME."""
+    fsspec.register_implementation("gs", BucketFileSystem, clobber=True)
+    yield f"gs://test-{uuid.uuid4().hex[:12]}"
+    fsspec.register_implementation("gs", "gcsfs.GCSFileSystem", clobber=True)
+    BucketFileSystem.store.clear()

@@ -75,7 +75,8 @@ def step_of(command: str) -> str:
 @pytest.mark.timeout(1800)
 def test_the_packages_that_it_installs_suffice_for_an_extraction(tmp_path: Path) -> None:
     build, venv, app = (tmp_path / name for name in ("build", "venv", "app"))
-    build.mkdir()
+    for folder in (build, app):
+        folder.mkdir()
     for name in ("constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, build)
     for name in allowed():

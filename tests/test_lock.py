@@ -247,3 +247,22 @@ def test_a_server_that_ignores_conditions_is_named(
         held.check()
     assert "takes no heed of If-None-Match" in caplog.text
     assert not storage.exists(f"{s3}/lock.json")
+
+
+def test_a_store_without_compare_and_swap_is_locked_and_renewed_but_never_taken_over(
+    gs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    with lock_output(gs) as held:
+        before = json.loads(storage.read_bytes(f"{gs}/lock.json"))
+        with pytest.raises(OutputLockedError, match="being written by another run"), lock_output(gs):
+            pass
+        wait_until(lambda: json.loads(storage.read_bytes(f"{gs}/lock.json"))["beat"] > before["beat"])
+        held.check()
+    assert not storage.exists(f"{gs}/lock.json")
+    storage.put(f"{gs}/lock.json", json.dumps({**before, "machine": "another", "beat": 0}).encode())
+    with (
+        pytest.raises(OutputLockedError, match=rf"seems dead. Make sure of it, delete {gs}/lock.json"),
+        lock_output(gs),
+    ):
+        pass

@@ -1,4 +1,4 @@
-"""Every function of storage on disk and on S3, where they have to behave alike."""
+"""Every function of storage on disk, on S3 and on another store of fsspec, where they have to behave alike."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from fixtures_s3 import BucketFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines import storage
+from pipelines.errors import SettingsError
+from pipelines.lock import lock_output
 from pipelines.storage import OutageError, join
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["a b", "ünï", "日本", "#1", "50%", "50%25", "q?x=1&y", "a+b", "[x]*", "~", "a::b", "it's", 'say "x"', "@=,;$"]
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "gs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty place on disk and one on S3."""
-    return f"{request.getfixturevalue('s3')}/root" if request.param == "s3" else str(tmp_path / "root")
+    """An empty place on disk, one on S3, and one on a stand-in for Google's store."""
+    return str(tmp_path / "root") if request.param == "disk" else f"{request.getfixturevalue(request.param)}/root"
 
 
 def paths(uri: str) -> list[str]:
@@ -369,7 +373,7 @@ def test_a_folder_that_must_not_be_read_is_an_error(tmp_path: Path) -> None:
         paths(str(tmp_path))
 
 
-@pytest.mark.parametrize("uri", ["gs://b/x", "S3://b/x", "https://h/x", "s3a://b/x"])
+@pytest.mark.parametrize("uri", ["gopher://b/x", "S3://b/x", "https://h/x", "s3a://b/x", "gs:///x"])
 def test_other_schemes_are_refused(uri: str) -> None:
     for action in (*ACTIONS.values(), storage.absolute, storage.exists, storage.is_dir, storage.open_read):
         with pytest.raises(ValueError, match=r"allowed are local paths and s3://bucket/key"):
@@ -403,3 +407,54 @@ def test_file_uris_are_local_paths(tmp_path: Path) -> None:
     assert storage.read_bytes(str(tmp_path / "f")) == b"x"
     with storage.local_copy(uri) as local:
         assert local == str(tmp_path / "f")
+
+
+def test_a_store_whose_package_is_not_installed_is_said() -> None:
+    for action in (storage.read_bytes, storage.exists, storage.open_read):
+        with pytest.raises(SettingsError, match=r"oss://.*nstall ossfs"):
+            action("oss://b/x")
+
+
+def test_a_store_without_atomic_puts_is_read_only() -> None:
+    """As fsspec's memory, whose name is not among those that are known to write so."""
+    MemoryFileSystem().pipe_file("/bucket/x", b"there")
+    assert storage.read_bytes("memory://bucket/x") == b"there"
+    assert paths("memory://bucket") == ["x"]
+    for write in (storage.put, storage.create):
+        with pytest.raises(SettingsError, match=r"cannot write to memory://bucket/x: .*may see parts of a file"):
+            write("memory://bucket/x", b"")
+    with pytest.raises(SettingsError, match="cannot write to memory://bucket"), lock_output("memory://bucket/out"):
+        pass
+
+
+def test_what_a_store_s_own_library_raises_is_an_outage(gs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class HttpError(Exception):
+        """As gcsfs has one."""
+
+    def refuse(*given: object, **options: object) -> None:
+        raise HttpError("503 backend error")
+
+    storage.put(f"{gs}/x", b"")
+    for name in ("info", "find", "cat_file", "pipe_file", "rm_file", "get_file"):
+        monkeypatch.setattr(BucketFileSystem, name, refuse)
+    for action in (*ACTIONS.values(), storage.exists, storage.is_dir, storage.delete, storage.check_answers):
+        with pytest.raises(OutageError, match=f"{gs}/x: 503 backend error"):
+            action(f"{gs}/x")
+
+
+def test_an_object_of_a_store_that_is_replaced_while_it_is_read_is_an_error(gs: str) -> None:
+    storage.put(f"{gs}/x", bytes(1 << 20))
+    with storage.open_read(f"{gs}/x") as file:
+        assert file.read(10) == bytes(10)
+        storage.put(f"{gs}/x", b"\1" * (1 << 20))
+        file.seek(600_000)
+        with pytest.raises(OSError, match=f"{gs}/x: the object was replaced"):
+            file.read(10)
+
+
+def test_a_bucket_that_is_not_there_is_an_outage_and_a_file_is_none(gs: str) -> None:
+    storage.put(f"{gs}/folder/x", b"")
+    storage.check_answers(f"{gs}/folder")
+    storage.check_answers(f"{gs}/emptied")
+    with pytest.raises(OutageError, match=r"gs://no-such-bucket/folder: .*does not answer"):
+        storage.check_answers("gs://no-such-bucket/folder")

@@ -204,11 +204,7 @@ def test_a_missing_bucket_is_named_at_once(weed: str, weed_proxy: FaultyProxy, a
 def test_shards_made_through_faults_are_those_on_disk(
     weed: str, weed_proxy: FaultyProxy, tmp_path: Path, seed: int
 ) -> None:
-    write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=6, size=(48, 32))
-    write_broken_videos(tmp_path / "videos" / "train" / "broken")
-    for path in (tmp_path / "videos").rglob("*.*"):
-        storage.put(f"{weed}/videos/{path.relative_to(tmp_path / 'videos')}", path.read_bytes())
-    there = make_shards(str(tmp_path / "videos"), str(tmp_path / "out"))
+    there = make_shards_on_disk(tmp_path, weed)
     weed_proxy.draw, weed_proxy.share = random.Random(seed), 0.3
     weed_proxy.done.clear()
     assert make_shards(f"{weed}/videos", f"{weed}/out") == there
@@ -217,6 +213,22 @@ def test_shards_made_through_faults_are_those_on_disk(
     assert faults >= 5
     assert len(there) > 6
     assert {file.path for file in storage.list_files(f"{weed}/out")} == there.keys()
+
+
+def test_shards_made_on_another_store_are_those_on_disk(gs: str, tmp_path: Path) -> None:
+    there = make_shards_on_disk(tmp_path, gs)
+    assert len(there) > 6
+    assert make_shards(f"{gs}/videos", f"{gs}/out") == there
+
+
+def make_shards_on_disk(folder: Path, store: str) -> dict[str, str]:
+    """As `make_shards`, of a few videos in a folder, which lie in `videos` of the store as well afterwards."""
+    videos = folder / "videos"
+    write_motion_videos(videos, videos_per_class=1, seed=0, num_frames=6, size=(48, 32))
+    write_broken_videos(videos / "train" / "broken")
+    for path in videos.rglob("*.*"):
+        storage.put(f"{store}/videos/{path.relative_to(videos)}", path.read_bytes())
+    return make_shards(str(videos), str(folder / "out"))
 
 
 def make_shards(videos: str, output: str) -> dict[str, str]:
