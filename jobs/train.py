@@ -29,6 +29,7 @@ from pipelines.training.config import Run, Scale
 from pipelines.training.records import RESULT
 from pipelines.training.results import Result, find_result
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, prepare
+from pipelines.training.tracking import TrackerName, track
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,9 @@ class Train:
     """Official annotation files whose splits replace those of the shards."""
     folds: tuple[int, ...] = ()
     """Official splits of --annotations (1, 2 and 3 of UCF-101 and HMDB-51) to train on, one after the other."""
+    tracker: TrackerName = "tensorboard"
+    """Where the curves go besides metrics.jsonl: TensorBoard's files in the output, or the server that
+    MLFLOW_TRACKING_URI or WANDB_BASE_URL names."""
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     """What determines the weights."""
     workers: Workers = field(default_factory=Workers)
@@ -161,7 +165,15 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
         # After the scale: how many clips a step has, and so how many steps there are, follows from the workers.
         run, model = prepare(settings, index, scale)
         print_run(config, run, scale, output)
-        result = train(run, model, output, scale, on_metrics=print_metrics)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else its library reports to its authors
+        with track(config.tracker, output, run.describe()) as send:
+
+            def tell(line: dict[str, Any]) -> None:
+                print_metrics(line)
+                send(line)
+
+            tensorboard = config.tracker == "tensorboard"
+            result = train(run, model, output, scale, on_metrics=tell, tensorboard=tensorboard)
         page = write_training_report(output)
     print_result(result, page)
     return result

@@ -53,3 +53,11 @@ def test_the_same_step_number_on_more_workers_is_another_checkpoint(
             report_checkpoint(run, WORKER, replace(state, clips_seen=clips_seen), log, step_number=100)
     assert named == ["clips-000001600", "clips-000003200"]
     assert not [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if json.loads(line)]
+
+
+@pytest.mark.parametrize("tensorboard", [True, False])
+def test_event_files_are_written_where_they_are_wanted(tmp_path: Path, tensorboard: bool) -> None:
+    with TrainingLog(str(tmp_path), None, clips_seen=0, tensorboard=tensorboard) as log:
+        log.add("train", {"step": 1, "clips": 4, "loss": 0.5})
+    assert len(list(tmp_path.glob("tensorboard/events.*"))) == tensorboard
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 0.5

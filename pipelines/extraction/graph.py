@@ -29,8 +29,10 @@ from pipelines import storage, tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.shards import BLOBS, ROW_SCHEMA, VIDEO_SCHEMA, Row
 from pipelines.errors import BackendError, OutageError, RunError, VideoError
+from pipelines.extraction import metrics
 from pipelines.extraction.flow_actor import FlowTask
 from pipelines.extraction.flow_pool import FlowPool, open_pool
+from pipelines.extraction.metrics import Stopwatch
 from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, make_convention
 from pipelines.extraction.progress import Progress, watch_progress
 from pipelines.extraction.tally import Tally
@@ -107,29 +109,42 @@ class Steps:
         kept = self._read_kept(name, planned)
         rows = [kept.get(row["id"], row) for row in planned]
         usable = [row for row in rows if row["status"] == "ok"]
-        commit = shards.commit_shard(
-            self.output,
-            name,
-            usable,
-            [_describe(row) for row in rows],
-            settings=self.settings.shards,
-            convention=make_convention(self.settings, self.kernel),
-            fingerprint=self.fingerprint,
-        )
+        with self._measure() as clock, clock.of("commit"):
+            commit = shards.commit_shard(
+                self.output,
+                name,
+                usable,
+                [_describe(row) for row in rows],
+                settings=self.settings.shards,
+                convention=make_convention(self.settings, self.kernel),
+                fingerprint=self.fingerprint,
+            )
         return pa.table({"shard": [name], "videos": [commit.num_rows], "bytes": [commit.num_bytes]})
 
     def _extract(self, row: Row) -> Row:
-        with _fetch(row) as path:
-            video = _Video(path, row, self.settings)
+        with self._measure() as clock, ExitStack() as stack, clock.of("encode"):
+            with clock.of("fetch"):
+                path = stack.enter_context(_fetch(row))
+            video = _Video(path, row, self.settings, clock)
             # By the place in the catalog: every start of the command measures the same videos.
             flow = _Flow(self, sampled=row["index"] % self.settings.error_sample_every == 0)
             # Draws all frames through; what the video knows of itself is complete only after it.
-            encoded = self._encode(flow, video)
+            encoded = self._encode(flow, video, clock)
             return {**video.facts(), **encoded, "kernel": flow.kernel}
 
-    def _encode(self, flow: _Flow, video: Iterable[GreyFrame]) -> Row:
+    @contextmanager
+    def _measure(self) -> Iterator[Stopwatch]:
+        """A stopwatch whose times are counted, whatever becomes of the video, where this is a task of Ray's."""
+        clock = Stopwatch()
+        try:
+            yield clock
+        finally:
+            if self.progress:
+                metrics.count_seconds(clock.seconds)
+
+    def _encode(self, flow: _Flow, video: Iterable[GreyFrame], clock: Stopwatch) -> Row:
         encoder: codec.FlowEncoder | None = None
-        for image, counts in flow.levels(video):
+        for image, counts in clock.through("flow", flow.levels(clock.through("encode", video))):
             if encoder is None:
                 height, width = image.shape[0] // 2, image.shape[1]
                 encoder = codec.FlowEncoder(
@@ -156,7 +171,9 @@ class Steps:
 
     def _finish(self, row: Row) -> Row:
         if self.progress and row["status"] in ("ok", "quarantined"):
-            self.progress(frames=row.get("num_frames") or 0, quarantined=row["status"] == "quarantined")
+            frames = row.get("num_frames") or 0
+            self.progress(frames=frames, quarantined=row["status"] == "quarantined")
+            metrics.count_video(frames=frames, error_kind=row.get("error_kind"))
         # All columns, whatever became of the row: one-row blocks of different shape would not join into a batch.
         return {name: row.get(name) for name in FINISHED_COLUMNS}
 
@@ -188,15 +205,15 @@ class Steps:
 class _Video:
     """The frames of one video on their way: each goes into the RGB encoding and is passed on in grey."""
 
-    def __init__(self, path: str, row: Row, settings: ExtractionSettings) -> None:
-        self.path, self.settings = path, settings
+    def __init__(self, path: str, row: Row, settings: ExtractionSettings, clock: Stopwatch) -> None:
+        self.path, self.settings, self.clock = path, settings, clock
         self.frames = process_decoder(settings.decode).frames(path, start=row["start"], end=row["end"])
         self.encoder: codec.RGBEncoder | None = None
         self.size = (0, 0)
         self.num_frames = 0
 
     def __iter__(self) -> Iterator[GreyFrame]:
-        for frame in self.frames:
+        for frame in self.clock.through("decode", self.frames):
             if self.encoder is None:
                 self.size = height, width = frame.shape[:2]
                 fps = self.settings.decode.fps

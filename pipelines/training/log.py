@@ -17,6 +17,16 @@ from pipelines import storage
 Line = dict[str, Any]
 
 
+def scalars_of(line: Line) -> dict[str, float]:
+    """What can be drawn over the steps of a line of metrics, such as `train/loss`."""
+    own = {"step", "time"}
+    return {
+        f"{line['kind']}/{name}": value
+        for name, value in line.items()
+        if isinstance(value, int | float) and name not in own
+    }
+
+
 class TrainingLog:
     """Collects lines and writes them out with each flush; only the first worker has one.
 
@@ -24,7 +34,7 @@ class TrainingLog:
     wants it.
     """
 
-    def __init__(self, output: str, mailbox: Any, *, clips_seen: int) -> None:
+    def __init__(self, output: str, mailbox: Any, *, clips_seen: int, tensorboard: bool = True) -> None:
         self.uri = storage.join(output, "metrics.jsonl")
         self.events = storage.join(output, "tensorboard")
         self.mailbox = mailbox
@@ -33,7 +43,7 @@ class TrainingLog:
         self.lines = [line for line in map(json.loads, earlier) if line["clips"] <= clips_seen]
         # TensorBoard's writer knows local files only, and appends, which S3 does not: each flush puts the whole file.
         self.folder = tempfile.mkdtemp(prefix="tensorboard-")
-        self.writer = SummaryWriter(self.folder)
+        self.writer = SummaryWriter(self.folder, write_to_disk=tensorboard)
 
     def __enter__(self) -> TrainingLog:
         return self
@@ -50,9 +60,8 @@ class TrainingLog:
         """Take note of the metrics of some steps ("train") or of a validation ("validation")."""
         line = {"kind": kind, "time": round(time.time(), 1), **metrics}
         self.lines.append(line)
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and name != "step":
-                self.writer.add_scalar(f"{kind}/{name}", value, metrics["step"])
+        for name, value in scalars_of(line).items():
+            self.writer.add_scalar(name, value, metrics["step"])
         if self.mailbox:  # not waited for: training must not depend on whether somebody reads
             self.mailbox.put.remote(line)
 

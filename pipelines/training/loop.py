@@ -31,7 +31,7 @@ from pipelines.training.weights_files import local_checkpoint
 from pipelines.training.worker import Worker
 
 
-def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | None:
+def train_worker(run: Run, output: str, scale: Scale, mailbox: Any, tensorboard: bool = True) -> str | None:
     """Train from the initial weights, or from the last checkpoint, to the schedule's end.
 
     Returns why it ended before, where the run has diverged. That is no exception: Ray Train would start the workers
@@ -65,7 +65,11 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any) -> str | Non
     clips_of_step = optimisation.global_batch(scale.num_workers)
     log_every = run.reporting.log_every * clips_of_step
     checkpoint_every = run.reporting.checkpoint_clips(run.schedule, clips_of_step)
-    with TrainingLog(output, mailbox, clips_seen=state.clips_seen) if worker.rank == 0 else nullcontext() as log:
+    with (
+        TrainingLog(output, mailbox, clips_seen=state.clips_seen, tensorboard=tensorboard)
+        if worker.rank == 0
+        else nullcontext()
+    ) as log:
         while state.clips_seen < total:
             step.take(batches)
             last, step_number = state.clips_seen >= total, state.clips_seen // clips_of_step

@@ -47,11 +47,13 @@ def train(
     scale: Scale,
     *,
     on_metrics: Callable[[Metrics], None] | None = None,
+    tensorboard: bool = True,
     callbacks: list[Any] | None = None,
 ) -> Result:
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
-    Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
+    Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl;
+    `tensorboard` writes its event files.
     Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
     allows, DivergedError where the weights are not finite any more, DataError where the videos do not fit.
     """
@@ -61,7 +63,7 @@ def train(
     if begin_run(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
-        arguments = {"run": run, "output": output, "scale": scale, "mailbox": mailbox}
+        arguments = {"run": run, "output": output, "scale": scale, "mailbox": mailbox, "tensorboard": tensorboard}
         trainer = TorchTrainer(
             # By reference: Ray Train's controller, which reads this dict, need not import torch and the networks.
             train_loop_per_worker=lambda config: train_worker(**ray.get(config["arguments"])),
