@@ -21,7 +21,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cli.md"
 JOBS = (  # in the order in which a reader needs them
-    *("extract_flow", "verify", "train", "evaluate", "predict", "extract_features", "fvd", "tune"),
+    *("extract_flow", "verify", "train", "evaluate", "predict", "serve", "extract_features", "fvd", "tune"),
     *("export", "report", "submit", "demo"),
 )
 INTRODUCTION = """# Command line

@@ -87,7 +87,7 @@ def main() -> None:
 
 def run(config: Predict) -> None:
     """Load the networks, get their clips, score those, print the tables."""
-    networks = load_networks(config)
+    networks = load_networks({"rgb": config.rgb, "flow": config.flow})
     names = name_classes(networks, config.classes)
     clips = read_clips(config.clips, networks) if config.clips else cut_clips(config, networks)
     device = find_device(config.precision)
@@ -105,9 +105,8 @@ def run(config: Predict) -> None:
     print(f"\n{format_streams(logits, names)}\n\n{format_top(logits, names, config.top)}")
 
 
-def load_networks(config: Predict) -> dict[Stream, Network]:
+def load_networks(given: Mapping[Stream, str | None]) -> dict[Stream, Network]:
     """The networks asked for by stream; InputError where they know different numbers of classes."""
-    given: dict[Stream, str | None] = {"rgb": config.rgb, "flow": config.flow}
     networks = {stream: load_one(path, stream) for stream, path in given.items() if path is not None}
     counts = {stream: network.model.config.num_classes for stream, network in networks.items()}
     if len(set(counts.values())) > 1:

@@ -77,7 +77,7 @@ _OUTAGES = {
 _MISTYPED = re.compile(r"(?i)(s3|file):(?!//)|s3//|[a-z][a-z0-9+.-]+:/(?!/)")
 # Schemes of stores that show an object only once it is there as a whole, and create one only if there is none.
 ATOMIC = ("s3", "gs", "gcs", "az", "abfs", "abfss")
-_NO_STORES = ("http", "https", "s3a", "local")  # that fsspec knows as well: nothing can be listed, or another name
+_NO_STORES = ("http", "https", "ftp", "s3a", "local")  # which fsspec knows too: not for folders, or another name
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -129,16 +129,18 @@ def _local(uri: str) -> Path:
     return Path(uri.removeprefix("file://")).expanduser()
 
 
-def _connect(scheme: str) -> Any:
+def _connect(uri: str) -> Any:
     """The file system of this process: one for all threads. SettingsError where its package is not installed.
 
     An object is read as one stream: whatever runs here reads many at a time, and only that way costs one request each.
     """
+    scheme = _scheme_of(uri)
     if scheme != "s3":
         try:
-            store = fsspec.filesystem(scheme)
+            kind = fsspec.get_filesystem_class(scheme)
         except ImportError as error:
             raise SettingsError(f"{scheme}:// cannot be opened: {error}, on every node, by pip") from error
+        store = kind(**kind._get_kwargs_from_urls(uri))  # such as the host of sftp://
         store.invalidate_cache()  # of listings, which other processes change
         return store
     config = {
@@ -179,11 +181,12 @@ def _find_outage(error: BaseException | None) -> str | None:
 
 def _on_store(uri: str, action: Callable[[Any, str], T]) -> T:
     """What the action makes of the file system and the path in it; see the module's docstring for what is repeated."""
-    scheme = _scheme_of(uri)
-    if scheme != "s3":
-        store = _connect(scheme)
+    if _scheme_of(uri) != "s3":
         try:
+            store = _connect(uri)
             return action(store, store._strip_protocol(uri))
+        except SettingsError:
+            raise
         except (FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError) as error:
             raise type(error)(f"{uri}: {error or type(error).__name__}") from error
         except Exception as error:  # each library has exceptions of its own, and none says more than that
@@ -192,7 +195,7 @@ def _on_store(uri: str, action: Callable[[Any, str], T]) -> T:
     for tries, pause_s in enumerate(_pauses(), start=1):
         try:
             with _explain(uri):
-                return action(_connect("s3"), uri.removeprefix("s3://"))
+                return action(_connect(uri), uri.removeprefix("s3://"))
         except OSError as error:
             if not _is_transient(error):
                 raise

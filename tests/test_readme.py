@@ -31,6 +31,7 @@ TESTED_ELSEWHERE = {
     "make setup": "test_readme.py",  # which every other target of the Makefile begins with
     "python jobs/tune.py --data out/debug": "test_readme.py",  # with the tour
     "python jobs/tune.py --data UT_SHARDS": "test_search.py",  # the whole search takes an hour
+    "python jobs/serve.py": "test_serve.py",
     "ray get-auth-token": "ray_head.py",
     "python jobs/submit.py": "test_ray_job.py",
     # With docs/cluster-local.yaml: cluster.yaml wants machines at AWS, and the README says that none were rented.

@@ -265,6 +265,14 @@ def cut_test_frames(
     return cut
 
 
+def spread_clips(length: int, input_spec: InputSpec, num_clips: int) -> list[int]:
+    """The first frames of that many clips of the training length, evenly spread over a video of `length` frames."""
+    last = max(0, length - input_spec.train.span)
+    # A single clip is the middle one; linspace would give the first.
+    places = np.linspace(0, last, num_clips) if num_clips > 1 else np.array([last / 2])
+    return [int(place) for place in np.rint(places)]
+
+
 def _test_indices(
     length: int, input_spec: InputSpec, protocol: EvaluationProtocol
 ) -> dict[str, list[npt.NDArray[np.int64]]]:
@@ -272,10 +280,8 @@ def _test_indices(
     if length == 0:
         raise ValueError("The video has no frame to make a clip of; flow needs videos of at least two frames.")
     if protocol.num_clips:
-        sampling, last = input_spec.train, max(0, length - input_spec.train.span)
-        # A single clip is the middle one; linspace would give the first.
-        places = np.linspace(0, last, protocol.num_clips) if protocol.num_clips > 1 else np.array([last / 2])
-        starts = np.rint(places).astype(int).tolist()
+        sampling = input_spec.train
+        starts = spread_clips(length, input_spec, protocol.num_clips)
     else:
         sampling = input_spec.test
         starts = [index * sampling.span for index in range(sampling.num_clips)]

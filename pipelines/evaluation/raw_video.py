@@ -15,12 +15,15 @@ from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 
 
-def decode_frames(uri: str, *, short_side: int, num_frames: int | None = None) -> Frames:
+def decode_frames(
+    uri: str, *, short_side: int, num_frames: int | None = None, cpu_limit_s: int | None = DecodeSettings.cpu_limit_s
+) -> Frames:
     """The frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, the first `num_frames` where that is given.
 
-    Raises OSError where the file cannot be fetched, VideoError where it cannot be decoded.
+    Raises OSError where the file cannot be fetched, VideoError where it cannot be decoded, or takes its decoder more
+    than `cpu_limit_s` seconds of a processor.
     """
-    settings = DecodeSettings(fps=FRAMES_PER_SECOND, short_side=short_side)
+    settings = DecodeSettings(fps=FRAMES_PER_SECOND, short_side=short_side, cpu_limit_s=cpu_limit_s)
     end = None if num_frames is None else num_frames / FRAMES_PER_SECOND
     with storage.local_copy(uri) as path:
         frames = process_decoder(settings).frames(path, start=0 if end else None, end=end)

@@ -110,12 +110,13 @@ def make_preview(row: Row) -> Preview:
     try:
         rgb = decode_rgb(row["rgb"], start=start, stop=start + num_frames)
         flow = decode_flow(row["flow"], row["convention"].flow, start=start, stop=start + num_frames)
-        return _encode(rgb, flow, row["fps"])
+        return encode_preview(rgb, flow, row["fps"])
     except (ValueError, OSError, av.error.FFmpegError) as error:
         raise PreviewError(f"frames {start} to {start + num_frames} cannot be shown: {error}") from error
 
 
-def _encode(rgb: Image, flow: Flow, fps: float) -> Preview:
+def encode_preview(rgb: Image, flow: Flow, fps: float) -> Preview:
+    """Frames (T, H, W, 3) uint8 and their flow (T, H, W, 2) in px side by side."""
     full_colour_px = _choose_full_colour(flow)
     height, width = _fit(*rgb.shape[1:3])
     encoder = RGBEncoder(_ENCODING, height=height, width=2 * width, fps=fps)
