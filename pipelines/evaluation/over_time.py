@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models import clip_scores, cuda
 from models.folding import fold_batch_norm
-from models.input_spec import FRAMES_PER_SECOND, InputSpec, Stream, VideoModel
+from models.input_spec import FRAMES_PER_SECOND, InputSpec, Stream
 from pipelines.clips.sampling import (
     EvaluationProtocol,
     Flow,
@@ -83,7 +83,7 @@ class Reader:
             raise InputError(f"--rgb and --flow want frames of different sizes: {' and '.join(map(str, sides))} px")
         (self.side,) = sides
         # Folded first: `place` knows the form for CUDA of a folded unit.
-        self.models: dict[Stream, VideoModel] = {
+        self.models = {
             stream: cuda.place(fold_batch_norm(network.model, dtype=cuda.DTYPES[precision]), self.device)
             for stream, network in networks.items()
         }
@@ -100,7 +100,9 @@ class Reader:
         # Each part of a video is seen twice: by clips that begin half a clip after one another.
         count = min(MOST_CLIPS, max(1, round(2 * len(flow) / span) - 1))
         video: dict[Stream, npt.NDArray] = {"rgb": frames, "flow": flow}
-        logits = {stream: self._score(stream, video[stream][: len(flow)], count) for stream in self.networks}
+        logits: dict[str, Tensor] = {
+            stream: self._score(stream, video[stream][: len(flow)], count) for stream in self.networks
+        }
         if len(logits) > 1:
             # Equal weight, as in the paper's evaluation.
             logits["joint"] = torch.stack(list(logits.values())).sum(dim=0)
