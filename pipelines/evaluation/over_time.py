@@ -125,7 +125,7 @@ class Reader:
         network, model = self.networks[stream], self.models[stream]
         protocol = EvaluationProtocol(num_clips=count)
         try:
-            cut = cut_test_frames({stream: video}, model.input_spec, network.settings, protocol)[stream]
+            cut = cut_test_frames({stream: video}, network.model.input_spec, network.settings, protocol)[stream]
         except ValueError as error:
             raise InputError(str(error)) from error
         rows = []

@@ -46,7 +46,7 @@ class MLflowTracker:
         experiment = self.client.get_experiment_by_name(PROJECT)
         number = experiment.experiment_id if experiment else self.client.create_experiment(PROJECT)
         name = identify(output)
-        runs = self.client.search_runs([number], filter_string=f"tags.output_id = '{name}'")
+        runs = list(self.client.search_runs([number], filter_string=f"tags.output_id = '{name}'"))
         if not runs:
             runs = [self.client.create_run(number, run_name=output, tags={"output": output, "output_id": name})]
             params = [Param(key, value) for key, value in settings.items()]
