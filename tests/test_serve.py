@@ -203,13 +203,21 @@ def test_flags_that_cannot_be(flags: dict[str, Any], said: str) -> None:
         serve.Serve(**flags)
 
 
+DROP = """
+const data = new DataTransfer();
+data.items.add(new File(["no video at all"], "broken.mp4"));
+const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+document.querySelector("#drop").dispatchEvent(drop);
+"""
+
+
 def choose(browser: Browser, path: Path) -> None:
     """Give the page a file, as its dialog does."""
     found = browser.ask("/element", {"using": "css selector", "value": "#file"})
     browser.ask(f"/element/{next(iter(found.values()))}/value", {"text": str(path)})
 
 
-def test_a_person_drops_a_video_and_sees_what_happens_in_it(server: str, files: Path, browser: Browser) -> None:
+def test_a_person_chooses_a_video_and_sees_what_happens_in_it(server: str, files: Path, browser: Browser) -> None:
     browser.change(size=PHONE)
     browser.ask("/url", {"url": f"http://{server}/"})
     browser.errors()
@@ -240,10 +248,9 @@ def test_a_person_drops_a_video_and_sees_what_happens_in_it(server: str, files: 
     assert browser.errors() == []
 
 
-def test_a_video_that_cannot_be_read_is_said_on_the_page(server: str, files: Path, browser: Browser) -> None:
-    (files / "broken.mp4").write_bytes(HOSTILE)
+def test_a_dropped_file_that_is_no_video_is_said_on_the_page(server: str, browser: Browser) -> None:
     browser.ask("/url", {"url": f"http://{server}/"})
-    choose(browser, files / "broken.mp4")
+    browser.run(DROP)
     wait_until(lambda: browser.run("return document.querySelector('#state').className === 'bad'"))
     assert browser.run("return document.querySelector('#state').textContent").startswith("broken.mp4: ")
     assert browser.run("return document.querySelector('#result').hidden")
