@@ -94,7 +94,7 @@ def run_pool(pool: Pool, blocks: list[pa.Table], steps: Steps) -> float:
 
 def extract_shard(task: tuple[pa.Table, Steps]) -> None:
     block, steps = task
-    steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))
+    steps.make_shard(block)
 
 
 def run_ray(blocks: list[pa.Table], steps: Steps, num_cpus: int) -> float:

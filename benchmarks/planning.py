@@ -50,10 +50,7 @@ def measure(rows: int, videos_per_shard: int) -> tuple[str, ...]:
     from pipelines.extraction.plan import ExtractionSettings, iter_blocks, make_plan
 
     class IdleSteps(Steps):
-        def extract(self, row: dict[str, object]) -> dict[str, object]:
-            return self._finish({**row, "status": "ok" if row["status"] == "new" else row["status"]})
-
-        def commit(self, batch: pa.Table) -> pa.Table:
+        def make_shard(self, batch: pa.Table) -> pa.Table:
             return pa.table({"shard": [batch["shard"][0].as_py()], "videos": [len(batch)], "bytes": [0]})
 
     started = time.perf_counter()

@@ -58,8 +58,8 @@ class Measured:
     """Bytes a frame in the shards."""
     gets_per_video: float = 1.0
     """GET and HEAD requests of an extraction for each video."""
-    puts_per_shard: float = 2.0
-    """PUT requests of an extraction for each shard."""
+    puts_per_shard: float = 4.0
+    """PUT and LIST requests of an extraction for each shard."""
     gets_per_shard: float = 2.0
     """GET and HEAD requests for each shard: its commit record, read at a restart and at the end."""
     gets_per_clip: float = 5.0
@@ -306,8 +306,6 @@ def _clock(spent: Counter[str], name: str) -> Iterator[None]:
 
 def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
     """Requests of one small extraction, and of reading clips, counted by an S3 server on this machine."""
-    import pyarrow as pa
-
     from pipelines import storage, tvl1
     from pipelines.datasets.catalog import read_catalog
     from pipelines.datasets.motion_videos import write_motion_videos
@@ -329,11 +327,14 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
         steps = Steps.of(plan, backend="cpu")
         blocks = list(iter_blocks(plan, {}, retry=False))
         counted.clear()
-        done = [pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]) for block in blocks]
+        for block in blocks:
+            for row in block.to_pylist():
+                steps.extract(row)
         of_videos = counted.copy()
         counted.clear()
-        for block in done:
-            steps.commit(block)
+        for block in blocks:
+            steps.make_shard(block)
+        counted.subtract(of_videos)
         of_commits = counted.copy()
         find_committed(plan)
         manifest.assemble(plan)
@@ -357,8 +358,9 @@ def _count_clip_reads(counted: Counter[str], sizes: dict[str, float], *, reads: 
 
     blobs = {name: bytes(int(FRAMES * sizes[f"{name}_bytes"])) for name in ("rgb", "flow")}
     row = dict.fromkeys(shards.ROW_SCHEMA.names) | {"id": "video"} | blobs
-    data = shards.encode_shard([row] * VIDEOS_PER_SHARD, shards.ShardSettings(), ShardConvention(flow={}))
-    storage.put(f"{BUCKET}/shard.parquet", data)
+    with storage.draft(f"{BUCKET}/shard.parquet") as draft:
+        shards.write_rows(draft, [row] * VIDEOS_PER_SHARD, shards.ShardSettings(), ShardConvention(flow={}))
+        draft.put()
     counted.clear()
     for version in range(reads):  # among thousands of shards hardly a footer is read twice
         shards.read_row(f"{BUCKET}/shard.parquet", 2 * version, ["rgb"], version=str(version))

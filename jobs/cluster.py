@@ -14,6 +14,8 @@ from typing import Any
 
 from pipelines.errors import SettingsError
 
+MEMORY_DEATHS = "3"  # ray_data.MAX_WORKER_DEATHS, which cannot be had before ray is imported
+
 
 def connect(
     *, num_cpus: int | None = None, num_gpus: int | None = None, log_to_driver: bool = True, dashboard: bool = False
@@ -32,6 +34,8 @@ def connect(
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default, said aloud: left unset, it warns
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too this is what keeps sockets on 127.0.0.1
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a dashboard reports to Ray's authors
+    # Ray counts what its memory monitor kills apart, and would let a task that is too large for a node die for ever.
+    os.environ.setdefault("RAY_task_oom_retries", MEMORY_DEATHS)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's boxes, printed by verbosity 0 as well
     if not submitted:
         # Nobody takes this machine away at two minutes' notice, and its workers answer at once.

@@ -79,6 +79,11 @@ def with_preset(job: type[Job], presets: Mapping[Any, object]) -> type[Job]:
     return make_dataclass(job.__name__, [("settings", type(default), default)], bases=(job,), frozen=True, kw_only=True)
 
 
+def as_given(uri: str, given: str) -> str:
+    """A path at or in what a flag names, as it was given there: users know `out/run`, and not where that lies."""
+    return given.rstrip("/") + uri.removeprefix(storage.absolute(given))
+
+
 def locate_output(output: str) -> str:
     """The absolute URI of what --output names. Raises SettingsError where a submitted job would lose what it writes."""
     # Ray unpacks what was uploaded to working_dir_files, and runs the job there.

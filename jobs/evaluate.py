@@ -119,7 +119,7 @@ def run(config: Evaluate) -> Evaluation:
         settings=describe(config, index, scorer),
     )
     write(output, evaluation, table)
-    print(f"\n{format_summary(evaluation)}\nlook at     {storage.join(output, 'report.html')}")
+    print(f"\n{format_summary(evaluation)}\nlook at     {storage.join(config.output, 'report.html')}")
     return evaluation
 
 

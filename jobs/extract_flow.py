@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jobs.cluster import check_gpus, connect, count_own_gpus, is_submitted
-from jobs.command import locate_output, run_command
-from jobs.extraction_log import RunLog, format_estimate, format_summary
+from jobs.command import as_given, locate_output, run_command
+from jobs.extraction_log import RunLog, format_estimate, format_failures, format_summary
 from pipelines import storage, tvl1
+from pipelines.datasets import shards
 from pipelines.datasets.catalog import Catalog, read_catalog
 from pipelines.datasets.folders import Layout
 from pipelines.datasets.motion_videos import write_motion_videos
@@ -39,7 +40,6 @@ from pipelines.lock import OutputLock, lock_output
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import ray
 
     from pipelines.extraction.flow_pool import FlowPool
     from pipelines.extraction.graph import Placement
@@ -141,15 +141,15 @@ def run(config: ExtractFlow) -> int:
     with lock_output(output) as lock:
         work = look_up(config, catalog, output)
         if work and not work.blocks:
-            print(f"to do       nothing: all {len(work.plan.spans)} shards of {output} are done", flush=True)
-            return finish(work.plan, lock)
+            print(f"to do       nothing: all {len(work.plan.spans)} shards of {config.output} are done", flush=True)
+            return finish(work.plan, config.output, lock)
         num_shards = len(work.blocks) if work else -(-len(catalog.table) // config.settings.shards.videos_per_shard)
         with run_flow(config, output, num_tasks=num_shards) as flow:
             # After flow has started: the kernel's name, part of the fingerprint, is known only where it runs.
             if work is None or work.plan.kernel != flow.kernel:
                 work = find_rest(config, make_plan_of(config, catalog, output, flow.kernel))
             log = extract(work, flow, lock)
-        return finish(work.plan, lock, log)
+        return finish(work.plan, config.output, lock, log)
 
 
 def find_videos(config: ExtractFlow) -> Catalog:
@@ -268,37 +268,41 @@ def run_flow(config: ExtractFlow, output: str, *, num_tasks: int) -> Iterator[Ru
         print(COMPILING, flush=True)
     # Before this process imports the graph, and while actors load torch and open their GPU.
     num_workers = min(num_tasks, int(config.num_cpus or ray.cluster_resources().get("CPU", 0)))
-    warming = _warm_workers(None if placement.flow_actors else backend, max(1, num_workers))
+    _warm_workers(None if placement.flow_actors else backend, max(1, num_workers))
+    from pipelines.extraction.fleet import find_fleet
     from pipelines.extraction.graph import start_actors
 
+    planned = planned_kernel(output)
     with start_actors(config.settings, backend, placement) as pool:
-        try:
-            kernel = str(pool.kernel() if pool else ray.get(warming[0]))
-        except ray.exceptions.RayTaskError as error:
-            # The worker's own error says what to mend; Ray's is about a task.
-            raise (error.cause or error) from error
+        if pool:
+            kernel = pool.kernel(planned)
+        else:
+            fleet = find_fleet(backend, planned)
+            kernel, placement = fleet.kernel, replace(placement, left_out=tuple(sorted(fleet.others)))
+            for node, other in fleet.others.items():
+                print(f"left out    node {node}, whose flow would differ: {other}", flush=True)
         actors = placement.flow_actors or "no"
         print(f"flow        {config.settings.flow_preset} on {kernel}; {actors} GPU actors", flush=True)
         yield RunningFlow(backend, placement, pool, kernel)
 
 
-def _warm_workers(backend: str | None, count: int) -> list[ray.ObjectRef]:
-    """Have Ray start the processes that will extract, and these load what they need; each returns its kernel's name."""
+def _warm_workers(backend: str | None, count: int) -> None:
+    """Have Ray start the processes that will extract, and these load what they need."""
     import ray
 
-    remote = ray.remote(num_cpus=1)(_warm)
-    # Nobody waits for more than one of them: a worker that is late loads by itself.
-    return [remote.remote(backend) for _ in range(count)]
+    from pipelines.extraction.fleet import select_nodes
+
+    selector = select_nodes() if backend else {}
+    remote = ray.remote(num_cpus=1, label_selector=selector)(_warm)
+    for _ in range(count):
+        # Nobody waits for them: a worker that is late loads by itself.
+        remote.remote(backend)
 
 
-def _warm(backend: str | None) -> str | None:
-    kernel = None
+def _warm(backend: str | None) -> None:
     if backend is not None:
         tvl1.prewarm(backend)
-        kernel = tvl1.kernel_target(backend)
     import pipelines.extraction.graph  # noqa: F401
-
-    return kernel
 
 
 def extract(work: Work, flow: RunningFlow, lock: OutputLock) -> RunLog:
@@ -323,8 +327,11 @@ def extract(work: Work, flow: RunningFlow, lock: OutputLock) -> RunLog:
     return log
 
 
-def finish(plan: Plan, lock: OutputLock, log: RunLog | None = None) -> int:
-    """Assemble the data set and draw its page, print the final table; the exit status. log: of what was made now."""
+def finish(plan: Plan, given: str, lock: OutputLock, log: RunLog | None = None) -> int:
+    """Assemble the data set and draw its page, print the final table; the exit status.
+
+    given: the output as the flag names it; log: of what was made now.
+    """
     from pipelines.extraction import manifest
     from pipelines.pages import extraction
 
@@ -337,7 +344,10 @@ def finish(plan: Plan, lock: OutputLock, log: RunLog | None = None) -> int:
     # After the page: dataset.json says that all is there.
     manifest.finish(plan, described)
     print(format_summary(described, gpu_share=log.gpu_share if log else None))
-    print(f"look at     {page}")
+    if described.quarantine_reasons:
+        quarantine = storage.join(plan.output, "quarantine.parquet")
+        print(format_failures(shards.read_table(quarantine), as_given(quarantine, given)))
+    print(f"look at     {as_given(page, given)}")
     # Without one usable video there is nothing to go on with.
     return 0 if described.shards else 1
 

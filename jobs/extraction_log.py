@@ -19,6 +19,8 @@ from pipelines.extraction.records import RUNS, ExtractionRun, TimelinePoint
 from pipelines.formatting import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from pipelines.datasets.records import Dataset, StoredFlowError, Totals
     from pipelines.extraction.estimate import Estimate
     from pipelines.extraction.graph import Placement, Remaining
@@ -30,6 +32,7 @@ VERSIONS_OF = ("av", "numba", "numpy", *OPENCV, "pyarrow", "ray", "torch", "trit
 LINE_S = 5.0  # between two lines of a log, or points of a record, at least
 LIVE_LINE = "{n_fmt} of {total_fmt} videos |{bar:24}| {elapsed}{postfix}"
 ETA_AFTER_VIDEOS, ETA_AFTER_S = 4, 10.0  # since the first videos came, before they say when the last will
+NAMED_FAILURES = 3  # of the videos in quarantine
 FULLY_BUSY = 0.8  # share of the time above which a GPU counts as the bottleneck; the rest is start and end of a run
 
 
@@ -173,6 +176,14 @@ def format_summary(dataset: Dataset, *, gpu_share: float | None = None) -> str:
         slower = "the GPUs are" if gpu_share >= FULLY_BUSY else "decoding and encoding on the CPUs is"
         parts.append(f"GPU         computed flow in {gpu_share:.0%} of the time: {slower} the bottleneck")
     return "\n" + "\n\n".join(parts) + "\n"
+
+
+def format_failures(quarantine: pa.Table, where: str) -> str:
+    """The first videos in quarantine with their reasons, and where the rest stands."""
+    named = quarantine.slice(0, NAMED_FAILURES).to_pylist()
+    lines = [f"failed      {row['source']}: {row['error_message']} ({row['error_kind']})" for row in named]
+    more = len(quarantine) - len(named)
+    return "\n".join([*lines, f"            {f'and {more:,} more ' if more else ''}in {where}"]) + "\n"
 
 
 def _format_totals(totals: Totals, error: StoredFlowError | None) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.cluster import connect, count_own_gpus, count_processors, is_submitted
-from jobs.command import locate_output, run_command, with_preset
+from jobs.command import as_given, locate_output, run_command, with_preset
 from models import cuda
 from pipelines import storage
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
@@ -150,11 +150,11 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
     for note in check_trainable(index, config.settings.splits.train_split):
         print(f"note        {note}")
     # The lock before Ray: a second command on this folder ends at once.
-    with lock_output(output):
+    with lock_output(output) as lock, lock.stop_run_when_lost():
         page = storage.join(output, "report.html")
         if (result := find_finished(config.workers, settings, index, output)) and storage.exists(page):
             print(f"to do       nothing: {output} is finished")
-            print_result(result, page)
+            print_result(result, page, output, as_given(output, config.output))
             return result
         print(f"ray         {connect(num_cpus=embedded_cpus(config.workers), log_to_driver=False)}", flush=True)
         # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
@@ -164,7 +164,7 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
         scale = make_scale(config.workers)
         # After the scale: how many clips a step has, and so how many steps there are, follows from the workers.
         run, model = prepare(settings, index, scale)
-        print_run(config, run, scale, output)
+        print_run(config, run, scale, as_given(output, config.output))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else its library reports to its authors
         with track(config.tracker, output, run.describe()) as send:
 
@@ -173,9 +173,9 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
                 send(line)
 
             tensorboard = config.tracker == "tensorboard"
-            result = train(run, model, output, scale, on_metrics=tell, tensorboard=tensorboard)
+            result = train(run, model, output, scale, on_metrics=tell, before_end=lock.check, tensorboard=tensorboard)
         page = write_training_report(output)
-    print_result(result, page)
+    print_result(result, page, output, as_given(output, config.output))
     return result
 
 
@@ -234,9 +234,10 @@ def print_run(config: Train, run: Run, scale: Scale, output: str) -> None:
     print(f"output      {output}", flush=True)
 
 
-def print_result(result: Result, page: str) -> None:
-    """Where to go on."""
-    print(f"\nlast        {result.last}\nbest        {result.best}\nlook at     {page}")
+def print_result(result: Result, page: str, output: str, given: str) -> None:
+    """Where to go on, with the output as it was given."""
+    last, best, look = (given + uri.removeprefix(output) for uri in (result.last, result.best, page))
+    print(f"\nlast        {last}\nbest        {best}\nlook at     {look}")
 
 
 def print_metrics(line: dict[str, Any]) -> None:

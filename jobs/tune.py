@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from jobs.cluster import connect, count_processors
-from jobs.command import locate_output, run_command, with_preset
+from jobs.command import as_given, locate_output, run_command, with_preset
 from jobs.train import Workers, embedded_cpus
 from pipelines import records, storage
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
@@ -107,7 +107,7 @@ def run(config: Tune) -> Outcome:
             "a search compares top-1 of a validation split, and there is none: give --validation-split, one of "
             + ", ".join(sorted(set(index.table["split"].to_pylist())))
         )
-    with lock_output(output):
+    with lock_output(output) as lock, lock.stop_run_when_lost():
         # Ray Train gives back what a stopped trial's workers had reserved by asking the dashboard who is alive.
         print(
             f"ray         {connect(num_cpus=embedded_cpus(config.workers), log_to_driver=False, dashboard=True)}",
@@ -141,13 +141,14 @@ def run(config: Tune) -> Outcome:
         if outcome is None:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
             raise RunError(f"no trial came to its end: {reasons}")
+        lock.check()
         # Before the page, which is made of what lies in the folder.
         write_outcome(book, outcome, prepare)
         from pipelines.pages.search import write_search_report
 
         page = write_search_report(output)
         print_outcome(book, outcome)
-        print(f"look at     {page}")
+        print(f"look at     {as_given(page, config.output)}")
     return outcome
 
 
@@ -243,7 +244,7 @@ def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:
     print(f"each trial  {kind} to train, {scale.data_cpus:g} CPU to decode; {search.concurrent} at a time")
     if config.settings.network.stream == "flow" and len(set(config.space.frame_steps)) > 1:
         print(f"note        {FLOW_STRIDE}")
-    print(f"output      {book.output}", flush=True)
+    print(f"output      {config.output}", flush=True)
 
 
 def print_trial(trial: Trial) -> None:

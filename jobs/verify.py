@@ -70,7 +70,10 @@ def run(config: Verify) -> list[Finding]:
         findings += check_sources(config, index, samples)
     print(f"\n{'ok' if not findings else f'{len(findings)} findings'}: {output}")
     if findings:
-        print("the command that made it, run again with --verify, makes damaged and lost shards anew")
+        print(
+            "repair      by the command that made it and --verify, which makes damaged and lost shards anew:\n"
+            f"            python jobs/extract_flow.py --videos {config.videos or 'DIR'} --output {config.data} --verify"
+        )
     return findings
 
 

@@ -94,6 +94,7 @@ class SubmitError(UserError):
 
 Kind = Literal[
     "bad_shape",
+    "changed",
     "corrupt",
     "decoder_crashed",
     "decoder_hung",
@@ -101,6 +102,7 @@ Kind = Literal[
     "encrypted",
     "long_gap",
     "no_frames",
+    "no_room",
     "no_video_stream",
     "out_of_memory",
     "too_long",

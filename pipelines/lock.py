@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -53,6 +54,33 @@ class OutputLock:
         if self.is_held is not None:
             with contextlib.suppress(OSError):
                 self.lost = self.lost or not self.is_held()
+
+    @contextlib.contextmanager
+    def stop_run_when_lost(self) -> Iterator[None]:
+        """For a run that waits for others' work in the main thread: interrupt it as Ctrl-C does once the lock is lost.
+
+        However the run ends then, OutputLockedError is what comes of it.
+        """
+        over = threading.Event()
+        if self.is_held is not None:
+            threading.Thread(target=self._interrupt_when_lost, args=(over,), daemon=True).start()
+        try:
+            yield
+            self.check()
+        except BaseException:
+            self.check()
+            raise
+        finally:
+            over.set()
+
+    def _interrupt_when_lost(self, over: threading.Event) -> None:
+        while not over.wait(HEARTBEAT_S):
+            try:
+                self.check()
+            except OutputLockedError:
+                # Not _thread.interrupt_main, which does not wake what waits.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                return
 
 
 @contextlib.contextmanager

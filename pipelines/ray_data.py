@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
-from pipelines.errors import UserError
+from pipelines.errors import RunError, UserError
 
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
 ON_CPU = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}  # of a step that computes on one processor
@@ -46,8 +46,22 @@ def _find_user_error(error: BaseException | None) -> UserError | None:
     while error is not None:
         if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayError):
             return error
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return RunError(
+                f"the memory of a node ran out, {MAX_WORKER_DEATHS + 1} times in the same task: run the same command "
+                f"again with fewer --num-cpus, or on nodes with more memory a CPU. Ray says: {_shorten(error)}"
+            )
+        if isinstance(error, ray.exceptions.WorkerCrashedError):
+            return RunError(
+                f"a worker process died {MAX_WORKER_DEATHS + 1} times in the same task, and its log, in Ray's folder, "
+                f"says why: the same command tries again. Ray says: {_shorten(error)}"
+            )
         error = getattr(error, "cause", None) or error.__cause__
     return None
+
+
+def _shorten(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import logging
@@ -27,7 +28,6 @@ import random
 import re
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +38,11 @@ from typing import IO, Any, TypeVar
 import fsspec
 from aiohttp import ClientError as HTTPError
 from botocore import exceptions as boto
+from fsspec.callbacks import Callback
 
+from pipelines import scratch
 from pipelines.errors import OutageError, SettingsError
+from pipelines.formatting import format_bytes
 
 UNFINISHED = ".part-"  # how names of files begin that are being written
 
@@ -48,8 +51,10 @@ SILENCE_S = 20.0  # without a byte of an answer, after which a request counts as
 PATIENCE_S = 120.0  # that a read or write is repeated for: a server that restarts, a minute of throttling
 TRIES = 3  # of a read or write that takes longer than that
 SLOWEST_BYTES_S = 1 << 18  # of an upload; nothing else notices a server that takes no bytes and says nothing
-PART_BYTES = 32 << 20  # of an upload
+PART_BYTES = 16 << 20  # of an upload
+PARTS_AT_ONCE = 4  # each is held in memory
 BUFFER_BYTES = 1 << 18  # what a reader fetches at a time where less is asked for
+HASHED_BYTES = 8 << 20  # at a time: a file may be larger than what a worker has left of memory
 
 _TRANSIENT = (
     boto.HTTPClientError,
@@ -160,6 +165,8 @@ def _explain(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPError, boto.BotoCoreError, boto.ClientError, asyncio.TimeoutError) as error:
+        if isinstance(error, OSError) and error.errno in scratch.FULL_DISK:  # of this machine: S3 has no part in it
+            raise
         what = re.sub("//[^/@]*@", "//", str(error)) or "the server does not answer"
         remedy = _find_outage(error)
         if remedy is not None:
@@ -331,6 +338,19 @@ def _list_store(uri: str) -> dict[str, int]:
     return _on_store(uri, find)
 
 
+def list_names(folder: str, prefix: str, ending: str) -> list[str]:
+    """Sorted names of the files that lie in a folder itself and begin and end so; none where there is no folder."""
+    if not is_remote(folder):
+        names = [path.name for path in _local(folder).glob(f"{glob.escape(prefix)}*")]
+    elif can_exchange(folder):
+        entries = _on_store(folder, lambda s3, root: s3.find(root, maxdepth=1, prefix=prefix))
+        names = [entry.rpartition("/")[2] for entry in entries]
+    else:
+        entries = _on_store(folder, lambda store, root: store.find(root, maxdepth=1))
+        names = [name for entry in entries if (name := entry.rpartition("/")[2]).startswith(prefix)]
+    return sorted(name for name in names if name.endswith(ending))
+
+
 def _list_local(root: Path) -> dict[str, int]:
     sizes: dict[str, int] = {}
     try:
@@ -451,12 +471,13 @@ def put(uri: str, data: bytes) -> None:
 
     Raises SettingsError for a store that is read only here.
     """
-    if not is_remote(uri):
-        with _temporary_file(_local(uri), data) as written:
-            written.replace(_local(uri))
+    if is_remote(uri):
+        check_writable(uri)
+        _on_store(uri, lambda store, path: _upload(store, path, data))
         return
-    check_writable(uri)
-    _on_store(uri, lambda store, path: _upload(store, path, data))
+    with draft(uri) as new:
+        new.write(data)
+        new.put()
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -488,23 +509,97 @@ def _upload(store: Any, path: str, data: bytes, **conditions: str) -> None:
     if "s3" not in store.protocol:
         store.pipe_file(path, data, **conditions)
         return
-    timeout = TRIES * SILENCE_S + len(data) / SLOWEST_BYTES_S
-    store.pipe_file(path, data, chunksize=PART_BYTES, max_concurrency=8, timeout=timeout, **conditions)
+    store.pipe_file(path, data, **_upload_options(len(data)), **conditions)
+
+
+def _upload_options(num_bytes: int) -> dict[str, float]:
+    timeout = TRIES * SILENCE_S + num_bytes / SLOWEST_BYTES_S
+    return {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE, "timeout": timeout}
+
+
+class Draft(io.RawIOBase):
+    """A file that is written piece by piece, on a disk of this machine, before it is put where it belongs as a whole.
+
+    `num_bytes` and `sha256` are of what was written so far.
+    """
+
+    def __init__(self, uri: str, path: Path) -> None:
+        self.uri, self.path = uri, path
+        self.num_bytes = 0
+        self._sha = hashlib.sha256()
+        self._file = path.open("xb")  # not tempfile: its files are closed to others, whatever the umask says
+
+    @property
+    def sha256(self) -> str:
+        return self._sha.hexdigest()
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.num_bytes
+
+    def write(self, data: Any) -> int:
+        with _explain_full_disk(self.uri, self.path):
+            self._file.write(data)
+        self._sha.update(data)
+        self.num_bytes += len(data)
+        return len(data)
+
+    def finish(self) -> Path:
+        """Have all that was written on the disk; the path of the file."""
+        with _explain_full_disk(self.uri, self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self.path
+
+    def put(self) -> None:
+        """Make it the file at its URI, atomically, over what was there."""
+        path = self.finish()
+        if is_remote(self.uri):
+            check_writable(self.uri)
+            options = _upload_options(self.num_bytes) if can_exchange(self.uri) else {}
+            _on_store(self.uri, lambda store, key: store.put_file(str(path), key, **options))
+        else:
+            path.replace(_local(self.uri))
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what was not put may not fit on the disk
+            self._file.close()
+        super().close()
 
 
 @contextlib.contextmanager
-def _temporary_file(target: Path, data: bytes) -> Iterator[Path]:
-    """A finished file beside the target, which is gone afterwards unless it was renamed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = target.parent / f"{UNFINISHED}{secrets.token_hex(8)}"
+def draft(uri: str) -> Iterator[Draft]:
+    """A file to write and then to `put`, else it leaves no trace. It costs no memory, and the room of itself.
+
+    It lies beside a local `uri`; for S3 among this machine's temporary files.
+    """
+    with contextlib.ExitStack() as stack:
+        if is_remote(uri):
+            folder = stack.enter_context(scratch.folder("upload"))
+        else:
+            folder = _local(uri).parent
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{UNFINISHED}{secrets.token_hex(8)}"
+        stack.callback(path.unlink, missing_ok=True)
+        with contextlib.closing(Draft(uri, path)) as new:
+            yield new
+
+
+@contextlib.contextmanager
+def _explain_full_disk(uri: str, path: Path) -> Iterator[None]:
+    """Make a full disk, or a used up quota, an OutageError that says where and how much is left."""
     try:
-        with written.open("xb") as file:  # not tempfile: its files are closed to others, whatever the umask says
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield written
-    finally:
-        written.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno not in scratch.FULL_DISK:
+            raise
+        free = format_bytes(shutil.disk_usage(path.parent).free)
+        raise OutageError(
+            f"{uri} cannot be written: {error.strerror}, {free} free at {path.parent}. Nothing that was finished is "
+            "lost: make room, then run the same command again",
+        ) from error
 
 
 def remove_leftovers(*folders: str) -> None:
@@ -527,8 +622,9 @@ def create(uri: str, data: bytes) -> bool:
         check_writable(uri)
         return _upload_if(uri, data, mode="create")
     try:
-        with _temporary_file(_local(uri), data) as written:
-            os.link(written, _local(uri))
+        with draft(uri) as new:
+            new.write(data)
+            os.link(new.finish(), _local(uri))
     except FileExistsError:
         return False
     return True
@@ -567,24 +663,49 @@ def delete(uri: str) -> None:
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[str]:
-    """A local path with the file's content: the file itself on disk, a temporary download from elsewhere."""
+    """A local path with the file's content: the file itself on disk, a temporary download from elsewhere.
+
+    Raises NoRoomError where the download is too large for this machine's disk.
+    """
     if not is_remote(uri):
         yield str(_local(uri))
         return
-    folder = tempfile.mkdtemp(prefix="video-")
-    try:
-        local = str(Path(folder) / uri.rpartition("/")[2][-60:])  # keys may be longer than file names
-        _on_store(uri, lambda s3, path: s3.get_file(path, local))
-        yield local
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch.folder("video") as folder:
+        local = folder / uri.rpartition("/")[2][-60:]  # keys may be longer than file names
+        _download(uri, local)
+        yield str(local)
 
 
-def hash_file(path: str) -> str:
-    """SHA-256 of a local file, in hexadecimal."""
+def _download(uri: str, local: Path) -> None:
+    room = _Room(local)
+    while True:
+        try:
+            _on_store(uri, lambda store, path: store.get_file(path, str(local), callback=room))
+            return
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        local.unlink(missing_ok=True)
+        scratch.await_room(local.parent, room.size or 0)
+
+
+class _Room(Callback):
+    """Is told how large a download will be before it begins, and stops one that does not fit."""
+
+    def __init__(self, local: Path) -> None:
+        super().__init__()
+        self.local = local
+
+    def set_size(self, size: int) -> None:
+        super().set_size(size)
+        if size > shutil.disk_usage(self.local.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.local))
+
+
+def hash_file(uri: str) -> str:
+    """SHA-256 of a file, in hexadecimal; it is read in pieces."""
     sha = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        # A video may be larger than what the worker has left of memory.
-        while chunk := file.read(1 << 20):
+    with open_read(uri) as file:
+        while chunk := file.read(HASHED_BYTES):
             sha.update(chunk)
     return sha.hexdigest()

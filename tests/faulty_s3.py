@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 FAULTS = {
     "busy": "503 SlowDown, nothing done",
     "broken": "500 InternalError, nothing done",
+    "expired": "403 ExpiredToken, nothing done",
     "cut request": "the connection breaks while the server reads the request's body",
     "cut answer": "done, but the connection breaks in the midst of the answer",
     "lost answer": "done, but the connection breaks before the answer",
@@ -28,7 +29,12 @@ FAULTS = {
     "hang": "no answer, ever",
     "deaf": "the body is never read, and no answer comes",
 }
-DRAWN = tuple(name for name in FAULTS if name not in ("hang", "deaf"))  # these cost a client its patience
+DRAWN = tuple(name for name in FAULTS if name not in ("hang", "deaf", "expired"))  # these cost a client its patience
+ANSWERS = {
+    "busy": ("503 Slow Down", "SlowDown"),
+    "broken": ("500 Internal", "InternalError"),
+    "expired": ("403 Forbidden", "ExpiredToken"),
+}
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
 PIECE_BYTES = 1 << 16
 
@@ -53,6 +59,7 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
         self.upstream = (urlsplit(upstream).hostname or "", urlsplit(upstream).port or 80)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.faults: list[str] = []
+        self.lasting: str | None = None  # what happens to every request
         self.share = 0.0
         self.draw = random.Random(0)
         self.done: Counter[str] = Counter()
@@ -62,7 +69,9 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
     def next_fault(self) -> str:
         """What happens to the request at hand."""
         fault = "passed"
-        if self.faults:
+        if self.lasting:
+            fault = self.lasting
+        elif self.faults:
             fault = self.faults.pop(0)
         elif self.draw.random() < self.share:
             fault = self.draw.choice(DRAWN)
@@ -112,7 +121,7 @@ class _Handler(socketserver.BaseRequestHandler):
     def carry_out(self, fault: str, request: _Request) -> None:
         if fault == "hang":
             self.server.closing.wait()
-        elif fault in ("busy", "broken"):
+        elif fault in ANSWERS:
             self.refuse(request, fault)
         elif fault in ("lost answer", "busy answer"):
             self.pass_on(request)
@@ -134,7 +143,7 @@ class _Handler(socketserver.BaseRequestHandler):
             return b"".join(pieces)
 
     def refuse(self, request: _Request, fault: str) -> None:
-        status, code = {"busy": ("503 Slow Down", "SlowDown"), "broken": ("500 Internal", "InternalError")}[fault]
+        status, code = ANSWERS[fault]
         body = b"" if request.method == "HEAD" else ERROR.format(code=code).encode()
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
         self.request.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)

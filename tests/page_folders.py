@@ -68,10 +68,8 @@ def write_dataset(folder: Path | str, videos: list[dict], *, format: str = "parq
     output, settings = str(folder), ShardSettings(format=format)
     for split in dict.fromkeys(video["split"] for video in videos):
         planned = [video | {"shard": f"{split}-00000"} for video in videos if video["split"] == split]
-        described = [{name: video.get(name) for name in shards.VIDEO_SCHEMA.names} for video in planned]
-        usable = [video for video in planned if video["status"] == "ok"]
         shards.commit_shard(
-            output, f"{split}-00000", usable, described, settings=settings, convention=CONVENTION, fingerprint="f00d"
+            output, f"{split}-00000", planned, settings=settings, convention=CONVENTION, fingerprint="f00d"
         )
     commits = list(shards.write_tables(output, shards.read_commits(output)))
     return summarise(videos, commits, settings)

@@ -1,12 +1,14 @@
 """A Ray cluster of several nodes on this machine: python ray_nodes.py.
 
 Prints the cluster's address, then reads a command a line and answers each by a line, until its input ends: `add CPUS
-GPUS` by the new node's id, `lose ID` by the id of the node all of whose processes it killed, `lose head` likewise.
+GPUS PROCESSOR LABELS`, the last two as JSON, by the new node's id, `lose ID` by the id of the node all of whose
+processes it killed, `lose head` likewise.
 A script, because a process can hold one Ray only.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +53,11 @@ def persist(start: Callable[[], T], *, attempts: int = 3) -> T:
     raise AssertionError("the last attempt returns or raises")
 
 
-def add(cluster: Cluster, cpus: str, gpus: str) -> str:
-    return str(persist(lambda: cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus))).node_id)
+def add(cluster: Cluster, cpus: str, gpus: str, processor: str, labels: str) -> str:
+    """A node; its kernels are compiled as for the named processor, where one is."""
+    pretended = {"NUMBA_CPU_NAME": json.loads(processor)} if json.loads(processor) else {}
+    more = {"env_vars": pretended, "labels": json.loads(labels)}
+    return str(persist(lambda: cluster.add_node(num_cpus=int(cpus), num_gpus=int(gpus), **more)).node_id)
 
 
 def lose(cluster: Cluster, name: str) -> str:

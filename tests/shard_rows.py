@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 
 from pipelines.datasets.records import ShardConvention
-from pipelines.datasets.shards import FACTS, Row
+from pipelines.datasets.shards import FACTS, Row, ShardSettings, write_rows
 from pipelines.extraction.plan import ExtractionSettings, make_convention
 from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
 
@@ -42,7 +43,8 @@ def make_row(settings: CodecSettings, index: int = 0, *, num_frames: int = NUM_F
     return {**row, "rgb": rgb.close(), "flow": flow.close(), **facts}
 
 
-def describe(row: Row, status: str = "ok", **more: Any) -> Row:
-    """What a commit record says of a row."""
-    facts = {name: row[name] for name in FACTS}
-    return {**facts, "status": status, "rgb_bytes": len(row["rgb"]), "flow_bytes": len(row["flow"]), **more}
+def encode_shard(rows: list[Row], settings: ShardSettings, convention: ShardConvention) -> bytes:
+    """A shard as bytes."""
+    file = io.BytesIO()
+    write_rows(file, rows, settings, convention)
+    return file.getvalue()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import ray
 import ray.data
@@ -17,9 +18,10 @@ from ray_head import Head, run_head
 
 from jobs import evaluate, extract_flow, train, tune
 from pipelines.clips import loader
+from pipelines.datasets.catalog import SCHEMA, Catalog
 from pipelines.evaluation import features, scoring
 from pipelines.extraction import flow_pool, graph
-from pipelines.extraction.plan import ExtractionSettings
+from pipelines.extraction.plan import ExtractionSettings, make_plan
 from pipelines.training import trainer
 from pipelines.training.settings import PRESETS
 
@@ -74,6 +76,7 @@ class Asked:
 
     def __init__(self) -> None:
         self.requests: list[Resources] = []
+        self.selectors: list[dict[str, str]] = []
         self.context = SimpleNamespace(execution_options=SimpleNamespace())
 
     def begin(self, *given: Any, **settings: Any) -> Asked:
@@ -82,7 +85,8 @@ class Asked:
         return self
 
     def map(self, *given: Any, **settings: Any) -> Asked:
-        named = {"num_cpus": "CPU", "num_gpus": "GPU"}
+        named = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+        self.selectors.append(settings.get("label_selector", {}))
         self.requests.append({named[name]: value for name, value in settings.items() if name in named and value})
         return self
 
@@ -109,6 +113,7 @@ def grown(monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any], **counts: in
     }
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # as in a submitted job; on its own a machine gets no more than it has
     monkeypatch.setattr(ray, "cluster_resources", lambda: {name: value for name, value in total.items() if value})
+    monkeypatch.setattr(ray, "nodes", list)  # all busy, and nobody is asked
     return total
 
 
@@ -127,7 +132,7 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     flags = extract_flow.ExtractFlow(videos="videos", output="shards")
     _, placement = extract_flow.place(flags, "shards", lambda: total["GPU"])
     steps = graph.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
-    graph.build_graph([], steps)
+    graph.build_graph([], steps, placement)
     if placement.flow_actors:
         asked.map(**flow_pool.actor_options(placement.gpus_per_actor))
     scorer = evaluate.make_scorer(evaluate.Evaluate(data="shards", output="evaluation", rgb="run"))
@@ -137,10 +142,26 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
     )
     features.extract_features(extractor, features.ReadVideo([]), {}, range(10))
     nodes = [cluster["available_node_types"][kind]["resources"] for kind in counts]
-    assert len(asked.requests) >= (5 if total["GPU"] else 4)
+    assert len(asked.requests) >= (4 if total["GPU"] else 3)
     assert all(any(fits(request, node) for node in nodes) for request in asked.requests), asked.requests
     assert placement.flow_actors * placement.gpus_per_actor <= total["GPU"]
     assert scorer.num_workers <= (total["GPU"] or total["CPU"])
+
+
+def test_flow_on_cpus_is_computed_by_the_nodes_meant_for_it_as_many_tasks_as_cpus(
+    cluster: dict[str, Any], asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a CPU extraction would start nodes with GPUs, whose processors are of another family."""
+    grown(monkeypatch, cluster, head=1)
+    table = pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA)
+    plan = make_plan(Catalog(table, (), "none"), ExtractionSettings(), videos="v", output="shards", kernel="cpu")
+    graph.build_graph([], graph.Steps.of(plan, backend="cpu"), graph.Placement(task_bytes=plan.task_bytes))
+    ((label, condition),) = asked.selectors[-1].items()
+    kinds = cluster["available_node_types"]
+    assert condition == "!no"
+    assert {name for name, kind in kinds.items() if kind.get("labels", {}).get(label) == "no"} == {"gpu_worker"}
+    worker = kinds["cpu_worker"]["resources"]
+    assert worker["CPU"] * asked.requests[-1]["memory"] <= worker["memory"]
 
 
 @pytest.mark.parametrize("counts", GROWN)
@@ -193,7 +214,12 @@ def empty(cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     """A head without CPUs, as in cluster.yaml; its autoscaler starts CPU workers, of two CPUs each, on this machine."""
     home = tmp_path_factory.mktemp("home")
     kind = cluster["available_node_types"]["cpu_worker"]
-    workers = {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": kind["max_workers"]}
+    workers = {
+        "resources": {"CPU": 2, "memory": 4 << 30},
+        "node_config": {},
+        "min_workers": 0,
+        "max_workers": kind["max_workers"],
+    }
     head = {"resources": cluster["available_node_types"]["head"]["resources"], "node_config": {}, "max_workers": 0}
     config = {
         "cluster_name": "test",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.command import run_command
-from pipelines import errors
+from jobs.command import as_given, run_command
+from pipelines import errors, storage
 from pipelines.errors import DataError, UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +31,13 @@ def run(error: BaseException | None = None, result: object = None) -> None:
         return result
 
     run_command(Settings, work, "A job.", args=[], stopped="nothing is lost")
+
+
+def test_paths_are_shown_as_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in ("out/run", "./out/run/", str(tmp_path / "out" / "run"), "s3://b/run"):
+        page = f"{storage.absolute(given)}/report.html"
+        assert as_given(page, given) == f"{given.rstrip('/')}/report.html"
 
 
 def test_what_the_user_can_mend_is_one_sentence() -> None:

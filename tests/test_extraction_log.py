@@ -6,11 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from jobs.extraction_log import (
     RunLog,
     format_estimate,
+    format_failures,
     format_summary,
     format_table,
 )
@@ -52,6 +54,16 @@ def test_seconds(seconds: float, text: str) -> None:
 )
 def test_bytes(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(("count", "end"), [(1, "in out/q.parquet"), (5, "and 2 more in out/q.parquet")])
+def test_the_first_failures_are_named_and_where_the_rest_stands(count: int, end: str) -> None:
+    row = {"error_kind": "truncated", "error_message": "the file ends early"}
+    table = pa.Table.from_pylist([{"source": f"wave/{index}.mp4", **row} for index in range(count)])
+    lines = format_failures(table, "out/q.parquet").splitlines()
+    assert lines[0] == "failed      wave/0.mp4: the file ends early (truncated)"
+    assert lines[-1].strip() == end
+    assert len(lines) == min(count, 3) + 1
 
 
 def test_a_table_lines_up() -> None:
@@ -163,7 +175,8 @@ def test_a_run_leaves_a_record_and_an_idle_one_none(tmp_path: Path) -> None:
     (path,) = (tmp_path / "runs").iterdir()
     record = json.loads(path.read_bytes())
     assert record["timeline"] == [[1.0, 1, 4, 0]]
-    assert record["placement"] == {"num_cpus": 2, "flow_actors": 0, "gpus_per_actor": 1.0}
+    where = {"num_cpus": 2, "flow_actors": 0, "gpus_per_actor": 1.0, "left_out": [], "task_bytes": 0}
+    assert record["placement"] == where
     assert "ray" in record["versions"]
 
 

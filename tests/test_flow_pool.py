@@ -66,6 +66,34 @@ def test_codes_counts_and_sample_come_back_in_order(ray_cluster: str) -> None:
     assert np.array_equal(np.concatenate([batch.levels for batch in batches]), expected_levels())
 
 
+class OtherActor(FlowActor):
+    """An actor on another kind of GPU than the planned one, if it is the first."""
+
+    mark = ""
+
+    def __init__(self, task: FlowTask) -> None:
+        super().__init__(task)
+        try:
+            Path(self.mark).touch(exist_ok=False)
+            self.kernel = "of another kind"
+        except FileExistsError:
+            pass
+
+
+@pytest.mark.parametrize("planned", [tvl1.kernel_target("cpu"), "of a third kind"], ids=["there", "not there"])
+def test_of_gpus_of_two_kinds_those_of_one_compute(
+    ray_cluster: str, tmp_path: Path, monkeypatch: Any, planned: str
+) -> None:
+    monkeypatch.setattr(OtherActor, "mark", str(tmp_path / "first"))
+    monkeypatch.setattr(flow_pool, "FlowActor", OtherActor)
+    with open_pool(TASK, num_actors=2, gpus_per_actor=0.5) as pool:
+        kernel = pool.kernel(planned)
+        pool.batch_pixels = 24 * 32
+        batches = list(pool.stream(iter(FRAMES), 0))
+    assert {batch.kernel for batch in batches} == {kernel}
+    assert kernel == planned or planned == "of a third kind"
+
+
 class CountingFrames:
     """Frames that count how many were asked for."""
 

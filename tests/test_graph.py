@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import ray
 
@@ -26,6 +26,7 @@ from pipelines.errors import OutageError, RunError
 from pipelines.extraction import flow_pool, manifest
 from pipelines.extraction.flow_actor import FlowActor
 from pipelines.extraction.graph import (
+    OtherKernelError,
     Placement,
     Steps,
     build_graph,
@@ -152,6 +153,19 @@ def test_a_failure_of_another_kind_costs_one_video(videos: Path, tmp_path: Path,
     )  # fmt: skip
 
 
+def test_what_a_machine_has_run_out_of_ends_the_run_and_costs_no_video(
+    videos: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    plan = plan_of(videos, tmp_path)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("pipelines.tvl1.iter_flow", fail)
+    with pytest.raises(OutageError, match="Too many open files"):
+        steps_of(plan).extract(good_rows(plan)[0])
+
+
 def test_a_file_that_is_gone_costs_that_video_and_a_folder_that_is_gone_the_run(tmp_path: Path) -> None:
     write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=2, size=(32, 32))
     plan = plan_of(tmp_path / "videos", tmp_path / "out")
@@ -163,6 +177,34 @@ def test_a_file_that_is_gone_costs_that_video_and_a_folder_that_is_gone_the_run(
         with pytest.raises(OutageError, match="videos"):
             steps_of(plan).extract(dict(row))
         (tmp_path / "videos").mkdir(exist_ok=True)  # where something was mounted
+
+
+@pytest.mark.parametrize("how", ["written to", "replaced", "removed"])
+def test_a_source_that_changes_while_it_is_decoded_is_not_hashed_as_if_it_had_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=2, size=(32, 32))
+    plan = plan_of(tmp_path / "videos", tmp_path / "out")
+    row, other = good_rows(plan)[:2]
+    path, decode = Path(row["path"]), Steps._encode
+
+    def change_after_decoding(self: Steps, flow: Any, video: Any) -> Any:
+        encoded = decode(self, flow, video)
+        if how == "written to":
+            with path.open("r+b") as file:
+                file.write(b"x")
+        elif how == "replaced":
+            shutil.copy(other["path"], tmp_path / "new")
+            (tmp_path / "new").replace(path)
+        else:
+            path.unlink()
+        return encoded
+
+    monkeypatch.setattr(Steps, "_encode", change_after_decoding)
+    done = steps_of(plan).extract(dict(row))
+    assert (done["status"], done["stage"], done["error_kind"]) == ("quarantined", "decode", "changed")
+    monkeypatch.undo()
+    assert steps_of(plan).extract(dict(other))["status"] == "ok"
 
 
 def test_refused_credentials_end_the_run(s3: str, s3_faults: list[str], tmp_path: Path) -> None:
@@ -179,9 +221,8 @@ def test_refused_credentials_end_the_run(s3: str, s3_faults: list[str], tmp_path
 
 def test_a_worker_of_another_processor_family_is_refused(videos: Path, tmp_path: Path) -> None:
     plan = dataclasses.replace(plan_of(videos, tmp_path), kernel="cpu of another family")
-    done = pa.Table.from_pylist([steps_of(plan).extract(good_rows(plan)[0])])
-    with pytest.raises(RuntimeError, match="another family"):
-        steps_of(plan).commit(done)
+    with pytest.raises(OtherKernelError, match="another family"):
+        steps_of(plan).make_shard(next(iter_blocks(plan, {}, retry=False)))
     assert not hashes(tmp_path)
 
 
@@ -234,7 +275,7 @@ def test_a_retry_keeps_nothing_of_a_shard_that_has_changed(videos: Path, tmp_pat
 
     def extract_here(*, retry: bool) -> None:
         for block in iter_blocks(plan, find_committed(plan), retry=retry):
-            steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))
+            steps.make_shard(block)
 
     extract_here(retry=False)
     for path in (tmp_path / "shards").iterdir():
@@ -295,12 +336,12 @@ def test_with_gpus_flow_runs_on_actors_that_hold_them_and_nothing_else_does(
     assert {int(size) for step, *_, size in notes if step == "flow"} == {frames * 64 * 96 for frames in (2, 3)}
 
 
-def test_the_cpu_graph_is_one_fused_operator(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
+def test_the_graph_is_one_operator(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     plan = plan_of(videos, tmp_path)
     configure_ray_data(Placement())
-    graph = build_graph(list(iter_blocks(plan, {}, retry=False))[:1], steps_of(plan))
+    graph = build_graph(list(iter_blocks(plan, {}, retry=False))[:1], steps_of(plan), Placement())
     assert len(graph.take_all()) == 1
-    assert "Map(Steps.extract)->MapBatches(Steps.commit)" in graph.stats()
+    assert "MapBatches(make_or_leave)" in graph.stats()
 
 
 class DyingSteps(Steps):
@@ -334,5 +375,5 @@ def test_a_killed_worker_changes_nothing(ray_cluster: None, videos: Path, tmp_pa
 def test_a_video_that_always_kills_its_worker_ends_the_run(ray_cluster: None, videos: Path, tmp_path: Path) -> None:
     plan = plan_of(videos, tmp_path)
     dying = steps_of(plan, AlwaysDyingSteps)
-    with pytest.raises(ray.exceptions.RayError):
+    with pytest.raises(RunError, match="a worker process died 4 times in the same task"):
         list(run_graph(iter_blocks(plan, {}, retry=False), dying, Placement()))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -146,6 +147,18 @@ def test_a_lost_lock_is_noticed_and_left_to_the_other(s3: str, fast: None) -> No
         with pytest.raises(OutputLockedError, match="taken over by another run"):
             held.check()
     assert read_lock(s3)["token"] == "theirs"
+
+
+def test_a_run_that_waits_is_stopped_when_its_lock_is_lost(s3: str, fast: None) -> None:
+    def run() -> None:
+        with lock_output(s3) as held, held.stop_run_when_lost():
+            leave_lock(s3, age_s=0)
+            threading.Event().wait(60)  # as in Ray, for a training
+
+    with pytest.raises(OutputLockedError, match="taken over by another run"):
+        run()
+    with pytest.raises(KeyboardInterrupt), lock_output(f"{s3}/other") as held, held.stop_run_when_lost():
+        raise KeyboardInterrupt
 
 
 def test_a_deleted_lock_is_lost(s3: str, fast: None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_rows import NUM_FRAMES, convention_of, describe, make_row
+from shard_rows import NUM_FRAMES, convention_of, make_row
 
 from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
@@ -47,20 +48,17 @@ def plan(tmp_path: Path) -> Plan:
 
 def commit(plan: Plan, shard: str) -> None:
     """Commit a planned shard whose videos fare as FATES and ERRORS say."""
-    rows, videos = [], []
+    rows = []
     for planned in plan.rows(shard).to_pylist():
         name = planned["id"]
         error: dict[str, Any] = dict(zip(manifest.ERROR_COLUMNS, ERRORS.get(name, ()), strict=False))
         row = make_row(CODEC, id=name, split=planned["split"], **error)
         fate = FATES.get(name, "ok")
-        if fate == "ok":
-            rows.append(row)
-        videos.append(describe(row) if fate == "ok" else lost(row, fate))
+        rows.append({**row, "status": "ok"} if fate == "ok" else lost(row, fate))
     shards.commit_shard(
         plan.output,
         shard,
         rows,
-        videos,
         settings=plan.settings.shards,
         convention=convention_of(CODEC),
         fingerprint=plan.fingerprint,
@@ -121,9 +119,33 @@ def test_shards_are_listed_with_the_hash_of_what_is_there(plan: Plan) -> None:
 def test_a_missing_shard_is_named_and_no_table_is_left(plan: Plan) -> None:
     for shard in sorted(plan.spans)[:-1]:
         commit(plan, shard)
-    with pytest.raises(UnfinishedError, match=r"1 shards of .* are not committed, such as train-00002"):
+    with pytest.raises(UnfinishedError, match=r"1 shards of .* were not made.*such as train-00002: the same"):
         manifest.assemble(plan)
     assert not (Path(plan.output) / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("cut", [None, 100])
+def test_a_shard_that_was_lost_or_cut_off_since_is_not_listed(plan: Plan, cut: int | None) -> None:
+    commit_all(plan)
+    lost = next(Path(plan.output).glob("shards/train-00001.*"))
+    data = lost.read_bytes()
+    lost.unlink()
+    if cut:
+        lost.write_bytes(data[:-cut])
+    with pytest.raises(UnfinishedError, match=r"1 shards .* not there as they were made, such as shards/train-00001"):
+        manifest.assemble(plan)
+
+
+def test_a_record_that_another_writer_left_beside_its_shard_is_settled_first(plan: Plan) -> None:
+    """Of the same size, so that nothing but the hash tells."""
+    commit_all(plan)
+    record = Path(plan.output) / "commits" / "train-00001.json"
+    truth = record.read_bytes()
+    (record.parent / "train-00001.0123.pending").write_bytes(truth)
+    record.write_bytes(re.sub(rb'"sha256": "[0-9a-f]{8}', b'"sha256": "00000000', truth, count=1))
+    manifest.assemble(plan)
+    assert record.read_bytes() == truth
+    assert not list(record.parent.glob("*.pending"))
 
 
 def test_records_of_another_plan_do_not_count(plan: Plan) -> None:

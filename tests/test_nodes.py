@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from extract_on_nodes import FLAGS, make
 
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.extraction import manifest
+from pipelines.extraction.fleet import CPU_FLOW
 from pipelines.extraction.graph import Steps
 from pipelines.extraction.plan import begin_output, iter_blocks
 
@@ -71,9 +71,10 @@ class Nodes:
         print(command, file=self.process.stdin, flush=True)
         return self._read()
 
-    def add(self, *, cpus: int = 0, gpus: int = 0) -> str:
+    def add(self, *, cpus: int = 0, gpus: int = 0, processor: str = "", label: str = "") -> str:
         """Start a node; its id."""
-        return self._ask(f"add {cpus} {gpus}")
+        labels = {CPU_FLOW: label} if label else {}
+        return self._ask(f"add {cpus} {gpus} {json.dumps(processor)} {json.dumps(labels, separators=(',', ':'))}")
 
     def lose(self, node: str) -> str:
         """Kill all processes of a node (an id, or `head`); its id."""
@@ -107,7 +108,7 @@ def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     begin_output(plan)
     steps = Steps.of(plan, backend="cpu")
     for block in iter_blocks(plan, {}, retry=False):
-        steps.commit(pa.Table.from_pylist([steps.extract(row) for row in block.to_pylist()]))
+        steps.make_shard(block)
     described = manifest.assemble(plan)
     manifest.finish(plan, described)
     counts = [(split.expected, split.ok, split.quarantined) for split in described.splits.values()]
@@ -167,6 +168,30 @@ def test_a_node_that_joins_is_used_and_one_that_is_lost_changes_nothing(
     nodes.lose(joined)
 
 
+def test_nodes_of_another_processor_family_make_no_shards_and_end_no_run(
+    nodes: Nodes, videos: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    """One is there at the start, one joins while the run is under way, and one is kept out by its label."""
+    planned, labelled = nodes.add(cpus=2), nodes.add(cpus=1, label="no")
+    others = [nodes.add(cpus=1, processor="haswell")]
+    job = nodes.start_job(videos, tmp_path / "out")
+    wait_for(lambda: commits(tmp_path / "out"), job)
+    others.append(nodes.add(cpus=1, processor="haswell"))
+    said = finish(job)
+    assert f"left out    node {others[0]}, whose flow would differ: cpu" in said
+    assert f"node {others[1]} makes no shards: it is of another processor family" in said
+    assert hashes(tmp_path / "out") == undisturbed
+    (record,) = (tmp_path / "out" / "runs").iterdir()
+    assert json.loads(record.read_bytes())["videos_by_node"].keys() == {planned}
+    nodes.lose(planned)
+    resumed = nodes.start_job(videos, tmp_path / "out")
+    said, _ = resumed.communicate(timeout=WAIT_S)
+    assert resumed.returncode == 1
+    assert "settings.kernel" in said
+    for node in (labelled, *others):
+        nodes.lose(node)
+
+
 def test_a_killed_driver_goes_on_and_the_only_gpu_is_lost_and_replaced(
     nodes: Nodes, videos: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
@@ -219,4 +244,4 @@ def test_under_fire_every_row_is_accounted_for_once_and_all_bytes_are_equal(tmp_
         command, cwd=tmp_path, env={**os.environ, **SETTINGS}, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert re.search(r"all hashes equal +1 of 1 rounds", done.stdout)
+    assert re.search(r"all hashes equal, weights too +1 of 1 rounds", done.stdout)

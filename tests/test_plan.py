@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import pyarrow as pa
 import pytest
-from shard_rows import describe, make_row
+from shard_rows import make_row
 
 from pipelines import records
 from pipelines.datasets import catalog, shards
@@ -57,10 +57,14 @@ def plan_of(found: Catalog, output: Path, settings: ExtractionSettings = SETTING
 
 def commit(plan: Plan, shard: str, status: dict[str, str]) -> None:
     """A commit record of a shard whose videos fared as `status` says."""
-    videos = [{"id": name, "split": shard.split("-")[0], "status": state} for name, state in status.items()]
+    row = {**dict.fromkeys(shards.ROW_SCHEMA.names), "split": shard.split("-")[0], "rgb": b"", "flow": b""}
+    put_shard(plan, shard, [{**row, "id": name, "status": state} for name, state in status.items()])
+
+
+def put_shard(plan: Plan, shard: str, rows: list[shards.Row]) -> None:
     settings, convention = plan.settings.shards, ShardConvention(flow={})
     shards.commit_shard(
-        plan.output, shard, [], videos, settings=settings, convention=convention, fingerprint=plan.fingerprint
+        plan.output, shard, rows, settings=settings, convention=convention, fingerprint=plan.fingerprint
     )
 
 
@@ -68,6 +72,22 @@ def blocks_of(plan: Plan, *, retry: bool = False) -> list[dict[str, str]]:
     """Id → status for each block; padding left out."""
     blocks = [block.to_pylist() for block in iter_blocks(plan, find_committed(plan), retry=retry)]
     return [{row["id"]: row["status"] for row in block if row["status"] != "pad"} for block in blocks]
+
+
+def test_a_task_reserves_memory_for_the_longest_video_that_there_may_be(tmp_path: Path) -> None:
+    found = catalog_of({"train": 2})
+    settings = ExtractionSettings(decode=DecodeSettings(max_frames=10_000, fps=25))
+    spans = found.table.set_column(5, "start", pa.array([0.0, 3.0])).set_column(6, "end", pa.array([10.0, 23.0]))
+
+    def reserve(**known: Any) -> int:
+        catalog = dataclasses.replace(found, **known)
+        return plan_of(catalog, tmp_path, settings).task_bytes - plan_module.TASK_BYTES
+
+    longest = reserve()
+    assert longest == plan_module.STORED_BYTES * 10_000 * 256 * 256 * 4 // 3
+    assert reserve(table=spans) == pytest.approx(longest * 20 / 400, abs=1)
+    assert reserve(largest_bytes=12_500 * 40) == pytest.approx(longest * 40 / 400, abs=1)
+    assert reserve(largest_bytes=1 << 40) == longest
 
 
 def test_a_shard_holds_one_split_in_catalog_order(tmp_path: Path) -> None:
@@ -277,11 +297,7 @@ def spoil(path: Path, how: str) -> None:
 def test_a_shard_that_is_not_as_it_was_committed_is_made_again(tmp_path: Path, how: str) -> None:
     plan = plan_of(catalog_of({"train": 3}), tmp_path)
     rows = [make_row(CodecSettings(), index, id=f"train{index}") for index in range(3)]
-    settings, convention = plan.settings.shards, ShardConvention(flow={})
-    shards.commit_shard(
-        plan.output, "train-00000", rows, [{**row, "status": "ok"} for row in map(describe, rows)],
-        settings=settings, convention=convention, fingerprint=plan.fingerprint,
-    )  # fmt: skip
+    put_shard(plan, "train-00000", [{**row, "status": "ok"} for row in rows])
     assert find_committed(plan, verify=True).keys() == {"train-00000"}
     spoil(tmp_path / "shards" / "train-00000.parquet", how)
     assert find_committed(plan).keys() == ({"train-00000"} if how == "flipped" else set())  # bytes are not read

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import ray
 
+from jobs.cluster import MEMORY_DEATHS
 from pipelines.errors import RunError
-from pipelines.ray_data import plain_errors
+from pipelines.ray_data import MAX_WORKER_DEATHS, plain_errors
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_users_error_is_found_in_what_ray_puts_around_it() -> None:
@@ -14,6 +22,49 @@ def test_a_users_error_is_found_in_what_ray_puts_around_it() -> None:
     account.__cause__ = ray.exceptions.RayTaskError("extract", "Traceback …", RunError("the shard has changed"))
     with pytest.raises(RunError, match=r"^the shard has changed$"), plain_errors():
         raise account
+
+
+@pytest.mark.parametrize(
+    ("death", "sentence"),
+    [
+        (ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nMore"), "memory of"),
+        (ray.exceptions.WorkerCrashedError(), "a worker process died 4 times"),
+    ],
+)
+def test_a_death_that_nothing_more_is_tried_after_is_one_sentence(death: Exception, sentence: str) -> None:
+    account = RuntimeError("Task MapBatches failed")
+    account.__cause__ = death
+    with pytest.raises(RunError, match=sentence) as caught, plain_errors():
+        raise account
+    assert "\n" not in str(caught.value)
+
+
+HUNGRY = """
+from jobs.cluster import connect
+connect(num_cpus=1)
+import ray, time
+from pipelines.ray_data import ON_CPU, plain_errors, quieten
+quieten()
+def hold(row):
+    time.sleep(60)
+    return row
+with plain_errors():
+    ray.data.from_items([{"x": 1}]).map(hold, **ON_CPU).take_all()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_the_memory_monitor_kills_is_tried_as_often_as_what_dies_otherwise() -> None:
+    """To a monitor that a hundredth of the memory is too much for, every task is too large."""
+    settings = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "250", "PYTHONPATH": str(ROOT)}
+    settings |= {"RAY_task_oom_retry_delay_base_ms": "100"}
+    command = [sys.executable, "-c", HUNGRY]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    assert "RunError: the memory of a node ran out, 4 times in the same task" in done.stderr
+    assert int(MEMORY_DEATHS) == MAX_WORKER_DEATHS
 
 
 @pytest.mark.parametrize("error", [ValueError("shapes"), RunError("as it was raised")])

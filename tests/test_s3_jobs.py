@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -161,3 +162,27 @@ def test_what_is_wrong_with_s3_is_one_sentence(
     assert job.stderr.startswith("error: ")
     assert said in job.stderr
     assert not any(value in job.stdout + job.stderr for value in environment.values())
+
+
+@pytest.mark.soak
+def test_a_training_whose_output_another_run_took_over_ends_with_one_sentence(
+    weed: str, motion_shards: str, tmp_path: Path
+) -> None:
+    flags = ("--data", motion_shards, "--stream", "rgb", "--preset", "debug", "--steps", "100000", "--num-workers", "1")
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *flags, "--output", f"{weed}/run"]
+    with (tmp_path / "log").open("wb") as log:
+        job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        while "step " not in (tmp_path / "log").read_text():
+            assert job.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        theirs = json.dumps({"host": "elsewhere", "pid": 4711, "token": "theirs", "beat": time.time()}).encode()
+        storage.put(f"{weed}/run/lock.json", theirs)
+        assert job.wait(120) == 1
+    finally:
+        job.kill()
+    said = (tmp_path / "log").read_text().strip().splitlines()
+    assert said[-1].startswith(f"error: {weed}/run was taken over by another run")
+    assert not any("Traceback" in line for line in said)
+    assert storage.read_bytes(f"{weed}/run/lock.json") == theirs
+    assert not storage.exists(f"{weed}/run/result.json")

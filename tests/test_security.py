@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from shard_rows import encode_shard
 from test_decode import write_video
 
 from jobs.evaluate import Evaluate
@@ -95,7 +96,7 @@ def test_no_member_of_a_tar_leads_out_of_the_folder_that_it_is_unpacked_in(tmp_p
         csv.writer(file).writerows([("youtube_id", "label", "time_start", "time_end"), *rows])
     ids = [row.id for row in read_annotations([str(tmp_path / "k.csv")]).rows]
     convention = ShardConvention(flow={}, members={"rgb": "rgb.mp4", "flow": "flow.mp4"})
-    data = shards.encode_shard([make_row(name) for name in ids], ShardSettings(format="webdataset"), convention)
+    data = encode_shard([make_row(name) for name in ids], ShardSettings(format="webdataset"), convention)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         assert len(tar.getmembers()) == 3 * len(names)
         assert all(member.isfile() and not re.search(r"[/\\\0]|^\.", member.name) for member in tar)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from shard_rows import FLOW, HEIGHT, WIDTH, convention_of, describe, make_row
+from shard_rows import FLOW, HEIGHT, WIDTH, convention_of, encode_shard, make_row
 
 from pipelines import storage
 from pipelines.datasets import shards
@@ -34,14 +36,14 @@ FORMATS: list[ShardFormat] = ["parquet", "webdataset"]
 EVERY_FORMAT = pytest.mark.parametrize("settings", [ShardSettings(format=name) for name in FORMATS], ids=FORMATS)
 
 
-def commit(output: str, rows: list[Row], settings: ShardSettings, videos: list[Row] | None = None) -> Commit:
-    """Shard train-00000 with these rows."""
-    videos = [describe(row) for row in rows] if videos is None else videos
+def commit(output: str, rows: list[Row], settings: ShardSettings, failed: list[Row] | None = None) -> Commit:
+    """Shard train-00000 with these rows, and without those that failed."""
+    planned = [{**row, "status": "ok"} for row in rows] + (failed or [])
     convention = convention_of(CODEC)
-    return commit_shard(output, "train-00000", rows, videos, settings=settings, convention=convention, fingerprint="f")
+    return commit_shard(output, "train-00000", planned, settings=settings, convention=convention, fingerprint="f")
 
 
-def failed(name: str, kind: str = "truncated") -> Row:
+def failure(name: str, kind: str = "truncated") -> Row:
     row: Row = dict.fromkeys(shards.VIDEO_SCHEMA.names)
     facts = {"id": name, "split": "train", "source": f"wave/{name}.mp4", "class_name": "wave", "label": 0}
     error = {"stage": "decode", "error_kind": kind, "error_message": "the file ends early"}
@@ -112,7 +114,7 @@ def test_another_convention_is_refused_with_both_named(tmp_path: Path, settings:
     ours = convention_of(CODEC)
     foreign = replace(ours, flow={**ours.flow, "zero_code": 511.5})
     uri = str(tmp_path / f"foreign.{settings.extension}")
-    storage.put(uri, shards.encode_shard([make_row(CODEC)], settings, foreign))
+    storage.put(uri, encode_shard([make_row(CODEC)], settings, foreign))
     (row,) = read_rows(uri)
     with pytest.raises(ConventionError, match=r"'zero_code': 511\.5.*'zero_code': 512"):
         codec.decode_flow(row["flow"], row["convention"].flow)
@@ -133,7 +135,7 @@ def test_a_reader_that_expects_another_bound_refuses_with_both_named(tmp_path: P
 def test_another_schema_version_is_refused_with_both_named(tmp_path: Path, settings: ShardSettings) -> None:
     uri = str(tmp_path / f"later.{settings.extension}")
     later = replace(convention_of(CODEC), schema_version=2)
-    storage.put(uri, shards.encode_shard([make_row(CODEC)], settings, later))
+    storage.put(uri, encode_shard([make_row(CODEC)], settings, later))
     with pytest.raises(ValueError, match=r"later\.\w+ has schema version 2, this reader knows 1"):
         next(read_rows(uri))
 
@@ -151,9 +153,9 @@ HASH_SHARDS = """
 import hashlib, os, sys, time
 os.umask(int(sys.argv[1], 8))
 sys.path.insert(0, "tests")
-from shard_rows import convention_of, make_row
+from shard_rows import convention_of, encode_shard, make_row
 from pipelines.media.codec import CodecSettings
-from pipelines.datasets.shards import ShardSettings, encode_shard
+from pipelines.datasets.shards import ShardSettings
 time.time = time.time_ns = lambda: float(sys.argv[2])
 codec = CodecSettings(flow_codec=sys.argv[3])
 rows = [make_row(codec, index, id="日" * 60) for index in range(3)]
@@ -175,7 +177,7 @@ def test_bytes_depend_on_neither_clock_nor_place(flow_codec: str, tmp_path: Path
 
 
 def test_members_of_a_tar_have_no_date_and_no_owner(tmp_path: Path) -> None:
-    data = shards.encode_shard([make_row(CODEC)], ShardSettings(format="webdataset"), convention_of(CODEC))
+    data = encode_shard([make_row(CODEC)], ShardSettings(format="webdataset"), convention_of(CODEC))
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
     assert [member.name for member in members] == ["video0.json", "video0.rgb.mp4", "video0.flow.mp4"]
@@ -206,7 +208,7 @@ def test_where_every_video_failed_there_is_no_file(tmp_path: Path) -> None:
     torn = shard_path(tmp_path, ShardSettings())
     torn.parent.mkdir()
     torn.write_bytes(b"left by an interrupted run")
-    made = commit(str(tmp_path), [], ShardSettings(), [failed("a"), failed("b")])
+    made = commit(str(tmp_path), [], ShardSettings(), [failure("a"), failure("b")])
     assert (made.file, made.num_rows, made.num_bytes, made.sha256) == (None, 0, 0, None)
     assert list(shards.read_commits(str(tmp_path))) == [made]
     assert not torn.exists()
@@ -214,7 +216,7 @@ def test_where_every_video_failed_there_is_no_file(tmp_path: Path) -> None:
 
 def test_tables_hold_every_video_and_the_failed_ones(tmp_path: Path) -> None:
     row = make_row(CODEC, 0)
-    commit(str(tmp_path), [row], ShardSettings(), [describe(row, shard="train-00000"), failed("a", "encrypted")])
+    commit(str(tmp_path), [row], ShardSettings(), [failure("a", "encrypted")])
     list(shards.write_tables(str(tmp_path), shards.read_commits(str(tmp_path))))
     videos = pq.read_table(tmp_path / "videos.parquet").to_pylist()
     assert [(video["id"], video["status"], video["flow_bytes"]) for video in videos] == [
@@ -250,14 +252,14 @@ def test_tables_are_the_same_bytes_again_and_complete_beyond_a_row_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "COMMITS_PER_ROW_GROUP", 2)
-    made = commit(str(tmp_path), [make_row(CODEC)], ShardSettings(), [failed("a")])
+    made = commit(str(tmp_path), [make_row(CODEC)], ShardSettings(), [failure("a")])
 
     def write() -> list[bytes]:
         assert len(list(shards.write_tables(str(tmp_path), [made] * 5))) == 5
         return [(tmp_path / f"{name}.parquet").read_bytes() for name in ("videos", "quarantine")]
 
     assert write() == write()
-    assert pq.read_metadata(tmp_path / "videos.parquet").num_rows == 5
+    assert pq.read_metadata(tmp_path / "videos.parquet").num_rows == 10
 
 
 def test_tables_appear_when_all_records_have_passed(tmp_path: Path) -> None:
@@ -303,27 +305,80 @@ def test_a_shard_that_was_replaced_is_read_anew(tmp_path: Path, settings: ShardS
     assert shards.read_row(uri, 1, ["rgb"], version=str(second.sha256))["rgb"] == rows[1]["rgb"]
 
 
-@pytest.mark.parametrize(("puts", "num_rows"), [(0, 2), (1, 2), (2, 3), (3, 3)])
-def test_a_replacement_that_is_interrupted_leaves_a_record_that_fits_its_shard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int, num_rows: int
+@EVERY_FORMAT
+def test_of_a_shard_one_row_is_held_at_a_time(tmp_path: Path, settings: ShardSettings) -> None:
+    """Whatever number of videos a shard has, it costs no more than a few copies of one."""
+    blob, held = 4 << 20, []
+
+    def make_rows() -> Iterator[Row]:
+        for index in range(12):
+            held.append(tracemalloc.get_traced_memory()[0] + pa.total_allocated_bytes())
+            yield {**make_row(CODEC, index), "rgb": bytes(blob), "flow": bytes(blob), "status": "ok"}
+
+    tracemalloc.start()
+    arrow = pa.total_allocated_bytes()
+    convention = convention_of(CODEC)
+    commit_shard(str(tmp_path), "a", make_rows(), settings=settings, convention=convention, fingerprint="f")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert max(held) - arrow < 2 * blob  # less than the last row, which has two, while the next one is made
+    assert peak < 5 * blob
+    assert len(list(read_rows(str(tmp_path / "shards" / f"a.{settings.extension}"), ["id"]))) == 12
+
+
+@pytest.mark.parametrize(
+    ("puts", "first", "num_rows"), [(0, 2, 2), (1, 2, 2), (2, 2, 3), (3, 2, 3), (1, 0, None), (2, 0, 3)]
+)
+def test_a_commit_that_is_interrupted_leaves_a_record_that_fits_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, puts: int, first: int, num_rows: int | None
 ) -> None:
     """The pending record, the shard and the record are put in turn; whatever comes last, no video is lost."""
     output, settings = str(tmp_path), ShardSettings()
     rows = [make_row(CODEC, index) for index in range(3)]
-    commit(output, rows[:2], settings)
-    put, left = storage.put, iter([True] * puts)
+    if first:
+        commit(output, rows[:first], settings)
+    put, left = storage.Draft.put, iter([True] * puts)
 
-    def put_some(uri: str, data: bytes) -> None:
+    def put_some(draft: storage.Draft) -> None:
         if not next(left, False):
             raise OSError("the storage is away")
-        put(uri, data)
+        put(draft)
 
-    monkeypatch.setattr(storage, "put", put_some)
+    monkeypatch.setattr(storage.Draft, "put", put_some)
     with contextlib.nullcontext() if puts == 3 else pytest.raises(OSError, match="away"):
         commit(output, rows, settings)
-    monkeypatch.setattr(storage, "put", put)
-    shards.finish_replacements(output)
-    record = shards.read_commit(output, "train-00000")
-    assert record.num_rows == num_rows
-    assert shards.fits(output, record)
-    assert [path.name for path in (tmp_path / "commits").iterdir()] == ["train-00000.json"]
+    monkeypatch.setattr(storage.Draft, "put", put)
+    shards.settle(output)
+    if num_rows is None:
+        assert list(shards.read_commits(output)) == []
+    else:
+        record = shards.read_commit(output, "train-00000")
+        assert record.num_rows == num_rows
+        assert shards.fits(output, record)
+    assert not list(tmp_path.glob("commits/*.pending"))
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["both end", "the one that slept is stopped"])
+def test_of_two_writers_of_a_shard_the_record_is_of_the_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    """While one sleeps between its shard and its record another, which lost a video to a timeout, puts both."""
+    output, settings, rows = str(tmp_path), ShardSettings(), [make_row(CODEC, index) for index in range(3)]
+    put, others = storage.put, []
+
+    def put_after_another(uri: str, data: bytes) -> None:
+        if uri.endswith("train-00000.json") and not others:
+            others.append("writes")
+            others.append(commit(output, rows[:2], settings, [failure("video2", "decoder_hung")]))
+            if stopped:
+                raise OSError("stopped")
+        put(uri, data)
+
+    monkeypatch.setattr(storage, "put", put_after_another)
+    with pytest.raises(OSError, match="stopped") if stopped else contextlib.nullcontext():
+        commit(output, rows, settings)
+    assert shards.fits(output, shards.read_commit(output, "train-00000")) == stopped
+    shards.settle(output)
+    assert shards.read_commit(output, "train-00000") == others[1]
+    assert shards.fits(output, others[1])
+    assert not list(tmp_path.glob("commits/*.pending"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -175,7 +177,8 @@ def test_a_failing_put_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    sentence = rf"^{tmp_path}/file cannot be written: No space left on device, .* free at {tmp_path}\..* make room"
+    with pytest.raises(OutageError, match=sentence):
         storage.put(str(tmp_path / "file"), b"new")
     with pytest.raises(OSError, match="No space left"):
         storage.create(str(tmp_path / "other"), b"new")
@@ -390,6 +393,23 @@ def test_a_mistyped_scheme_is_no_local_path(uri: str) -> None:
 @pytest.mark.parametrize("path", ["a:b/c", "C:/videos", "s3/b", "x/s3:/b", "./s3:/b", "12:30/x", "take 1: wave/x"])
 def test_a_colon_in_a_name_is_no_scheme(path: str) -> None:
     assert not storage.is_remote(path)
+
+
+def test_a_draft_leaves_nothing_unless_it_is_put(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    storage.put(join(root, "f"), b"old")
+    for piece, end in ((b"lost", False), (b"new", True)):
+        with storage.draft(join(root, "f")) as draft:
+            for part in (piece, bytes(storage.PART_BYTES), piece):
+                draft.write(part)
+            assert storage.read_bytes(join(root, "f")) == b"old"
+            if end:
+                draft.put()
+    data = b"new" + bytes(storage.PART_BYTES) + b"new"
+    assert storage.read_bytes(join(root, "f")) == data
+    assert draft.sha256 == storage.hash_file(join(root, "f")) == hashlib.sha256(data).hexdigest()
+    assert paths(root) == ["f"]
+    assert [path for path in tmp_path.rglob("*") if "two-stream" in path.name] == []
 
 
 def test_absolute_means_the_same_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ class Catalog:
     classes: tuple[str, ...]
     source: str
     left_out: tuple[str, ...] = ()
+    largest_bytes: int | None = None  # of a video file in the folder; None: not known
 
     def describe_classes(self) -> str:
         """`kick: 12, run: 7, wave: 9, … (5 in all); 2 without a label`: enough to see whether the labels are right."""
@@ -107,7 +108,8 @@ def read_catalog(
     """
     if limit is not None and limit < 1:
         raise CatalogError(f"limit {limit}: at least 1 video is needed. Leave the limit out for all")
-    folder, paths = _list_folder(videos)
+    folder, sizes = _list_folder(videos)
+    paths = list(sizes)
     video_paths = [path for path in paths if _is_video(path)]
     if annotations is None:
         annotated = annotate_folders(video_paths, layout)
@@ -124,24 +126,28 @@ def read_catalog(
     left_out = _describe_others(paths)
     if annotations is not None and split is None:
         left_out += _describe_unnamed(video_paths, folder, table)
-    return Catalog(_limit(table, limit), annotated.classes, annotated.source, left_out)
+    known = [size for path in video_paths if (size := sizes[path]) is not None]
+    return Catalog(_limit(table, limit), annotated.classes, annotated.source, left_out, max(known, default=None))
 
 
-def _list_folder(videos: str) -> tuple[str, list[str]]:
-    """The absolute folder and the relative paths of all files in it, in order; one video file is a folder of one."""
+def _list_folder(videos: str) -> tuple[str, dict[str, int | None]]:
+    """The absolute folder, and the sizes of all files in it by relative path, in order.
+
+    One video file, whose size is not looked up, is a folder of one.
+    """
     uri = storage.absolute(videos)
     if storage.is_dir(uri):
-        paths = [file.path for file in storage.list_files(uri)]
+        sizes: dict[str, int | None] = {file.path: file.size for file in storage.list_files(uri)}
     elif storage.exists(uri):
         uri, _, name = uri.rpartition("/")
-        paths = [name]
+        sizes = {name: None}
     else:
         if storage.is_remote(uri):
             storage.check_answers(uri)  # a bucket that there is not, or that refuses, is another mistake
         raise CatalogError(f"no videos folder at {videos!r}. Check the path")
-    unreadable = [repr(path) for path in paths if _is_video(path) and not _is_utf8(path)]
+    unreadable = [repr(path) for path in sizes if _is_video(path) and not _is_utf8(path)]
     refuse("video file names that are not UTF-8", unreadable, "Rename the files")
-    return uri, paths
+    return uri, sizes
 
 
 def _describe_others(paths: Sequence[str]) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ import hashlib
 import io
 import itertools
 import json
+import secrets
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,10 +37,10 @@ from pipelines.records import Record, Values
 
 ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
+Sink = IO[bytes] | storage.Draft
 T = TypeVar("T")
 
-ROWS_PER_GROUP = 1  # of a Parquet shard: training reads rows in random order, and a row group is what can be read
-PENDING = ".pending"  # ending of the record of a shard that is being replaced
+PENDING = ".pending"  # ending of the record of a shard that is being put
 COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
 
 # What is known of a video that became a row of a shard. The two blobs come last.
@@ -129,28 +130,33 @@ def digest(value: object) -> str:
     return hashlib.sha256(records.encode(value)).hexdigest()
 
 
-def encode_shard(rows: Sequence[Row], settings: ShardSettings, convention: ShardConvention) -> bytes:
-    """The bytes of a shard; `convention`, how flow and RGB are read, goes into the schema metadata or each sample."""
-    return {"parquet": _parquet_bytes, "webdataset": _tar_bytes}[settings.format](rows, convention)
+def write_rows(file: Sink, rows: Iterable[Row], settings: ShardSettings, convention: ShardConvention) -> int:
+    """Write rows as a shard, each as it comes and none held for longer; how many there were.
+
+    `convention`, how flow and RGB are read, goes into the schema metadata or each sample.
+    """
+    return {"parquet": _write_parquet, "webdataset": _write_tar}[settings.format](file, rows, convention)
 
 
-def _parquet_bytes(rows: Sequence[Row], convention: ShardConvention) -> bytes:
+def _write_parquet(file: Sink, rows: Iterable[Row], convention: ShardConvention) -> int:
     schema = ROW_SCHEMA.with_metadata({"convention": json.dumps(convention.to_json(), sort_keys=True)})
-    sink = io.BytesIO()
+    count = 0
     # Blobs are compressed already, and statistics of them would be copies of them.
     with pq.ParquetWriter(
-        sink, schema, compression="none", use_dictionary=False, write_statistics=list(FACTS), store_schema=True
+        file, schema, compression="none", use_dictionary=False, write_statistics=list(FACTS), store_schema=True
     ) as writer:
-        for some in _chunks(rows, ROWS_PER_GROUP):
-            columns = {name: [row[name] for row in some] for name in schema.names}
-            writer.write_table(pa.table(columns, schema=schema))
-    return sink.getvalue()
+        for row in rows:
+            # A row group a row: training reads rows in random order, and a row group is what can be read.
+            writer.write_table(pa.table({name: [row[name]] for name in schema.names}, schema=schema))
+            count += 1
+            del row  # before the next one is made
+    return count
 
 
-def _tar_bytes(rows: Sequence[Row], convention: ShardConvention) -> bytes:
+def _write_tar(file: Sink, rows: Iterable[Row], convention: ShardConvention) -> int:
     described = convention.to_json()
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    count = 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for row in rows:
             facts = {name: row[name] for name in FACTS}
             facts.update({name: ABSENT for name in OPTIONAL_FACTS if row[name] is None})
@@ -158,7 +164,9 @@ def _tar_bytes(rows: Sequence[Row], convention: ShardConvention) -> bytes:
             _add_member(tar, f"{key}.json", records.encode({**facts, "convention": described}))
             for blob in BLOBS:
                 _add_member(tar, f"{key}.{convention.members[blob]}", _as_bytes(row[blob]))
-    return sink.getvalue()
+            count += 1
+            del row  # before the next one is made
+    return count
 
 
 def _sample_key(video: str) -> str:
@@ -198,54 +206,81 @@ class Commit(Record):
 def commit_shard(
     output: str,
     name: str,
-    rows: Sequence[Row],
-    videos: Sequence[Row],
+    rows: Iterable[Row],
     *,
     settings: ShardSettings,
     convention: ShardConvention,
     fingerprint: str,
 ) -> Commit:
-    """Put the shard, then its commit record, each atomically; `rows` are the usable videos, `videos` all planned.
+    """Put the shard, then its commit record, each atomically.
 
-    A shard that is replaced keeps its old record until the new one is there; until then a pending record, which is put
-    first, names the new shard, so that `finish_replacements` can tell which of the two records fits the file.
+    rows: one for each video that was planned, with all fields of VIDEO_SCHEMA, and with its blobs where its status is
+    "ok". Each goes into the file as it comes: no more than one is held.
+
+    Whoever is stopped in between, or meets another who writes the same shard, leaves a pending record, which is put
+    first and says what the file was to be; by it `settle` finds the record that fits the file.
     """
     file = f"shards/{name}.{settings.extension}"
-    data = encode_shard(rows, settings, convention) if rows else b""
-    commit = Commit(
-        shard=name,
-        split=str(videos[0]["split"]),
-        file=file if rows else None,
-        num_rows=len(rows),
-        num_bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest() if rows else None,
-        fingerprint=fingerprint,
-        videos=list(videos),
-    )
-    record, replaces = records.encode(commit), storage.exists(commit_uri(output, name))
-    if replaces:
-        storage.put(_pending_uri(output, name), record)
-    if rows:
-        storage.put(storage.join(output, file), data)
-    else:  # whoever reads the folder without its records must not meet a shard that an interrupted run left
-        storage.delete(storage.join(output, file))
-    storage.put(commit_uri(output, name), record)
-    if replaces:
-        storage.delete(_pending_uri(output, name))
+    videos: list[Row] = []
+    with storage.draft(storage.join(output, file)) as draft:
+        num_rows = write_rows(draft, _take_usable(rows, videos), settings, convention)
+        commit = Commit(
+            shard=name,
+            split=str(videos[0]["split"]),
+            file=file if num_rows else None,
+            num_rows=num_rows,
+            num_bytes=draft.num_bytes if num_rows else 0,
+            sha256=draft.sha256 if num_rows else None,
+            fingerprint=fingerprint,
+            videos=videos,
+        )
+        record, pending = records.encode(commit), f"{name}.{secrets.token_hex(8)}{PENDING}"
+        storage.put(storage.join(output, "commits", pending), record)
+        if num_rows:
+            draft.put()
+        else:  # whoever reads the folder without its records must not meet a shard that an interrupted run left
+            storage.delete(storage.join(output, file))
+        storage.put(commit_uri(output, name), record)
+    # Between two writers of other bytes the last record may be of the one, and the last file of the other.
+    if storage.list_names(storage.join(output, "commits"), f"{name}.", PENDING) == [pending]:
+        storage.delete(storage.join(output, "commits", pending))
     return commit
 
 
-def _pending_uri(output: str, name: str) -> str:
-    return storage.join(output, "commits", f"{name}{PENDING}")
+def _take_usable(rows: Iterable[Row], videos: list[Row]) -> Iterator[Row]:
+    """Pass on the rows that go into a shard; `videos` gets what is kept of every one."""
+    for row in rows:
+        videos.append(describe(row))
+        if row["status"] == "ok":
+            yield row
+        del row  # before the next one is made
 
 
-def finish_replacements(output: str) -> None:
-    """Let each shard whose replacement was interrupted have the record that fits it; the caller holds the lock."""
+def describe(row: Row) -> Row:
+    """What videos.parquet keeps of a row: everything but the blobs, of which it keeps the sizes."""
+    sizes = {f"{blob}_bytes": len(row[blob]) if row.get(blob) is not None else None for blob in BLOBS}
+    return {name: sizes.get(name, row.get(name)) for name in VIDEO_SCHEMA.names}
+
+
+def settle(output: str) -> None:
+    """Let each shard that was left with a pending record have the record that fits it; the caller holds the lock.
+
+    A shard that no record fits has none afterwards, so that it is made again.
+    """
     for uri in _list_commits(output, PENDING):
         pending = _read_commit(uri, storage.read_bytes(uri))
         if pending.file is not None and fits(output, pending):
             storage.put(commit_uri(output, pending.shard), records.encode(pending))
+        elif not _is_vouched_for(output, pending.shard):
+            storage.delete(commit_uri(output, pending.shard))
         storage.delete(uri)
+
+
+def _is_vouched_for(output: str, name: str) -> bool:
+    try:
+        return fits(output, read_commit(output, name))
+    except FileNotFoundError:
+        return False
 
 
 def fits(output: str, commit: Commit) -> bool:
@@ -253,7 +288,7 @@ def fits(output: str, commit: Commit) -> bool:
     if commit.file is None:
         return True
     try:
-        return hashlib.sha256(storage.read_bytes(storage.join(output, commit.file))).hexdigest() == commit.sha256
+        return storage.hash_file(storage.join(output, commit.file)) == commit.sha256
     except FileNotFoundError:
         return False
 

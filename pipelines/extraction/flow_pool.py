@@ -32,23 +32,39 @@ class FlowLostError(BackendError):
     """No actor could compute a batch: not the fault of a video, so the run ends, and goes on where it stopped later."""
 
 
+class OtherGPUsError(FlowLostError):
+    """There are GPUs, but none of the kind that the data set is made on."""
+
+
 class FlowPool:
     """Actors that compute flow; travels to the workers, which talk to those of their own node first."""
 
-    def __init__(self, actors: list[Any], batch_pixels: int = BATCH_PIXELS) -> None:
+    def __init__(self, actors: list[Any], batch_pixels: int = BATCH_PIXELS, wanted: str | None = None) -> None:
         self.actors, self.batch_pixels = actors, batch_pixels
+        self.wanted = wanted  # the kernel that flow is computed by: actors that have another get no batches
         self._asked: dict[Any, Any] = {}  # reference to an answer that has not come → its actor
-        self._nodes: dict[Any, str] = {}  # actor that has answered → its node
+        self._nodes: dict[Any, tuple[str, str]] = {}  # actor that has answered → its kernel and its node
         self._turn = os.getpid()  # workers begin with different actors
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is asked, and who has answered, is of this process only.
-        return FlowPool, (self.actors, self.batch_pixels)
+        return FlowPool, (self.actors, self.batch_pixels, self.wanted)
 
-    def kernel(self) -> str:
-        """What computes the flow, from the first actor that is up; FlowLostError where it cannot start."""
-        self._listen()
-        return str(receive(next(iter(self._nodes)).about.remote())[0])
+    def kernel(self, planned: str | None = None) -> str:
+        """What computes the flow from now on: `planned` where an actor has it, else what the first that is up has.
+
+        A cluster may have GPUs of several kinds. Raises FlowLostError where no actor can start.
+        """
+        if self.wanted is None:
+            self.wanted = planned
+            try:
+                self._listen()
+            except OtherGPUsError:
+                self.wanted = None
+                self._listen()
+            self.wanted = next(iter(self._nodes.values()))[0]
+            self._nodes = {actor: about for actor, about in self._nodes.items() if about[0] == self.wanted}
+        return self.wanted
 
     def stream(self, frames: Iterable[GreyFrames], num_samples: int) -> Iterator[FlowBatch]:
         """Flow of each frame (H, W) uint8 to the next in batches, in order, the first samples also as floats.
@@ -75,7 +91,7 @@ class FlowPool:
     def _send(self, batch: GreyFrames, num_samples: int) -> _Sent:
         self._listen()
         here = ray.get_runtime_context().get_node_id()
-        near = [actor for actor, node in self._nodes.items() if node == here] or list(self._nodes)
+        near = [actor for actor, (_, node) in self._nodes.items() if node == here] or list(self._nodes)
         self._turn += 1
         actor = near[self._turn % len(near)]
         return _Sent(batch, num_samples, actor, actor.solve.options(max_task_retries=0).remote(batch, num_samples))
@@ -97,13 +113,18 @@ class FlowPool:
         """Learn which actors are up; waits, for ever or so long, until one is."""
         if not self._asked and not self._nodes:
             self._asked = {actor.about.remote(): actor for actor in self.actors}
-        if not self._asked:
-            return
-        ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
-        if not ready and not self._nodes:
-            ready, _ = ray.wait(list(self._asked), num_returns=1, timeout=timeout_s)
-        for reference in ready:
-            self._nodes[self._asked.pop(reference)] = receive(reference)[1]
+        while self._asked:
+            ready, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+            if not ready and not self._nodes:
+                ready, _ = ray.wait(list(self._asked), num_returns=1, timeout=timeout_s)
+            for reference in ready:
+                actor, about = self._asked.pop(reference), receive(reference)
+                if self.wanted in (None, about[0]):
+                    self._nodes[actor] = about
+            if self._nodes or not ready:
+                return
+        if not self._nodes:
+            raise OtherGPUsError(f"no flow actor computes by {self.wanted}, as the data set is made: add such GPUs")
 
 
 @dataclass(frozen=True)

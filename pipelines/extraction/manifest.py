@@ -9,13 +9,14 @@ from pipelines import records, storage
 from pipelines.datasets import shards
 from pipelines.datasets.records import DATASET, Dataset, ListedShard, SplitCounts, StoredFlowError, Totals
 from pipelines.datasets.shards import Commit, Row
+from pipelines.errors import RunError
 from pipelines.extraction.plan import Plan, make_convention, read_own_commits
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
 
 
-class UnfinishedError(RuntimeError):
-    """Some planned shards have no commit record."""
+class UnfinishedError(RunError):
+    """Some planned shards have no commit record, or are not there as it says."""
 
 
 class _Tally:
@@ -77,15 +78,20 @@ def _list_shard(commit: Commit) -> ListedShard:
 def assemble(plan: Plan) -> Dataset:
     """Write videos.parquet and quarantine.parquet, and return what dataset.json is to hold.
 
-    Raises UnfinishedError where a planned shard was not committed.
+    Raises UnfinishedError where a planned shard was not committed, or is not there as it was committed.
     """
+    shards.settle(plan.output)
+    sizes = shards.list_shards(plan.output)
     tally = _Tally()
     # In one pass: the rows of a large catalog are never held all at once.
     committed = {commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan)))}
-    unfinished = plan.spans.keys() - committed
-    # A graph that ended without an error is not taken for one that made every shard.
-    if unfinished:
-        raise UnfinishedError(f"{len(unfinished)} shards of {plan.output} are not committed, such as {min(unfinished)}")
+    # A graph that ended without an error is not taken for one that made every shard; others may write here, too.
+    lost = {shard.file for shard in tally.shards if sizes.get(shard.file) != shard.bytes}
+    if unfinished := sorted({*(plan.spans.keys() - committed), *lost}):
+        raise UnfinishedError(
+            f"{len(unfinished)} shards of {plan.output} were not made, or are not there as they were made, such as "
+            f"{unfinished[0]}: the same command makes them"
+        )
     return Dataset(
         fingerprint=plan.fingerprint,
         settings=plan.record.settings,

@@ -29,16 +29,20 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[Step, float] = dict.fromkeys(STEPS, 0.0)
+        self.elsewhere = 0.0  # seconds within steps that count for none
 
     @contextmanager
     def of(self, step: Step) -> Iterator[None]:
         """Count the time of the block for a step, less what steps within it count for themselves."""
-        started, counted = time.perf_counter(), sum(self.seconds.values())
+        started, counted = time.perf_counter(), self._counted()
         try:
             yield
         finally:
-            within = sum(self.seconds.values()) - counted
+            within = self._counted() - counted
             self.seconds[step] += time.perf_counter() - started - within
+
+    def _counted(self) -> float:
+        return sum(self.seconds.values()) + self.elsewhere
 
     def through(self, step: Step, items: Iterable[T]) -> Iterator[T]:
         """The items, with the time that each takes to come counted for a step."""
@@ -49,6 +53,19 @@ class Stopwatch:
                     item = next(iterator)
                 except StopIteration:
                     return
+            yield item
+
+    def without(self, items: Iterable[T]) -> Iterator[T]:
+        """The items, whose making counts for no step: it has a stopwatch of its own."""
+        iterator = iter(items)
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self.elsewhere += time.perf_counter() - started
             yield item
 
 

@@ -37,6 +37,9 @@ LIMITS = ("max_frames", "max_gap_s", "timeout_s", "memory_limit_mb", "cpu_limit_
 DECODING = (probe, timestamps, decode, resize)  # modules whose constants decide what becomes of a video
 # Constants of theirs that bound settings, and no more: a setting that is allowed means the same whatever they are.
 BOUNDS = ("MIN_FPS", "MAX_SHORT_SIDE", "DAY_S", "MAX_LIMIT")
+TASK_BYTES = 600 << 20  # of a worker, its decoder and the frames on their way
+STORED_BYTES = 0.5  # a pixel, of RGB and flow as they are stored, times the copies of a video when it is done
+LEAST_BYTES_S = 12_500  # of a source: what takes less, as a still picture does, takes little when it is stored, too
 PLAN_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -81,6 +84,7 @@ class Plan:
     table: pa.Table  # PLAN_SCHEMA; the rows of a shard are contiguous
     record: PlanRecord
     fingerprint: str
+    task_bytes: int  # of memory for a task to reserve
 
     @functools.cached_property
     def spans(self) -> dict[str, tuple[int, int]]:
@@ -124,7 +128,20 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
         table=pa.table({name: columns[name] for name in PLAN_SCHEMA.names}, schema=PLAN_SCHEMA),
         record=record,
         fingerprint=shards.digest(record),
+        task_bytes=_estimate_memory(catalog, settings.decode),
     )
+
+
+def _estimate_memory(catalog: Catalog, settings: DecodeSettings) -> int:
+    """Bytes that a task is to reserve: of the longest video that there may be, 4:3; see benchmarks/memory.py."""
+    seconds = [settings.max_frames / settings.fps]
+    lengths = pc.subtract(catalog.table["end"], catalog.table["start"])
+    if len(lengths) and lengths.null_count == 0:
+        seconds.append(max(0.0, pc.max(lengths).as_py()))
+    if catalog.largest_bytes is not None:
+        seconds.append(catalog.largest_bytes / LEAST_BYTES_S)
+    pixels = min(seconds) * settings.fps * settings.short_side**2 * 4 / 3
+    return TASK_BYTES + int(STORED_BYTES * pixels)
 
 
 def _name_settings(settings: ExtractionSettings) -> Values:
@@ -267,7 +284,7 @@ def find_work(plan: Plan, *, retry: bool = False, verify: bool = False) -> list[
     storage.remove_leftovers(
         plan.output, *(storage.join(plan.output, inner) for inner in ("shards", "commits", "runs"))
     )
-    shards.finish_replacements(plan.output)
+    shards.settle(plan.output)
     return list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))
 
 

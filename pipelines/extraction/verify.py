@@ -5,7 +5,6 @@ Each check yields findings, one for everything that is wrong; none means that it
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,32 +51,34 @@ class Finding:
 def check_shards(output: str, dataset: Dataset) -> Iterator[Finding]:
     """Each shard's bytes, hash and rows against its commit record and dataset.json, and files that no record knows."""
     commits = {commit.shard: commit for commit in shards.read_commits(output)}
+    sizes = shards.list_shards(output)
     listed = {shard.file: shard for shard in dataset.shards}
     known = {commit.file for commit in commits.values() if commit.file}
     for file in sorted(listed.keys() - known):
         yield Finding(file, "dataset.json lists it, but no commit record vouches for it")
     for commit in commits.values():
         if commit.file is not None:
-            yield from _check_shard(output, commit, listed.get(commit.file))
+            yield from _check_shard(output, commit, listed.get(commit.file), sizes.get(commit.file))
     # What a run left that was cut off between a shard and its record.
-    for file in sorted(shards.list_shards(output).keys() - known):
+    for file in sorted(sizes.keys() - known):
         yield Finding(file, "no commit record vouches for it")
 
 
-def _check_shard(output: str, commit: Commit, listed: ListedShard | None) -> Iterator[Finding]:
+def _check_shard(output: str, commit: Commit, listed: ListedShard | None, size: int | None) -> Iterator[Finding]:
     assert commit.file is not None
     if listed is None:
         yield Finding(commit.file, "dataset.json does not list it")
     elif (listed.rows, listed.bytes, listed.sha256) != (commit.num_rows, commit.num_bytes, commit.sha256):
         yield Finding(commit.file, "dataset.json and the commit record differ about it")
+    if size is not None and size != commit.num_bytes:
+        yield Finding(commit.file, f"has {size:,} bytes, its record says {commit.num_bytes:,}")
+        return
     try:
-        data = storage.read_bytes(storage.join(output, commit.file))
+        whole = storage.hash_file(storage.join(output, commit.file)) == commit.sha256
     except OSError as error:
         yield Finding(commit.file, f"cannot be read: {error}")
         return
-    if len(data) != commit.num_bytes:
-        yield Finding(commit.file, f"has {len(data):,} bytes, its record says {commit.num_bytes:,}")
-    elif hashlib.sha256(data).hexdigest() != commit.sha256:
+    if not whole:
         yield Finding(commit.file, "its bytes are not those of its record (sha256)")
 
 

@@ -47,13 +47,14 @@ def train(
     scale: Scale,
     *,
     on_metrics: Callable[[Metrics], None] | None = None,
+    before_end: Callable[[], None] = lambda: None,
     tensorboard: bool = True,
     callbacks: list[Any] | None = None,
 ) -> Result:
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
     Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl;
-    `tensorboard` writes its event files.
+    what `before_end` raises keeps result.json from being written. `tensorboard` writes its event files.
     Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
     allows, DivergedError where the weights are not finite any more, DataError where the videos do not fit.
     """
@@ -88,6 +89,7 @@ def train(
     # What the first worker's loop returned; one that came to the schedule's end returns nothing.
     if result.return_value:
         raise DivergedError(f"the training diverged: {result.return_value}")
+    before_end()
     return _finish(output, run, result)
 
 
