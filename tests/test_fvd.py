@@ -174,7 +174,9 @@ def plain_distance(sets: Path, dialect: str) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "dialect", [pytest.param(name, marks=() if name == "stylegan-v" else pytest.mark.soak) for name in DIALECTS]
+)
 def test_the_job_agrees_with_plain_code(ray_here: None, sets: Path, tmp_path: Path, dialect: str) -> None:
     flags = ["--weights", sets / "weights", "--dialect", dialect, "--begin", "first", *SMALL]
     printed = succeed("fvd", sets / "real", sets / "generated", *flags, "--output", tmp_path / "out")

@@ -84,7 +84,7 @@ def test_lists_and_words_can_be_set() -> None:
     [
         ({"settings": TrainingSettings()}, "neither --preset nor --steps"),
         ({"folds": (1,)}, "--folds is given but --annotations is not"),
-        ({"data": "gs://bucket"}, "cannot open"),
+        ({"data": "nowhere://bucket"}, "cannot open"),
         ({"preset": "small"}, "the settings are others"),
         ({"from_sweep": "s", "settings": DEBUG.change(network={"model": "c3d"})}, "--model is c3d"),
     ],
