@@ -215,7 +215,7 @@ def empty(cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     home = tmp_path_factory.mktemp("home")
     kind = cluster["available_node_types"]["cpu_worker"]
     workers = {
-        "resources": {"CPU": 2, "memory": 4 << 30},
+        "resources": {"CPU": 2},
         "node_config": {},
         "min_workers": 0,
         "max_workers": kind["max_workers"],
