@@ -156,7 +156,7 @@ def measure(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     model = build(settings)
     zeros = blank_clips(model.input_spec.train, settings.size, batch=settings.batch)
-    clips = {stream: (torch.rand_like(clip) * 2 - 1).to(settings.device) for stream, clip in zeros.items()}
+    clips = {stream: torch.rand_like(clip) * 2 - 1 for stream, clip in zeros.items()}
     padding, symmetric = plain_build(model, copies=True), plain_build(model, copies=False)
     training = {
         "plain, padding, fp32": training_step(padding, clips, bf16=False),
