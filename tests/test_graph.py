@@ -188,8 +188,8 @@ def test_a_source_that_changes_while_it_is_decoded_is_not_hashed_as_if_it_had_no
     row, other = good_rows(plan)[:2]
     path, decode = Path(row["path"]), Steps._encode
 
-    def change_after_decoding(self: Steps, flow: Any, video: Any) -> Any:
-        encoded = decode(self, flow, video)
+    def change_after_decoding(self: Steps, *given: Any) -> Any:
+        encoded = decode(self, *given)
         if how == "written to":
             with path.open("r+b") as file:
                 file.write(b"x")

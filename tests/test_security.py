@@ -298,6 +298,6 @@ TRAIN = {"data": "d", "output": "o", "settings": DEBUG}
     ],
 )
 def test_credentials_in_a_uri_are_refused_and_not_repeated(job: type, flags: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="Credentials and endpoint belong into the AWS variables") as error:
+    with pytest.raises(ValueError, match="Credentials and endpoint belong into the store's own variables") as error:
         job(**flags)
     assert not re.search("AKIAHIDDEN|t0pSecret", str(error.value))
