@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -35,8 +34,7 @@ from pipelines.evaluation.fvd_clips import DIALECTS, ClipChoice, DialectName, pr
 from pipelines.evaluation.records import SetCounts
 from pipelines.evaluation.scoring import (
     describe_error,
-    map_on_cpus,
-    map_on_gpus,
+    read_and_compute,
     set_up,
     unless_away,
     unless_refused,
@@ -247,22 +245,6 @@ class EmbedClips:
         return facts | {"vectors": self.embedder(row["clips"])}
 
 
-@dataclass(frozen=True, kw_only=True)
-class EmbedOnCpu:
-    """Both steps in one task of a CPU, whose process keeps the network for the next one."""
-
-    read: ReadClips
-    embedding: Embedding
-
-    def __call__(self, row: Row) -> Row:
-        return _cached_step(self.embedding)(self.read(row))
-
-
-@lru_cache(maxsize=1)
-def _cached_step(embedding: Embedding) -> EmbedClips:
-    return EmbedClips(embedding, use_gpu=False)
-
-
 def embed_videos(
     videos: VideoSet, places: Sequence[int], embedding: Embedding, *, num_workers: int, use_gpu: bool
 ) -> Iterator[Row]:
@@ -275,10 +257,7 @@ def embed_videos(
     read = ReadClips(videos, embedding.choice)
     # A video a block: each is a task of its own, and a long one holds up no other.
     graph = ray.data.from_items([{"id": place} for place in places], override_num_blocks=len(places))
-    if use_gpu:
-        graph = map_on_gpus(graph, read, EmbedClips, (embedding, True), num_workers=num_workers)
-    else:
-        graph = map_on_cpus(graph, EmbedOnCpu(read=read, embedding=embedding), num_workers=num_workers)
+    graph = read_and_compute(graph, read, EmbedClips, (embedding, use_gpu), num_workers=num_workers, use_gpu=use_gpu)
     yield from unless_away(unless_refused(graph.iter_rows()))
 
 

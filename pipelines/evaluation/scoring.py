@@ -7,7 +7,7 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -189,22 +189,6 @@ def unless_away(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-@dataclass(frozen=True, kw_only=True)
-class CutAndScore:
-    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
-
-    cut: CutVideo
-    scorer: Scorer
-
-    def __call__(self, row: Row) -> Row:
-        return _cached_scorer(self.scorer)(self.cut(row))
-
-
-@lru_cache(maxsize=1)
-def _cached_scorer(scorer: Scorer) -> ScoreVideo:
-    return ScoreVideo(scorer)
-
-
 def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Scorer) -> Iterator[Row]:
     """Logits of each usable video, as rows `place` (in the index), `error`, `logits_NAME`; in no certain order.
 
@@ -214,25 +198,47 @@ def score_videos(index: VideoIndex, networks: Mapping[str, Network], scorer: Sco
     quieten()
     cut = CutVideo(index, networks, scorer.protocol)
     graph = ray.data.range(len(index), override_num_blocks=max(1, min(len(index), 4 * scorer.num_workers)))
-    if scorer.use_gpu:
-        graph = map_on_gpus(graph, cut, ScoreVideo, (scorer,), num_workers=scorer.num_workers)
-    else:
-        graph = map_on_cpus(graph, CutAndScore(cut=cut, scorer=scorer), num_workers=scorer.num_workers)
+    graph = read_and_compute(graph, cut, ScoreVideo, (scorer,), num_workers=scorer.num_workers, use_gpu=scorer.use_gpu)
     yield from unless_away(unless_refused(graph.iter_rows()))
 
 
-def map_on_cpus(graph: ray.data.Dataset, step: Callable[[Row], Row], *, num_workers: int) -> ray.data.Dataset:
-    """The rows that a step makes, which reads and computes, `num_workers` of them at a time."""
-    return graph.map(step, compute=ray.data.TaskPoolStrategy(size=num_workers), **ON_CPU)
-
-
-def map_on_gpus(
-    graph: ray.data.Dataset, read: Callable[[Row], Row], compute: type, given: tuple[object, ...], *, num_workers: int
+def read_and_compute(
+    graph: ray.data.Dataset,
+    read: Callable[[Row], Row],
+    compute: type,
+    given: tuple[Hashable, ...],
+    *,
+    num_workers: int,
+    use_gpu: bool,
 ) -> ray.data.Dataset:
-    """The rows of actors with a GPU each, made from `given`, fed by tasks that `read` on CPUs of their own."""
+    """The rows that `compute(*given)` makes of what `read` reads, `num_workers` of them at a time.
+
+    On CPUs in one task; with GPUs in actors with one each, fed by tasks on CPUs of their own.
+    """
+    if not use_gpu:
+        tasks = ray.data.TaskPoolStrategy(size=num_workers)
+        return graph.map(_ReadAndCompute(read=read, compute=compute, given=given), compute=tasks, **ON_CPU)
     actors = ray.data.ActorPoolStrategy(size=num_workers)
     # No CPU: reading may have taken them all, and the actor would wait for one.
     return graph.map(read, **ON_CPU).map(compute, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReadAndCompute:
+    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
+
+    read: Callable[[Row], Row]
+    compute: type
+    given: tuple[Hashable, ...]
+
+    def __call__(self, row: Row) -> Row:
+        return _kept(self.compute, self.given)(self.read(row))
+
+
+@lru_cache(maxsize=1)
+def _kept(compute: type, given: tuple[Hashable, ...]) -> Callable[[Row], Row]:
+    step: Callable[[Row], Row] = compute(*given)
+    return step
 
 
 def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: Sequence[str]) -> pa.Table:
