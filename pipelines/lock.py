@@ -26,6 +26,7 @@ from pipelines import storage
 from pipelines.errors import OutputError, OutputLockedError
 
 HEARTBEAT_S = 10.0
+INTERRUPT_AGAIN_S = 10.0
 STALE_AFTER_S = 60.0
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class OutputLock:
             yield
             self.check()
         except BaseException:
+            over.set()  # first: another interrupt would hide what comes of it
             self.check()
             raise
         finally:
@@ -78,9 +80,12 @@ class OutputLock:
             try:
                 self.check()
             except OutputLockedError:
-                # Not _thread.interrupt_main, which does not wake what waits.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
+                break
+        # Until it has worked: one that comes just before the main thread begins to wait does not wake it.
+        while not over.is_set():
+            # Not _thread.interrupt_main, which does not wake what waits.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            over.wait(INTERRUPT_AGAIN_S)
 
 
 @contextlib.contextmanager
