@@ -178,6 +178,19 @@ def test_an_interrupt_that_does_not_wake_the_run_is_sent_again(fast: None, monke
     assert len(sent) == 2
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"token": "x"}', b"\xff"])
+def test_a_lock_that_is_no_record_is_refused_with_what_to_do(s3: str, content: bytes) -> None:
+    storage.put(f"{s3}/lock.json", content)
+    with pytest.raises(OutputLockedError, match=r"lock\.json does not say which.* delete it"), lock_output(s3):
+        pass
+
+
+def test_a_lock_that_was_written_over_is_lost(s3: str, fast: None) -> None:
+    with lock_output(s3) as held:
+        storage.put(f"{s3}/lock.json", b"no record")
+        wait_until(lambda: held.lost)
+
+
 def test_a_deleted_lock_is_lost(s3: str, fast: None) -> None:
     with lock_output(s3) as held:
         storage.delete(f"{s3}/lock.json")
