@@ -103,8 +103,22 @@ class FrameSampling(Record):
 
     def describe(self) -> str:
         """In words."""
-        rate = "frames at their videos' own rate" if self.fps == "native" else f"{self.fps:g} frames a second"
-        return f"{rate}, {f'{self.frame_size} px' if self.frame_size else f'shorter side {self.short_side} px'}"
+        size = f"{self.frame_size} px" if self.frame_size else f"shorter side {self.short_side} px"
+        return f"{self.describe_rate()}, {size}"
+
+    def describe_rate(self) -> str:
+        """The rate in words."""
+        return describe_rate(self.fps)
+
+    @property
+    def shorter_side(self) -> int:
+        """The shorter side of the frames in px."""
+        return min(map(int, self.frame_size.split("x"))) if self.frame_size else self.short_side
+
+
+def describe_rate(fps: float | Literal["native"]) -> str:
+    """A rate that frames are taken at, in words."""
+    return "frames at their videos' own rate" if fps == "native" else f"{fps:g} frames a second"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ import av.logging
 import numpy as np
 
 from pipelines.errors import KINDS, VideoError
-from pipelines.media.decode import MAX_FPS, MIN_FPS, DecodeSettings, VideoInfo, decode
+from pipelines.media.decode import DecodeSettings, VideoInfo, decode
 from pipelines.media.resize import RGBFrame
 
 HEADER = struct.Struct("=cI")  # message type, bytes that follow
@@ -129,8 +129,7 @@ class DecodedFrames:
         self._frames = self._read()
         self._info: VideoInfo | None = None
         self.pid: int | None = None  # of the decoding process, from the first frame on
-        # Frames a second to expect, from the first frame on, within what encoders take; `info.fps` is what came.
-        self.expected_fps: float | None = None
+        self.expected_fps: float | None = None  # frames a second, from the first frame on; `info.fps` is what came
 
     def __iter__(self) -> Iterator[RGBFrame]:
         return self
@@ -150,7 +149,7 @@ class DecodedFrames:
         self._frames.close()
 
     def _expect(self, fps: float) -> None:
-        self.expected_fps = min(max(fps, MIN_FPS), MAX_FPS)
+        self.expected_fps = fps
 
     def _read(self) -> Generator[RGBFrame, None, None]:
         while self._info is None:
