@@ -106,7 +106,7 @@ def test_storage_that_is_away_is_no_wrong_answer(index: VideoIndex, tmp_path: Pa
 def test_a_split_without_labels_is_refused(index: VideoIndex) -> None:
     column = index.table.schema.get_field_index("label")
     unlabelled = replace(index, table=index.table.set_column(column, "label", pa.array([-1] * 8, pa.int32())))
-    with pytest.raises(DataError, match="has no labels for these 8 videos"):
+    with pytest.raises(DataError, match="has no labels on 8 videos"):
         scoring.check_networks(unlabelled, {})
 
 

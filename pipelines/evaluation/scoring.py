@@ -31,6 +31,7 @@ from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError, OutageError, RunError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
+from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS, check_convention
 from pipelines.ray_data import ON_CPU, quieten
 from pipelines.training.trained_network import Network, load_network
@@ -82,7 +83,8 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> list[s
             raise NetworkError(f"--{name} knows other classes than {index.data}: {first}")
         if network.model.config.num_classes != len(index.classes):
             raise NetworkError(
-                f"--{name} knows {network.model.config.num_classes} classes, {index.data} has {len(index.classes)}"
+                f"--{name} knows {format_count(network.model.config.num_classes, 'class')}, "
+                f"{index.data} has {len(index.classes)}"
             )
         if "flow" in network.streams:
             check_convention(index.convention.flow)
