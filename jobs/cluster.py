@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import traceback
 from typing import Any
 
 from pipelines.errors import SettingsError
@@ -139,7 +140,19 @@ def _start(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> N
         except Exception as error:  # Ray raises no narrower one
             if left == 0 or "timed out during startup" not in str(error):
                 raise
-            ray.shutdown()
+            ray.shutdown()  # knows nothing of a node that did not come up
+            _end_processes(error)
+
+
+def _end_processes(error: BaseException) -> None:
+    """End what a node had started whose constructor raised: nobody holds it, and its processes live as long as ours."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            return
 
 
 def _free_port() -> int:

@@ -74,8 +74,8 @@ def run(config: Verify) -> list[Finding]:
     print(f"\n{'ok' if not findings else format_count(len(findings), 'finding')}: {output}")
     if findings:
         print(
-            "repair      by the command that made it and --verify, which makes damaged and lost shards anew:\n"
-            f"            python jobs/extract_flow.py --videos {config.videos or 'DIR'} --output {config.data} --verify"
+            "repair      run the command that extracted it once more, with all the flags it had and --verify: it makes "
+            "damaged and lost shards anew"
         )
     return findings
 
