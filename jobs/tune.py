@@ -28,6 +28,7 @@ from pipelines.search.records import SETTINGS, Outcome, SearchSettings, Trial
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, with_geometry
 from pipelines.training.config import Run, Scale
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, make_run
+from pipelines.training.settings import prepare as prepare_run
 
 if TYPE_CHECKING:
     from pipelines.search.trials import Book, Configure, Prepare, Search
@@ -177,12 +178,19 @@ def make_prepare(config: Tune, index: VideoIndex, search: Search) -> Prepare:
     """How a geometry becomes a run: the settings' run, with the geometry in place of theirs."""
     from pipelines.search.trials import Prepared
 
+    norm: dict[str, bool] = {}
+    if config.settings.initial.weights is not None:
+        # They decide about batch norm's gamma, and are refused here where they do not fit, not in each trial.
+        paper, _ = prepare_run(with_geometry(config.settings, search.space.paper()), index, search.scale)
+        norm = {"bn_gamma": paper.model.bn_gamma}  # type: ignore[attr-defined]
+
     def prepare(geometry: Geometry, seed: int) -> Prepared:
         # Rungs lie at multiples of the first, and ASHA can compare only what was validated there.
         settings = with_geometry(config.settings, geometry).change(
             reporting={"checkpoint_every": search.first_rung}, seed=config.settings.seed + seed
         )
-        return Prepared(run=make_run(settings, index, search.scale), initial=settings.initial)
+        run = make_run(settings, index, search.scale)
+        return Prepared(run=replace(run, model=replace(run.model, **norm)), initial=settings.initial)
 
     return prepare
 

@@ -7,6 +7,7 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -230,7 +231,8 @@ def read_and_compute(
     """
     if not use_gpu:
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
-        return graph.map(_ReadAndCompute(read=read, compute=compute, given=given), compute=tasks, **ON_CPU)
+        step = _ReadAndCompute(read=read, compute=compute, given=given, call=uuid.uuid4().hex)
+        return graph.map(step, compute=tasks, **ON_CPU)
     actors = ray.data.ActorPoolStrategy(size=num_workers)
     # No CPU: reading may have taken them all, and the actor would wait for one.
     return graph.map(read, **ON_CPU).map(compute, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
@@ -238,18 +240,22 @@ def read_and_compute(
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadAndCompute:
-    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
+    """Both steps in one task of a CPU, whose process keeps the networks for the next one of the same `call`.
+
+    A process may outlive that, and what then lies where the networks were may be others.
+    """
 
     read: Callable[[Row], Row]
     compute: type
     given: tuple[Hashable, ...]
+    call: str
 
     def __call__(self, row: Row) -> Row:
-        return _kept(self.compute, self.given)(self.read(row))
+        return _kept(self.compute, self.given, self.call)(self.read(row))
 
 
 @lru_cache(maxsize=1)
-def _kept(compute: type, given: tuple[Hashable, ...]) -> Callable[[Row], Row]:
+def _kept(compute: type, given: tuple[Hashable, ...], call: str) -> Callable[[Row], Row]:
     step: Callable[[Row], Row] = compute(*given)
     return step
 
