@@ -36,6 +36,7 @@ from pipelines.extraction.plan import (
     make_plan,
     planned_kernel,
 )
+from pipelines.formatting import format_count
 from pipelines.lock import OutputLock, lock_output
 
 if TYPE_CHECKING:
@@ -141,7 +142,10 @@ def run(config: ExtractFlow) -> int:
     with lock_output(output) as lock:
         work = look_up(config, catalog, output)
         if work and not work.blocks:
-            print(f"to do       nothing: all {len(work.plan.spans)} shards of {config.output} are done", flush=True)
+            print(
+                f"to do       nothing: {format_count(len(work.plan.spans), 'shard')} of {config.output} done",
+                flush=True,
+            )
             return finish(work.plan, config.output, lock)
         num_shards = len(work.blocks) if work else -(-len(catalog.table) // config.settings.shards.videos_per_shard)
         with run_flow(config, output, num_tasks=num_shards) as flow:
@@ -183,7 +187,10 @@ def describe_catalog(catalog: Catalog) -> str:
     splits = Counter(catalog.table["split"].to_pylist())
     sizes = ", ".join(f"{name} {count:,}" for name, count in splits.items())
     missing = catalog.table["path"].null_count
-    text = f"{len(catalog.table):,} videos ({sizes}), {len(catalog.classes)} classes, from {catalog.source}"
+    text = (
+        f"{format_count(len(catalog.table), 'video')} ({sizes}), "
+        f"{format_count(len(catalog.classes), 'class')}, from {catalog.source}"
+    )
     return f"{text}; {missing:,} missing" if missing else text
 
 
@@ -310,7 +317,11 @@ def extract(work: Work, flow: RunningFlow, lock: OutputLock) -> RunLog:
     from pipelines.extraction import graph
 
     plan = work.plan
-    print(f"output      {plan.output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+    print(
+        f"output      {plan.output}: {format_count(len(plan.spans), 'shard')} of "
+        f"{format_count(len(plan.table), 'video')}",
+        flush=True,
+    )
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
         plan, work.blocks, backend=flow.backend, placement=flow.placement, pool=flow.pool, on_tally=log.add,
@@ -377,7 +388,10 @@ def print_estimate(config: ExtractFlow, catalog: Catalog, output: str, flow: Run
     if not cpus:
         raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
     plan = make_plan_of(config, catalog, output, flow.kernel)
-    print(f"output      {output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+    print(
+        f"output      {output}: {format_count(len(plan.spans), 'shard')} of {format_count(len(plan.table), 'video')}",
+        flush=True,
+    )
     if flow.pool is None and not tvl1.is_compiled(flow.backend):
         print(COMPILING, flush=True)
     print(f"sampling    up to {config.dry_run_samples} videos, for about half a minute", flush=True)

@@ -16,11 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.annotations import Annotation, is_id, read_annotations
-from pipelines.datasets.records import ListedShard, ShardConvention, read_dataset
+from pipelines.datasets.records import FrameSampling, ListedShard, ShardConvention, read_dataset
 from pipelines.errors import DataError
+from pipelines.formatting import format_count
 
 COLUMNS = (
     *("id", "label", "class_name", "split", "source", "status", "shard"),
@@ -34,15 +36,15 @@ class VideoIndex:
 
     `data` is its absolute URI, `given` what the user called it, for messages.
     `table` has one row per video: `COLUMNS`, and of a usable one `file` (its shard's URI), `version` (the shard's hash)
-    and `row` (its place in the shard). `convention` says how RGB and flow are read, `short_side` at which shorter side
-    in pixels flow was computed.
+    and `row` (its place in the shard). `convention` says how RGB and flow are read, `sampling` at which rate and size
+    frames were taken and flow was computed.
     """
 
     data: str
     table: pa.Table
     classes: tuple[str, ...]
     convention: ShardConvention
-    short_side: int
+    sampling: FrameSampling
     given: str = ""
 
     def __len__(self) -> int:
@@ -70,7 +72,8 @@ def check_labels(index: VideoIndex) -> None:
     """DataError where no video of the index has a label, so that nothing can be learned from it or counted."""
     if not pc.any(pc.greater_equal(index.table["label"], 0)).as_py():
         raise DataError(
-            f"{index.given or index.data} has no labels for these {len(index):,} videos: extract it again from class "
+            f"{index.given or index.data} has no labels on {format_count(len(index), 'video')}: "
+            f"extract it again from class "
             "folders or with --annotations, or give --annotations here"
         )
 
@@ -80,7 +83,7 @@ def read_index(data: str) -> VideoIndex:
     given, data = data, storage.absolute(data)
     try:
         dataset = read_dataset(data)
-        short_side = dataset.sampling.short_side
+        sampling = dataset.sampling
         table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
     except (ValueError, OSError) as error:
         # With the path as the user wrote it.
@@ -93,7 +96,7 @@ def read_index(data: str) -> VideoIndex:
         table=_locate(table, data, listed),
         classes=dataset.classes,
         convention=dataset.convention,
-        short_side=short_side,
+        sampling=sampling,
         given=given,
     )
 
@@ -107,12 +110,17 @@ def check_trainable(index: VideoIndex, split: str) -> list[str]:
         fates = Counter(videos.table["status"].to_pylist())
         said = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
         raise DataError(
-            f"{index.given or index.data}: none of the {len(videos)} videos of split {split!r} is in a shard: {said}. "
+            f"{index.given or index.data}: no video of split {split!r} is in a shard: {said}. "
             "The extraction's report.html says why"
         )
     used = set(usable.table["class_name"].to_pylist())
     untrained = [name for name in index.classes if name not in used]
     notes = []
+    if index.sampling.fps != FRAMES_PER_SECOND:
+        notes.append(
+            f"{index.given or index.data} holds {index.sampling.describe_rate()}; networks count clips in frames, as "
+            f"of {FRAMES_PER_SECOND} a second, so theirs last longer or shorter here than in the paper"
+        )
     if len(usable) == 1:
         notes.append("there is one video to train on: the network will only learn that one by heart")
     if len(used) == 1:
@@ -120,7 +128,8 @@ def check_trainable(index: VideoIndex, split: str) -> list[str]:
     elif untrained:
         has = "has" if len(untrained) == 1 else "have"
         notes.append(
-            f"{len(untrained)} of {len(index.classes)} classes {has} no video to train on, such as {untrained[0]}"
+            f"{len(untrained)} of {format_count(len(index.classes), 'class')} {has} no video to "
+            f"train on, such as {untrained[0]}"
         )
     return notes
 

@@ -23,11 +23,11 @@ from models.folding import fold_batch_norm
 from models.i3d import I3D
 from models.input_spec import FRAMES_PER_SECOND, InputSpec
 from pipelines.clips.loader import open_row
-from pipelines.clips.sampling import ClipSettings, centre_crop, decoded_side, resize_for_crop, scale_clips
+from pipelines.clips.sampling import ClipSettings, centre_crop, decoding_of, resize_for_crop, scale_clips
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import NetworkError, SettingsError, VideoError
-from pipelines.evaluation.raw_video import compute_flow, decode_frames
+from pipelines.evaluation.raw_video import compute_flow, read_video
 from pipelines.evaluation.scoring import NetworkSource, set_up, unless_refused
 from pipelines.media.codec import DECODING_ERRORS
 from pipelines.ray_data import ON_CPU, quieten
@@ -84,7 +84,7 @@ class ReadVideo:
         if isinstance(self.source, VideoIndex):
             return open_row(self.source.row(place), [wanted.stream])(wanted.stream, 0, None)
         # At the size at which the flow of the training was computed: TV-L1 at another size is another flow.
-        return decode_frames(self.source[place], short_side=decoded_side(wanted.input_spec, wanted.settings))
+        return read_video(self.source[place], decoding_of(wanted.input_spec, wanted.settings)).frames
 
     def finish(self, frames: npt.NDArray, wanted: Wanted) -> npt.NDArray:
         """The frames that the network sees, (T, size, size, C): uint8 RGB, or flow in pixels."""

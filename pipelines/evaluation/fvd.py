@@ -39,6 +39,7 @@ from pipelines.evaluation.scoring import (
     unless_away,
     unless_refused,
 )
+from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
@@ -51,7 +52,7 @@ Clips = npt.NDArray[np.uint8]  # (clips, T, H, W, 3) RGB
 BATCH = 8  # clips that go through the network at a time
 READING_ERRORS = (VideoError, *DECODING_ERRORS)
 # Frames pass one by one and only clips are kept, so that a long video costs time and no memory.
-DECODING = DecodeSettings(max_frames=1 << 30)
+DECODING = DecodeSettings(fps="native", frame_size="native", max_frames=1 << 30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +77,12 @@ class VideoSet:
         """The clips of the video at a place. Raises ShortVideoError, or what a decoder or storage raises."""
         clips, length = self._read_row(place, choice) if self.index is not None else self._read_file(place, choice)
         if not clips:
-            raise ShortVideoError(f"it has {length} frames, a clip spans {choice.span}")
+            raise ShortVideoError(f"it has {format_count(length, 'frame')}, a clip spans {choice.span}")
         return np.stack(clips)
 
     def _read_file(self, place: int, choice: ClipChoice) -> tuple[Sequence[Frames], int]:
         with storage.local_copy(self.uris[place]) as path:
-            frames = process_decoder(DECODING).frames(path, native=True)
+            frames = process_decoder(DECODING).frames(path)
             try:
                 return choice.select(frames, self.ids[place])
             finally:

@@ -7,6 +7,7 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,13 +23,16 @@ import torch
 import models
 from models import cuda
 from models.folding import fold_batch_norm
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines.clips.loader import check_storage, is_of_storage, open_row
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
+from pipelines.datasets.records import describe_rate
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError, OutageError, RunError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
+from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS, check_convention
 from pipelines.ray_data import ON_CPU, quieten
 from pipelines.training.trained_network import Network, load_network
@@ -64,12 +68,14 @@ class Scorer:
     use_gpu: bool = False
 
 
-def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
-    """Raises NetworkError where a network does not fit the data: other classes, or flow of another convention.
+def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> list[str]:
+    """What whoever reads the scores should know before.
 
-    Raises DataError where the data has no labels to compare with.
+    Raises NetworkError where a network does not fit the data: other classes, or flow of another convention. Raises
+    DataError where the data has no labels to compare with.
     """
     check_labels(index)
+    notes = []
     for name, network in networks.items():
         if network.classes is not None and network.classes != index.classes:
             # Not strict: where one list is the beginning of the other the message says so.
@@ -78,10 +84,18 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
             raise NetworkError(f"--{name} knows other classes than {index.data}: {first}")
         if network.model.config.num_classes != len(index.classes):
             raise NetworkError(
-                f"--{name} knows {network.model.config.num_classes} classes, {index.data} has {len(index.classes)}"
+                f"--{name} knows {format_count(network.model.config.num_classes, 'class')}, "
+                f"{index.data} has {len(index.classes)}"
             )
         if "flow" in network.streams:
             check_convention(index.convention.flow)
+        trained_at = network.settings.fps or FRAMES_PER_SECOND
+        if trained_at != index.sampling.fps:
+            notes.append(
+                f"--{name} was trained on {describe_rate(trained_at)}, {index.given or index.data} holds "
+                f"{index.sampling.describe_rate()}: motion is of another speed than it has learned"
+            )
+    return notes
 
 
 class CutVideo:
@@ -217,7 +231,8 @@ def read_and_compute(
     """
     if not use_gpu:
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
-        return graph.map(_ReadAndCompute(read=read, compute=compute, given=given), compute=tasks, **ON_CPU)
+        step = _ReadAndCompute(read=read, compute=compute, given=given, call=uuid.uuid4().hex)
+        return graph.map(step, compute=tasks, **ON_CPU)
     actors = ray.data.ActorPoolStrategy(size=num_workers)
     # No CPU: reading may have taken them all, and the actor would wait for one.
     return graph.map(read, **ON_CPU).map(compute, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
@@ -225,18 +240,22 @@ def read_and_compute(
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadAndCompute:
-    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
+    """Both steps in one task of a CPU, whose process keeps the networks for the next one of the same `call`.
+
+    A process may outlive that, and what then lies where the networks were may be others.
+    """
 
     read: Callable[[Row], Row]
     compute: type
     given: tuple[Hashable, ...]
+    call: str
 
     def __call__(self, row: Row) -> Row:
-        return _kept(self.compute, self.given)(self.read(row))
+        return _kept(self.compute, self.given, self.call)(self.read(row))
 
 
 @lru_cache(maxsize=1)
-def _kept(compute: type, given: tuple[Hashable, ...]) -> Callable[[Row], Row]:
+def _kept(compute: type, given: tuple[Hashable, ...], call: str) -> Callable[[Row], Row]:
     step: Callable[[Row], Row] = compute(*given)
     return step
 
