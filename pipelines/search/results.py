@@ -20,6 +20,8 @@ from pipelines.search.trials import CONFIRM, Book, Prepare, Search, chosen_few
 from pipelines.training.config import SCORE
 from pipelines.training.records import RESULT, RunResult
 
+IMPORTANCE_DIGITS = 4
+
 
 def count_cost(book: Book, search: Search) -> Cost:
     """Over all trials, without the confirmations."""
@@ -88,7 +90,10 @@ def rank_importance(book: Book, space: Space) -> dict[str, float]:
             optuna.trial.create_trial(params=dict(trial.geometry), distributions=distributions, value=trial.score)
         )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    # Processors differ in the last digits, and so would the order of choices that are equally important.
+    shares = {name: round(share, IMPORTANCE_DIGITS) for name, share in found.items()}
+    return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
 def conclude(book: Book, search: Search, *, num_best: int) -> Outcome | None:
