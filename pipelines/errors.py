@@ -106,6 +106,7 @@ Kind = Literal[
     "no_video_stream",
     "out_of_memory",
     "too_long",
+    "too_short",
     "too_slow",
     "truncated",
     "unreadable",
