@@ -75,7 +75,8 @@ def prepare(config: Benchmark, folder: str) -> tuple[list[pa.Table], Steps]:
     from pipelines.datasets.catalog import read_catalog
     from pipelines.datasets.shards import ShardSettings
     from pipelines.extraction.graph import Steps
-    from pipelines.extraction.plan import ExtractionSettings, iter_blocks, make_plan
+    from pipelines.extraction.plan import ExtractionSettings, make_plan
+    from pipelines.extraction.work import iter_blocks
 
     tvl1.prewarm("cpu")
     settings = ExtractionSettings(shards=ShardSettings(videos_per_shard=config.videos_per_shard))

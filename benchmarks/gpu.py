@@ -261,7 +261,7 @@ def _extract(session: Session, folder: str, how: str) -> tuple[float, float]:
 def _run(plan: Plan, backend: str, pool: Any) -> float:
     """Wall seconds of the graph."""
     from pipelines.extraction.graph import Placement, Steps, run_graph
-    from pipelines.extraction.plan import iter_blocks
+    from pipelines.extraction.work import iter_blocks
 
     started = time.perf_counter()
     for _ in run_graph(iter_blocks(plan, {}, retry=False), Steps.of(plan, backend=backend, pool=pool), Placement()):

@@ -28,14 +28,8 @@ from pipelines.datasets.folders import Layout
 from pipelines.datasets.motion_videos import write_motion_videos
 from pipelines.datasets.records import DATASET
 from pipelines.errors import CatalogError, SettingsError
-from pipelines.extraction.plan import (
-    ExtractionSettings,
-    Plan,
-    backend_of,
-    find_work,
-    make_plan,
-    planned_kernel,
-)
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.work import backend_of, find_work, planned_kernel
 from pipelines.lock import OutputLock, lock_output
 
 if TYPE_CHECKING:

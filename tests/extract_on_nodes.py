@@ -10,7 +10,8 @@ import sys
 from jobs.cluster import connect
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.shards import ShardSettings
-from pipelines.extraction.plan import ExtractionSettings, Plan, find_work, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.work import find_work
 from pipelines.lock import lock_output
 from pipelines.media.decode import DecodeSettings
 

@@ -35,7 +35,8 @@ from pipelines.extraction.graph import (
     run_graph,
     start_actors,
 )
-from pipelines.extraction.plan import ExtractionSettings, Plan, find_committed, find_work, iter_blocks, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.work import find_committed, find_work, iter_blocks
 from pipelines.media import codec
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings

@@ -38,9 +38,10 @@ from pipelines.extraction import fleet, metrics
 from pipelines.extraction.flow_actor import FlowTask
 from pipelines.extraction.flow_pool import FlowPool, open_pool
 from pipelines.extraction.metrics import Stopwatch
-from pipelines.extraction.plan import PLAN_SCHEMA, ExtractionSettings, Plan, make_convention
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_convention
 from pipelines.extraction.progress import Progress, watch_progress
 from pipelines.extraction.tally import Tally
+from pipelines.extraction.work import PLAN_SCHEMA
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
 from pipelines.ray_data import ON_CPU, plain_errors, quieten
