@@ -200,7 +200,8 @@ class StreamFeatures:
     def push(self, frame: npt.NDArray[Any]) -> None:
         """The next frame: (H, W, 3) uint8 RGB, or (2H, W) codes of flow, u over v, as the encoder takes them.
 
-        Raises VideoError("bad_shape") where the crop does not fit into the frame.
+        A frame of another size than the settings say is resized. Raises VideoError("bad_shape") where one side is over
+        eight times as long as the other.
         """
         if self._newest is not None:
             self._take(self._newest)
@@ -259,10 +260,7 @@ class StreamFeatures:
     def _prepare(self, frame: npt.NDArray[Any]) -> Tensor:
         """(crops, size, size, C) on the device: RGB or codes as integers; flow that had to be resized in pixels."""
         frame = self._resize(frame if self._codes is None else split_components(frame))
-        try:
-            cropped = crop_frame(frame, self.network.input_spec.size, self.settings.crops, self._scale)
-        except ValueError as error:
-            raise VideoError("bad_shape", str(error)) from error
+        cropped = crop_frame(frame, self.network.input_spec.size, self.settings.crops, self._scale)
         # PyTorch computes nothing with uint16, and codes have no more than 10 bits.
         cropped = cropped.astype(np.int16) if cropped.dtype == np.uint16 else np.ascontiguousarray(cropped)
         return torch.from_numpy(cropped).to(self.device)
