@@ -100,7 +100,7 @@ def extract_shard(task: tuple[pa.Table, Steps]) -> None:
 
 def run_ray(blocks: list[pa.Table], steps: Steps, num_cpus: int) -> float:
     """Wall seconds of the graph."""
-    from pipelines.extraction.graph import Placement, run_graph
+    from pipelines.extraction.tasks import Placement, run_graph
 
     started = time.perf_counter()
     for _ in run_graph(blocks, steps, Placement(num_cpus=num_cpus)):

@@ -46,8 +46,9 @@ def measure(rows: int, videos_per_shard: int) -> tuple[str, ...]:
 
     from pipelines.datasets.catalog import SCHEMA, Catalog
     from pipelines.datasets.shards import ShardSettings
-    from pipelines.extraction.graph import Placement, Steps, run_graph
+    from pipelines.extraction.graph import Steps
     from pipelines.extraction.plan import ExtractionSettings, make_plan
+    from pipelines.extraction.tasks import Placement, run_graph
     from pipelines.extraction.work import iter_blocks
 
     class IdleSteps(Steps):

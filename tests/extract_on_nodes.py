@@ -30,7 +30,8 @@ def make(videos: str, output: str) -> Plan:
 def main(videos: str, output: str) -> None:
     connect()
     from pipelines.extraction import manifest
-    from pipelines.extraction.graph import Placement, extract
+    from pipelines.extraction.graph import extract
+    from pipelines.extraction.tasks import Placement
 
     plan = make(videos, output)
     with lock_output(output):

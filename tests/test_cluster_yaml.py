@@ -16,11 +16,11 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray_head import Head, run_head
 
-from jobs import evaluate, extract_flow, train, tune
+from jobs import evaluate, extract_flow, extraction, train, tune
 from pipelines.clips import loader
 from pipelines.datasets.catalog import SCHEMA, Catalog
 from pipelines.evaluation import features, scoring
-from pipelines.extraction import flow_pool, graph
+from pipelines.extraction import flow_pool, graph, tasks
 from pipelines.extraction.plan import ExtractionSettings, make_plan
 from pipelines.training import trainer
 from pipelines.training.settings import PRESETS
@@ -130,9 +130,9 @@ def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
     flags = extract_flow.ExtractFlow(videos="videos", output="shards")
-    _, placement = extract_flow.place(flags, "shards", lambda: total["GPU"])
+    _, placement = extraction.place(flags, "shards", lambda: total["GPU"])
     steps = graph.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
-    graph.build_graph([], steps, placement)
+    tasks.build_graph([], steps, placement)
     if placement.flow_actors:
         asked.map(**flow_pool.actor_options(placement.gpus_per_actor))
     scorer = evaluate.make_scorer(evaluate.Evaluate(data="shards", output="evaluation", rgb="run"))
@@ -155,7 +155,7 @@ def test_flow_on_cpus_is_computed_by_the_nodes_meant_for_it_as_many_tasks_as_cpu
     grown(monkeypatch, cluster, head=1)
     table = pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA)
     plan = make_plan(Catalog(table, (), "none"), ExtractionSettings(), videos="v", output="shards", kernel="cpu")
-    graph.build_graph([], graph.Steps.of(plan, backend="cpu"), graph.Placement(task_bytes=plan.task_bytes))
+    tasks.build_graph([], graph.Steps.of(plan, backend="cpu"), tasks.Placement(task_bytes=plan.task_bytes))
     ((label, condition),) = asked.selectors[-1].items()
     kinds = cluster["available_node_types"]
     assert condition == "!no"
