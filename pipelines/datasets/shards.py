@@ -40,6 +40,7 @@ ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
 Sink = IO[bytes] | storage.Draft
 T = TypeVar("T")
+C = TypeVar("C", bound=CommitRecord)
 
 COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
 
@@ -286,19 +287,19 @@ def read_commits(output: str) -> Iterator[Commit]:
     return commits.read_commits(output, Commit)
 
 
-def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:
+def write_tables(output: str, commits: Iterable[C], schema: pa.Schema = VIDEO_SCHEMA) -> Iterator[C]:
     """Write videos.parquet and quarantine.parquet from commit records, which are passed on one by one on the way.
 
-    The files are put when the last record has passed.
+    The files are put when the last record has passed; `schema` is that of the records' videos.
     """
-    quarantine_schema = pa.schema([VIDEO_SCHEMA.field(name) for name in QUARANTINE_COLUMNS])
+    quarantine_schema = pa.schema([schema.field(name) for name in QUARANTINE_COLUMNS])
     sinks = {"videos": pa.BufferOutputStream(), "quarantine": pa.BufferOutputStream()}
     with (
-        pq.ParquetWriter(sinks["videos"], VIDEO_SCHEMA) as videos,
+        pq.ParquetWriter(sinks["videos"], schema) as videos,
         pq.ParquetWriter(sinks["quarantine"], quarantine_schema) as quarantine,
     ):
         for some in _chunks(commits, COMMITS_PER_ROW_GROUP):
-            table = pa.Table.from_pylist([row for commit in some for row in commit.videos], schema=VIDEO_SCHEMA)
+            table = pa.Table.from_pylist([row for commit in some for row in commit.videos], schema=schema)
             videos.write_table(table)
             failed = table.filter(pc.equal(table["status"], "quarantined"))
             quarantine.write_table(failed.select(list(QUARANTINE_COLUMNS)))
