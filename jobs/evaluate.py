@@ -102,7 +102,8 @@ def run(config: Evaluate) -> Evaluation:
     print(f"scoring     {describe_workers(scorer.precision, scorer.num_workers, use_gpu=scorer.use_gpu)}", flush=True)
     networks = {source.name: source.load() for source in scorer.sources}
     # The workers load them again; here they are loaded to be held against the data before the work.
-    scoring.check_networks(index, networks)
+    for note in scoring.check_networks(index, networks):
+        print(f"note        {note}")
     usable = index.usable()
     rows = []
     for row in scoring.score_videos(usable, networks, scorer):

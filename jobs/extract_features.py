@@ -115,9 +115,7 @@ class ExtractFeatures(ExtractionFlags):
         if self.output is None:
             raise SettingsError("--output is not given: say where the features go")
         if self.data is not None and (self.annotations or self.limit is not None or self.folder_layout != "auto"):
-            raise SettingsError(
-                "--annotations, --limit and --folder-layout go with --videos, not with --data"
-            )
+            raise SettingsError("--annotations, --limit and --folder-layout go with --videos, not with --data")
         if self.videos_per_shard < 1:
             raise SettingsError(f"--videos-per-shard is {self.videos_per_shard}: it must be at least 1")
         self.settings.chosen_streams(tuple(self.uris))

@@ -36,9 +36,10 @@ from models import clip_scores, cuda
 from models.folding import fold_batch_norm
 from models.input_spec import CHANNELS, STREAMS, Stream
 from pipelines import storage
-from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoded_side
+from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoding_of
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
-from pipelines.evaluation.raw_video import compute_flow, decode_frames
+from pipelines.evaluation.raw_video import compute_flow, read_video
+from pipelines.media.decode import DecodeSettings
 from pipelines.training.trained_network import Network, load_network
 from pipelines.tvl1.params import FlowPreset
 
@@ -52,7 +53,8 @@ class Predict:
     """Classify one video with one stream, or with both, whose logits are added."""
 
     video: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = None
-    """Video file, on disk or s3://. I3D sees its first 250 frames at 25 frames per second; short videos are looped."""
+    """Video file, on disk or s3://. I3D sees its first 250 frames, at the rate that it was trained at;
+    short videos are looped."""
     clips: tuple[str, ...] = ()
     """Clips instead of a video: .npy files, float (1, T, H, W, 3) for RGB, (1, T, H, W, 2) for flow, in [-1, 1]."""
     rgb: str | None = None
@@ -150,14 +152,14 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
     """The test clips (N, C, T, H, W) of the video for each network, by its own input spec."""
     assert config.video is not None, "checked by the settings"
     clips: dict[Stream, Tensor] = {}
-    decoded: dict[tuple[int, int], Frames] = {}
+    decoded: dict[tuple[DecodeSettings, int], Frames] = {}
     for stream, network in networks.items():
         input_spec, settings = network.model.input_spec, network.settings
         # One frame more than RGB needs: flow has one fewer than the frames that it is computed from.
-        side, num_frames = wanted = decoded_side(input_spec, settings), count_test_frames(input_spec) + 1
+        wanted = decoding_of(input_spec, settings), count_test_frames(input_spec) + 1
         # Both streams mostly want the same frames: they are decoded once.
         if wanted not in decoded:
-            decoded[wanted] = decode(config.video, short_side=side, num_frames=num_frames)
+            decoded[wanted] = decode(config.video, *wanted)
         frames = decoded[wanted]
         # TV-L1 of whole frames, as in the extraction; the crop is cut from its flow.
         video = {"rgb": frames} if stream == "rgb" else {"flow": compute_flow(frames, config.flow_preset)}
@@ -168,10 +170,10 @@ def cut_clips(config: Predict, networks: Mapping[Stream, Network]) -> dict[Strea
     return clips
 
 
-def decode(uri: str, *, short_side: int, num_frames: int) -> Frames:
-    """The first frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, at most `num_frames`."""
+def decode(uri: str, settings: DecodeSettings, num_frames: int) -> Frames:
+    """The first frames (T, H, W, 3) uint8 RGB of a video, at most `num_frames`."""
     try:
-        return decode_frames(uri, short_side=short_side, num_frames=num_frames)
+        return read_video(uri, settings, most=lambda fps: num_frames).frames
     except OSError as error:  # names the URI
         raise InputError(str(error)) from error
     except VideoError as error:

@@ -51,14 +51,15 @@ def write_video(
     pixel_format: str = "yuv420p",
     times: list[int] | None = None,
     container: dict[str, str] | None = None,
+    rate: int | Fraction = 25,
     **options: str,
 ) -> Path:
-    """A bar one pixel further every frame, brightness 4 levels up; size is (width, height), times in ms or 25 fps."""
+    """A bar one pixel further every frame, brightness 4 levels up; size is (width, height), times in ms or by rate."""
     with ordinary_priority(), av.open(str(path), "w", container_options=container or {}) as output:
-        stream = output.add_stream(codec, rate=25, options=options)
+        stream = output.add_stream(codec, rate=rate, options=options)
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
-        tick = Fraction(1, 1000 if times else 25)
+        tick = Fraction(1, 1000) if times else 1 / Fraction(rate)
         stream.codec_context.time_base = tick
         for index in range(frames):
             frame = av.VideoFrame.from_ndarray(bars(index, size))
@@ -182,7 +183,8 @@ def test_resample_is_ffmpegs_fps_filter(fps: str, seed: int) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *({"fps": 0}, {"fps": math.nan}, {"fps": 0.0004}, {"fps": math.inf}),
+        *({"fps": 0}, {"fps": math.nan}, {"fps": 0.0004}, {"fps": math.inf}, {"fps": "Native"}),
+        *({"frame_size": size} for size in ("340", "341x256", "340x255", "0x0", "2050x1024", "18x2", "-2x-2", "٣٤x٣٤")),
         *({"short_side": 255}, {"short_side": 4098}, {"max_frames": 0}),
         *({"timeout_s": 0}, {"timeout_s": math.inf}, {"timeout_s": math.nan}, {"timeout_s": 1e300}),
         *({"max_gap_s": 0}, {"max_gap_s": math.inf}),
@@ -203,6 +205,7 @@ def test_settings_name_what_is_wrong(change: dict[str, float]) -> None:
     "extreme",
     [
         *({"fps": 0.01}, {"fps": 1000}, {"short_side": 2}, {"short_side": 2048}),
+        *({"fps": "native"}, {"frame_size": "2x2"}, {"frame_size": "16x2"}, {"frame_size": "2048x2048"}),
         *({"timeout_s": 86_400, "max_gap_s": 86_400}, {"timeout_s": 0.2, "cpu_limit_s": 1, "memory_limit_mb": 512}),
         {"cpu_limit_s": 1 << 30, "memory_limit_mb": 1 << 30},
         {"cpu_limit_s": None, "memory_limit_mb": None},
@@ -212,9 +215,11 @@ def test_what_settings_allow_decodes_and_encodes(tmp_path: Path, extreme: dict[s
     settings = DecodeSettings(**{"short_side": 64, **extreme})  # type: ignore[arg-type]
     path = write_video(tmp_path / "video.mp4", frames=3, size=(16, 16))
     with Decoder(replace(settings, timeout_s=max(10, settings.timeout_s))) as decoder:
-        frames = list(decoder.frames(path))
+        decoding = decoder.frames(path)
+        frames = list(decoding)
+    assert decoding.expected_fps is not None
     height, width = frames[0].shape[:2]
-    encoder = RGBEncoder(CodecSettings(), height=height, width=width, fps=settings.fps)
+    encoder = RGBEncoder(CodecSettings(), height=height, width=width, fps=decoding.expected_fps)
     for frame in frames[:2]:
         encoder.write(frame)
     assert len(decode_rgb(encoder.close())) == min(2, len(frames))
@@ -243,6 +248,110 @@ def test_other_rates(video: Path, fps: float, expected: int) -> None:
 def test_variable_frame_rate(tmp_path: Path) -> None:
     path = write_video(tmp_path / "vfr.mkv", frames=6, times=[0, 40, 50, 200, 240, 280], crf="10")
     assert indices(read(path)[0])[:8] == [0, 2, 2, 2, 2, 3, 4, 5]
+
+
+# --- at the file's own rate ---
+
+NATIVE = DecodeSettings(fps="native", short_side=64)
+
+
+def pictures(path: Path) -> int:
+    """How many pictures PyAV decodes."""
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.mark.parametrize("rate", [15, 24, 30, Fraction(30000, 1001), 60])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi", "ts"])
+def test_at_its_own_rate_a_file_gives_each_picture_once(tmp_path: Path, rate: int | Fraction, suffix: str) -> None:
+    path = write_video(tmp_path / f"video.{suffix}", frames=40, rate=rate, bf="0" if suffix == "avi" else "2", crf="10")
+    frames, info = read(path, NATIVE)
+    assert indices(frames) == list(range(pictures(path))) == list(range(40))
+    assert (info.frames, info.source_frames, info.damaged_frames, info.partial) == (40, 40, 0, False)
+    assert info.fps == info.source_fps == pytest.approx(float(rate), rel=1e-3)
+    assert info.duration == pytest.approx(40 / float(rate), rel=1e-3)
+
+
+def test_at_its_own_rate_nothing_of_a_variable_rate_is_repeated_or_left_out(tmp_path: Path) -> None:
+    times = [0, 40, 50, 200, 240, 280, 700]
+    frames, info = read(write_video(tmp_path / "vfr.mkv", frames=7, times=times, crf="10"), NATIVE)
+    assert indices(frames) == list(range(7))
+    assert info.fps == pytest.approx(6 / 0.7, rel=1e-3)
+
+
+def test_at_its_own_rate_a_pause_is_no_reason_to_refuse_a_file(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "pause.mkv", frames=4, times=[0, 40, 5000, 5040], crf="10")
+    assert fail(path, replace(SMALL, max_gap_s=1)).kind == "long_gap"
+    assert indices(read(path, replace(NATIVE, max_gap_s=1))[0]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.4, 0.9), (0.42, 0.58), (0.51, 0.52), (0.9, None)])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_span_at_its_own_rate_is_of_the_whole(tmp_path: Path, suffix: str, start: float, end: float | None) -> None:
+    """The picture that is on the screen at the start, and those that come before the end."""
+    path = write_video(tmp_path / f"video.{suffix}", frames=60, rate=20, bf="2", g="10", crf="10")
+    frames, info = read(path, NATIVE, start=start, end=end)
+    expected = [n for n in range(60) if (n + 1) / 20 > start + 1e-9 and n / 20 < (end or 3) - 1e-9]
+    assert indices(frames) == expected
+    assert info.trimmed
+    assert info.fps == pytest.approx(20, rel=1e-3)
+    assert info.duration == pytest.approx(len(expected) / 20, rel=1e-3)
+
+
+def test_at_its_own_rate_max_frames_counts_pictures(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mp4", frames=120, rate=60, crf="10")
+    assert len(read(path, replace(NATIVE, max_frames=120))[0]) == 120
+    for limit in (119, 20):
+        error = fail(path, replace(NATIVE, max_frames=limit))
+        assert (error.kind, f"the limit is {limit} frames)" in str(error)) == ("too_long", True)
+    assert len(read(path, replace(NATIVE, max_frames=31), start=0, end=0.5)[0]) == 30
+
+
+def test_at_its_own_rate_a_damaged_file_is_judged_as_at_another(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.ts", frames=200, rate=30, g="10", crf="10")
+    data = path.read_bytes()
+    for name, kept, kind in (("ends.ts", 0.97, None), ("noise.ts", 0.3, "corrupt")):
+        noise = np.random.default_rng(0).integers(0, 256, len(data) - int(kept * len(data)), np.uint8).tobytes()
+        (tmp_path / name).write_bytes(data[: int(kept * len(data))] + (b"" if kind is None else noise))
+        verdicts = []
+        for settings in (SMALL, NATIVE):
+            try:
+                _, info = read(tmp_path / name, settings)
+                verdicts.append((info.source_frames, info.damaged_frames, info.partial))
+            except VideoError as error:
+                verdicts.append((error.kind,))
+        assert verdicts[0] == verdicts[1]
+
+
+def test_frames_of_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    """As FFmpeg's scale filter makes them of the same picture, whatever shape it has."""
+    path = write_video(tmp_path / "video.mp4", frames=3, size=(176, 144), crf="10")
+    frames, info = read(path, DecodeSettings(frame_size="340x256"))
+    assert {frame.shape for frame in frames} == {(256, 340, 3)}
+    assert (info.source_height, info.source_width, info.height, info.width) == (144, 176, 256, 340)
+    assert np.array_equal(frames[1], scale_by_filter(path, 1, 340, 256))
+
+
+def scale_by_filter(path: Path, index: int, width: int, height: int) -> RGBFrame:
+    """A picture of a file through FFmpeg's own scale filter."""
+    flags = "bilinear+full_chroma_int+accurate_rnd+bitexact"
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        graph = av.filter.Graph()
+        scale = graph.add("scale", f"{width}:{height}:flags={flags}")
+        target = graph.add("format", "rgb24")
+        graph.link_nodes(graph.add_buffer(template=stream), scale, target, graph.add("buffersink")).configure()
+        for _, frame in zip(range(index + 1), container.decode(stream), strict=False):
+            graph.push(frame)
+            scaled = graph.pull()
+    return scaled.to_ndarray()
+
+
+def test_a_size_is_that_of_the_upright_picture(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mp4", frames=2, size=(96, 64), crf="10")
+    rotated = with_matrix(path, tmp_path / "shown.mp4", ROTATE_90)
+    frames, info = read(rotated, DecodeSettings(frame_size="48x80"))
+    assert (frames[0].shape, info.rotation) == ((80, 48, 3), 270)
 
 
 def test_a_video_that_starts_late_starts_at_its_first_frame(tmp_path: Path) -> None:

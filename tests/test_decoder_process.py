@@ -135,7 +135,7 @@ def test_memory_limit(tmp_path: Path) -> None:
     large = write_video(tmp_path / "large.mp4", frames=3, size=(8192, 4320), preset="ultrafast", bf="3")
     with Decoder(DecodeSettings(short_side=32, memory_limit_mb=512)) as decoder:
         frames = decoder.frames(large)
-        with pytest.raises(VideoError, match="memory_limit_mb=512") as caught:
+        with pytest.raises(VideoError, match="--decode-memory 512") as caught:
             list(frames)
         assert caught.value.kind == "out_of_memory"
         assert frames.pid is not None

@@ -156,6 +156,16 @@ def test_networks_that_do_not_fit_are_refused(index: VideoIndex, tmp_path: Path)
         load_network(str(tmp_path / "rgb"), stream="flow")
 
 
+def test_scores_of_frames_at_another_rate_come_with_a_word(index: VideoIndex, tmp_path: Path) -> None:
+    network = load_network(save_network(tmp_path, "rgb", index.classes), stream="rgb")
+    assert scoring.check_networks(index, {"rgb": network}) == []
+    native = replace(index, sampling=replace(index.sampling, fps="native"))
+    (note,) = scoring.check_networks(native, {"rgb": network})
+    assert note.startswith("--rgb was trained on 25 frames a second, ")
+    settings = network.settings.of_frames(native.sampling)
+    assert scoring.check_networks(native, {"rgb": replace(network, settings=settings)}) == []
+
+
 def test_a_gpu_that_computes_wrong_ends_an_evaluation_in_one_sentence(
     index: VideoIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

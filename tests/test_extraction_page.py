@@ -181,6 +181,12 @@ def test_preview_of_a_large_frame_is_small() -> None:
     assert (preview.height, preview.width) == (144, 288)
 
 
+@pytest.mark.parametrize(("fps", "seconds"), [(3.0, 5 / 3), (0.0003, 1 / 0.0003), (5000.0, 5 / 5000)])
+def test_a_video_at_its_own_rate_has_a_preview_whatever_that_is(fps: float, seconds: float) -> None:
+    preview = make_preview(make_video("a") | {"fps": fps, "convention": CONVENTION})
+    assert preview.seconds == pytest.approx(seconds)
+
+
 def test_preview_refuses_what_has_no_flow() -> None:
     with pytest.raises(PreviewError, match="one frame"):
         make_preview(make_video("a") | {"num_frames": 1, "convention": CONVENTION})

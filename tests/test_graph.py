@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import av
 import pytest
 import ray
+from test_decode import write_video
 
 from pipelines import storage
 from pipelines.datasets import shards
@@ -96,6 +99,21 @@ def test_extracted_row_is_true_to_the_video(videos: Path, tmp_path: Path) -> Non
     assert flow.shape == (5, 64, 96, 2)
     assert flow[..., 0].mean() > 3 * abs(flow[..., 1].mean())
     assert done["source_sha256"] == hashlib.sha256(Path(row["path"]).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("rate", [15, 30])
+def test_a_video_at_its_own_rate_and_of_an_exact_size(tmp_path: Path, rate: int) -> None:
+    settings = dataclasses.replace(SETTINGS, decode=DecodeSettings(fps="native", frame_size="68x64"))
+    (tmp_path / "videos" / "wave").mkdir(parents=True)
+    write_video(tmp_path / "videos" / "wave" / "1.mp4", frames=12, rate=rate, size=(96, 64))
+    plan = plan_of(tmp_path / "videos", tmp_path, settings)
+    done = steps_of(plan).extract(plan.table.to_pylist()[0])
+    assert (done["status"], done["num_frames"], done["height"], done["width"]) == ("ok", 12, 64, 68)
+    assert done["fps"] == done["source_fps"] == pytest.approx(rate)
+    for blob in (done["rgb"], done["flow"]):
+        with av.open(io.BytesIO(blob)) as container:
+            assert container.streams.video[0].average_rate == rate
+    assert codec.decode_flow(done["flow"], settings.codec.flow_convention()).shape == (11, 64, 68, 2)
 
 
 def test_flow_error_is_measured_on_sampled_videos_only(videos: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import ShardSettings
-from pipelines.errors import SettingsChangedError
+from pipelines.errors import SettingsChangedError, SettingsError
 from pipelines.extraction import plan as plan_module
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.extraction.work import begin_output, find_committed, iter_blocks
@@ -82,6 +82,31 @@ def test_a_task_reserves_memory_for_the_longest_video_that_there_may_be(tmp_path
     assert reserve(table=spans) == pytest.approx(longest * 20 / 400, abs=1)
     assert reserve(largest_bytes=12_500 * 40) == pytest.approx(longest * 40 / 400, abs=1)
     assert reserve(largest_bytes=1 << 40) == longest
+
+
+def test_memory_for_videos_at_their_own_rate_and_for_frames_of_an_exact_size(tmp_path: Path) -> None:
+    found = dataclasses.replace(catalog_of({"train": 2}), largest_bytes=12_500 * 40)
+
+    def reserve(**decode: Any) -> int:
+        settings = ExtractionSettings(decode=DecodeSettings(**decode))
+        return plan_of(found, tmp_path, settings).task_bytes - plan_module.TASK_BYTES
+
+    at_25 = reserve()
+    assert reserve(fps="native") == pytest.approx(at_25 * plan_module.NATIVE_FPS / 25, abs=4)
+    assert reserve(fps="native", max_frames=100) == pytest.approx(at_25 * 100 / 1000, abs=4)
+    assert reserve(frame_size="128x64") == pytest.approx(at_25 * 128 * 64 / (256 * 256 * 4 / 3), abs=4)
+
+
+def test_plan_and_convention_say_rate_and_size(tmp_path: Path) -> None:
+    settings = ExtractionSettings(decode=DecodeSettings(fps="native", frame_size="340x256"))
+    named = plan_of(catalog_of({"train": 2}), tmp_path, settings).record.settings["decode"]
+    said = {"fps": "native", "short_side": 256, "frame_size": "340x256"}
+    assert named == said == plan_module.make_convention(settings, "cpu").sampling
+
+
+def test_shards_hold_no_frames_of_odd_sizes() -> None:
+    with pytest.raises(SettingsError, match=r"^--frame-size is native: shards hold"):
+        ExtractionSettings(decode=DecodeSettings(frame_size="native"))
 
 
 def test_a_shard_holds_one_split_in_catalog_order(tmp_path: Path) -> None:

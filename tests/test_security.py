@@ -187,7 +187,7 @@ def test_the_decoder_s_processor_time_is_limited(tmp_path: Path) -> None:
     video = write_video(tmp_path / "long.mp4", frames=3000, size=(96, 64))
     endless = DecodeSettings(short_side=256, fps=1000, max_frames=10**7, cpu_limit_s=1)
     with Decoder(endless) as decoder:
-        with pytest.raises(VideoError, match="more processor time than cpu_limit_s=1") as error:
+        with pytest.raises(VideoError, match="more processor time than --decode-cpu-limit 1") as error:
             for _ in decoder.frames(video):
                 pass
         assert error.value.kind == "too_slow"

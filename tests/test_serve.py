@@ -28,8 +28,9 @@ from models.checkpoint import Metadata
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_clips
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
 from pipelines.errors import InputError, SettingsError
-from pipelines.evaluation.raw_video import compute_flow, decode_frames
+from pipelines.evaluation.raw_video import compute_flow, read_video
 from pipelines.media.codec import CodecSettings
+from pipelines.media.decode import DecodeSettings
 
 AUDIT = (Path(__file__).parent / "page_audit.js").read_text()
 HOSTILE = b"ffconcat version 1.0\nfile '/etc/passwd'\n"
@@ -95,7 +96,7 @@ def predict_video(server: str, video: bytes, query: str = "") -> dict[str, Any]:
 @torch.no_grad()
 def test_the_scores_are_those_of_the_networks_on_clips_along_the_video(server: str, files: Path) -> None:
     answer = predict_video(server, (files / "video.mp4").read_bytes())
-    frames = decode_frames(str(files / "video.mp4"), short_side=74, num_frames=30)  # 64 px of 224, in 256
+    frames = read_video(str(files / "video.mp4"), DecodeSettings(short_side=74)).frames[:30]  # 64 px of 224, in 256
     video = {"rgb": frames[:29], "flow": compute_flow(frames, "faithful")}
     protocol = EvaluationProtocol(num_clips=3)  # 29 frames of flow are 1.8 clips, and each part is seen twice
     logits = {}

@@ -12,7 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fixtures_jobs import run_here
+from fixtures_jobs import NO_GPUS, run_here, succeed
+from page_text import read_page
+from test_decode import write_video
 
 from jobs.verify import Verify, run
 from pipelines.datasets.video_index import read_index
@@ -38,6 +40,30 @@ def test_a_good_data_set_passes_sources_included(motion_shards: str, capsys: pyt
     printed = capsys.readouterr().out
     assert printed.count("px mean") == 3
     assert "ok      20 videos in the tables" in printed
+
+
+def test_videos_at_their_own_rate_pass_sources_included(
+    ray_here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command to the check and the page: every picture once, at 15 and 30 a second, squeezed to one size."""
+    for rate in (15, 30):
+        (tmp_path / "videos" / f"at{rate}").mkdir(parents=True)
+        write_video(tmp_path / "videos" / f"at{rate}" / "1.mp4", frames=3 * rate, rate=rate, size=(96, 64))
+    out = tmp_path / "out"
+    flags = ("--fps", "native", "--frame-size", "40x32", "--videos-per-shard", "1", *NO_GPUS)
+    succeed("extract_flow", "--videos", tmp_path / "videos", "--output", out, *flags)
+    assert found(out, videos=str(tmp_path / "videos"), samples=2) == ""
+    rows = pq.read_table(out / "videos.parquet", columns=["class_name", "fps", "source_fps", "num_frames"]).to_pylist()
+    assert [list(row.values()) for row in sorted(rows, key=lambda row: row["fps"])] == [
+        ["at15", 15, 15, 45],
+        ["at30", 30, 30, 90],
+    ]
+    page = read_page((out / "report.html").read_text())
+    for line in ("6 s of video", "Frames a second 15 to 30, median 22.5", "Frames a video 45 to 90, median 68"):
+        assert line in page
+    assert "Frame sizes 40×32 (2)" in page
+    assert "decode.fps native" in page
+    assert "low-rate" not in page
 
 
 def flip_a_byte(output: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.clips.loader import open_row
 from pipelines.datasets import shards
+from pipelines.datasets.records import FrameSampling
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import DataError
 
@@ -18,7 +19,7 @@ def test_every_catalog_video_is_there_with_its_fate(motion_shards: str) -> None:
     index = read_index(motion_shards)
     found = Counter(zip(index.table["split"].to_pylist(), index.table["status"].to_pylist(), strict=True))
     assert found == {("train", "ok"): 12, ("test", "ok"): 6, ("test", "quarantined"): 1, ("test", "missing"): 1}
-    assert (index.short_side, len(index.classes)) == (40, 6)
+    assert (index.sampling, len(index.classes)) == (FrameSampling(fps=25.0, short_side=40), 6)
     assert index.convention.flow["bound_px"] == 20
 
 
@@ -98,3 +99,18 @@ def test_official_folds_find_videos_by_the_name_of_their_file(tmp_path: Path, mo
     assert divided.table["status"].to_pylist() == ["ok"] * 4
     assert open_row(divided.row(0), ["flow"])("flow", 0, 5).shape[0] == 5
     assert divided.table["split"].to_pylist().count("train") == 2
+
+
+@pytest.mark.parametrize(
+    ("fps", "words"), [("native", "frames at their videos' own rate"), (12.0, "12 frames a second")]
+)
+def test_whoever_trains_on_frames_of_another_rate_is_told(motion_shards: str, fps: float, words: str) -> None:
+    index = read_index(motion_shards)
+    assert check_trainable(index, "train") == []
+    (note,) = check_trainable(replace(index, sampling=FrameSampling(fps=fps, short_side=40)), "train")
+    assert f"holds {words}; networks count clips in frames" in note
+
+
+def test_the_shorter_side_of_an_exact_size() -> None:
+    assert FrameSampling(fps=25.0, short_side=256, frame_size="340x200").shorter_side == 200
+    assert FrameSampling(fps=25.0, short_side=96).shorter_side == 96

@@ -14,12 +14,14 @@ from models.input_spec import VideoModel
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.loader import Batch
 from pipelines.clips.sampling import ClipSettings
+from pipelines.datasets.records import FrameSampling
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.training.config import Optimisation, Reporting, Run
 from pipelines.training.schedule import Schedule
 from pipelines.training.worker import Worker
 
 CLASSES = ("left", "right")
+SAMPLING = FrameSampling(fps=25.0, short_side=40)
 CONFIG = models.configure("c3d", num_classes=2, stream="rgb", width=0.03125, size=32, dropout=0.5)
 WORKER = Worker(rank=0, num_workers=1, device=torch.device("cpu"), data_cpus=1.0)
 
@@ -27,7 +29,7 @@ WORKER = Worker(rank=0, num_workers=1, device=torch.device("cpu"), data_cpus=1.0
 def make_index(num_videos: int = 4, *, label: int = 0) -> VideoIndex:
     """Videos of one label, which lie nowhere."""
     table = pa.table({"id": [f"v{number}" for number in range(num_videos)], "label": [label] * num_videos})
-    return VideoIndex(data="nowhere", table=table, classes=CLASSES, convention={}, short_side=40)
+    return VideoIndex(data="nowhere", table=table, classes=CLASSES, convention={}, sampling=SAMPLING)
 
 
 def make_run(

@@ -171,7 +171,7 @@ class TrainingClips(NumberedClips):
 
     @property
     def scale(self) -> FlowScale | None:
-        side = self.videos.short_side
+        side = self.videos.sampling.shorter_side
         resized = self.settings.resize == "square" or needs_resize(side, side, self.input_spec, self.settings)
         # Flow that is resized is no longer made of codes.
         if resized or "flow" not in self.input_spec.train.streams:

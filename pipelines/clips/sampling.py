@@ -9,7 +9,7 @@ Training clips are cut in `pipelines.clips.augmentation`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import cv2
@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 from tyro import conf
 
-from models.input_spec import InputSpec
+from models.input_spec import FRAMES_PER_SECOND, InputSpec
+from pipelines.datasets.records import FrameSampling
 from pipelines.errors import ConventionError, SettingsError
 from pipelines.media.codec import CodecSettings, FlowScale
+from pipelines.media.decode import DecodeSettings, FrameRate
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
 Flow = npt.NDArray[np.floating]  # (T, H, W, 2), px
@@ -38,6 +40,8 @@ class ClipSettings:
     """How decoded frames become clips, in training as at test; flow vectors are scaled along with their frames.
 
     `short_side`: the shorter side in pixels at which flow was computed; None: that of the model's input spec.
+    `frame_size`, WIDTHxHEIGHT, where all frames were of one size, and `fps`, where they were not taken at the input
+    spec's rate: how raw videos are to be decoded, too.
     """
 
     resize: Resize = "shorter"
@@ -45,6 +49,8 @@ class ClipSettings:
     flow_bound: float | None = None
     """Pixels of flow, after resizing, that become 1. None: the bound of the shards, 20 in the paper."""
     short_side: Annotated[int | None, conf.Suppress] = None
+    frame_size: Annotated[str | None, conf.Suppress] = None
+    fps: Annotated[FrameRate | None, conf.Suppress] = None
 
     @property
     def bound(self) -> float:
@@ -56,8 +62,15 @@ class ClipSettings:
             raise SettingsError(f"--flow-bound is {self.flow_bound}: give a positive number of pixels")
 
     def to_json(self) -> dict[str, object]:
-        """What a checkpoint says of them."""
-        return {**asdict(self), "flow_bound": self.bound}
+        """What a checkpoint says of them; rate and size of frames only where they are not the usual ones."""
+        unusual = {name: value for name in ("frame_size", "fps") if (value := getattr(self, name)) is not None}
+        usual = {"resize": self.resize, "flow_bound": self.bound, "short_side": self.short_side}
+        return usual | unusual
+
+    def of_frames(self, sampling: FrameSampling) -> ClipSettings:
+        """The same for frames that were taken so."""
+        fps = None if sampling.fps == FRAMES_PER_SECOND else sampling.fps
+        return replace(self, short_side=sampling.short_side, frame_size=sampling.frame_size, fps=fps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +225,15 @@ def flow_bound(convention: Mapping[str, object] | None) -> float:
 def decoded_side(input_spec: InputSpec, settings: ClipSettings) -> int:
     """Shorter side in pixels to decode a raw video at: where flow was computed, else the input spec's, made even."""
     return settings.short_side or input_spec.shorter_side + input_spec.shorter_side % 2
+
+
+def decoding_of(input_spec: InputSpec, settings: ClipSettings) -> DecodeSettings:
+    """How to decode a raw video: at the rate and size of the frames that the network was trained on."""
+    return DecodeSettings(
+        fps=settings.fps or float(FRAMES_PER_SECOND),
+        short_side=decoded_side(input_spec, settings),
+        frame_size=settings.frame_size,
+    )
 
 
 def count_test_frames(input_spec: InputSpec) -> int:

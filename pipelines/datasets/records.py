@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipelines import records, storage
 from pipelines.errors import RecordError
@@ -29,14 +30,15 @@ class ShardConvention(Record):
     """How the blobs of a row were made and are to be read; it travels inside every shard.
 
     `flow` says what turns stored codes into pixels of motion (`pipelines.media.codec` refuses one that it does not
-    know), `tvl1` the flow's preset, parameters and kernel, `rgb` the codec, `members` the extension of each blob in a
-    WebDataset sample.
+    know), `tvl1` the flow's preset, parameters and kernel, `rgb` the codec, `sampling` the rate and size of frames as
+    `FrameSampling` has them, `members` the extension of each blob in a WebDataset sample.
     """
 
     schema_version: int = SCHEMA_VERSION
     flow: Convention
     tvl1: Mapping[str, object] = field(default_factory=dict)
     rgb: Mapping[str, str] = field(default_factory=dict)
+    sampling: Mapping[str, object] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -92,10 +94,31 @@ class ListedShard:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameSampling(Record):
-    """Frames a second and the shorter side, px, that videos were decoded at."""
+    """How videos were decoded: `fps` frames a second, or "native" for the rate that each has, at the shorter side in px
+    or, where it is given, at `frame_size`, "WIDTHxHEIGHT"."""
 
-    fps: float
+    fps: float | Literal["native"]
     short_side: int
+    frame_size: str | None = None
+
+    def describe(self) -> str:
+        """In words."""
+        size = f"{self.frame_size} px" if self.frame_size else f"shorter side {self.short_side} px"
+        return f"{self.describe_rate()}, {size}"
+
+    def describe_rate(self) -> str:
+        """The rate in words."""
+        return describe_rate(self.fps)
+
+    @property
+    def shorter_side(self) -> int:
+        """The shorter side of the frames in px."""
+        return min(map(int, self.frame_size.split("x"))) if self.frame_size else self.short_side
+
+
+def describe_rate(fps: float | Literal["native"]) -> str:
+    """A rate that frames are taken at, in words."""
+    return "frames at their videos' own rate" if fps == "native" else f"{fps:g} frames a second"
 
 
 @dataclass(frozen=True, kw_only=True)

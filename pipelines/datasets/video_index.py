@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.annotations import Annotation, is_id, read_annotations
-from pipelines.datasets.records import ListedShard, ShardConvention, read_dataset
+from pipelines.datasets.records import FrameSampling, ListedShard, ShardConvention, read_dataset
 from pipelines.errors import DataError
 
 COLUMNS = (
@@ -34,15 +35,15 @@ class VideoIndex:
 
     `data` is its absolute URI, `given` what the user called it, for messages.
     `table` has one row per video: `COLUMNS`, and of a usable one `file` (its shard's URI), `version` (the shard's hash)
-    and `row` (its place in the shard). `convention` says how RGB and flow are read, `short_side` at which shorter side
-    in pixels flow was computed.
+    and `row` (its place in the shard). `convention` says how RGB and flow are read, `sampling` at which rate and size
+    frames were taken and flow was computed.
     """
 
     data: str
     table: pa.Table
     classes: tuple[str, ...]
     convention: ShardConvention
-    short_side: int
+    sampling: FrameSampling
     given: str = ""
 
     def __len__(self) -> int:
@@ -80,7 +81,7 @@ def read_index(data: str) -> VideoIndex:
     given, data = data, storage.absolute(data)
     try:
         dataset = read_dataset(data)
-        short_side = dataset.sampling.short_side
+        sampling = dataset.sampling
         table = shards.read_table(storage.join(data, "videos.parquet"), COLUMNS)
     except (ValueError, OSError) as error:
         # With the path as the user wrote it.
@@ -93,7 +94,7 @@ def read_index(data: str) -> VideoIndex:
         table=_locate(table, data, listed),
         classes=dataset.classes,
         convention=dataset.convention,
-        short_side=short_side,
+        sampling=sampling,
         given=given,
     )
 
@@ -113,6 +114,11 @@ def check_trainable(index: VideoIndex, split: str) -> list[str]:
     used = set(usable.table["class_name"].to_pylist())
     untrained = [name for name in index.classes if name not in used]
     notes = []
+    if index.sampling.fps != FRAMES_PER_SECOND:
+        notes.append(
+            f"{index.given or index.data} holds {index.sampling.describe_rate()}; networks count clips in frames, as "
+            f"of {FRAMES_PER_SECOND} a second, so theirs last longer or shorter here than in the paper"
+        )
     if len(usable) == 1:
         notes.append("there is one video to train on: the network will only learn that one by heart")
     if len(used) == 1:

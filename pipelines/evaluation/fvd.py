@@ -50,7 +50,7 @@ Clips = npt.NDArray[np.uint8]  # (clips, T, H, W, 3) RGB
 BATCH = 8  # clips that go through the network at a time
 READING_ERRORS = (VideoError, *DECODING_ERRORS)
 # Frames pass one by one and only clips are kept, so that a long video costs time and no memory.
-DECODING = DecodeSettings(max_frames=1 << 30)
+DECODING = DecodeSettings(fps="native", frame_size="native", max_frames=1 << 30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class VideoSet:
 
     def _read_file(self, place: int, choice: ClipChoice) -> tuple[Sequence[Frames], int]:
         with storage.local_copy(self.uris[place]) as path:
-            frames = process_decoder(DECODING).frames(path, native=True)
+            frames = process_decoder(DECODING).frames(path)
             try:
                 return choice.select(frames, self.ids[place])
             finally:

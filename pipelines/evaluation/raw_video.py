@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from models.input_spec import FRAMES_PER_SECOND
 from pipelines import storage, tvl1
 from pipelines.clips.sampling import Frames
-from pipelines.media.decode import DecodeSettings
+from pipelines.media.decode import MAX_LIMIT, DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 
 
-def decode_frames(
-    uri: str, *, short_side: int, num_frames: int | None = None, cpu_limit_s: int | None = DecodeSettings.cpu_limit_s
-) -> Frames:
-    """The frames (T, H, W, 3) uint8 RGB of a video at 25 frames a second, the first `num_frames` where that is given.
+@dataclass(frozen=True, kw_only=True)
+class RawVideo:
+    """Decoded frames (T, H, W, 3) uint8 RGB, `fps` of them a second."""
+
+    frames: Frames
+    fps: float
+
+
+def read_video(uri: str, settings: DecodeSettings, *, most: Callable[[float], int] | None = None) -> RawVideo:
+    """The frames of a video; `most` says how many from the first on, given the frames a second. None: all.
 
     Raises OSError where the file cannot be fetched, VideoError where it cannot be decoded, or takes its decoder more
-    than `cpu_limit_s` seconds of a processor.
+    than the settings allow.
     """
-    settings = DecodeSettings(fps=FRAMES_PER_SECOND, short_side=short_side, cpu_limit_s=cpu_limit_s)
-    end = None if num_frames is None else num_frames / FRAMES_PER_SECOND
+    span: dict[str, float | None] = {}
+    if most is not None:
+        # The rest of a long video must cost nothing. Where the rate is the file's own, it is known with the frames.
+        end = None if settings.fps == "native" else most(settings.fps) / settings.fps
+        settings, span = replace(settings, max_frames=MAX_LIMIT), {"start": 0.0, "end": end}
+    taken: list[npt.NDArray[np.uint8]] = []
     with storage.local_copy(uri) as path:
-        frames = process_decoder(settings).frames(path, start=0 if end else None, end=end)
-        return np.stack(list(islice(frames, num_frames)))
+        frames = process_decoder(settings).frames(path, **span)
+        for frame in frames:
+            taken.append(frame)
+            assert frames.expected_fps is not None, "it comes before the first frame"
+            if most is not None and len(taken) == most(frames.expected_fps):
+                break
+        frames.close()
+    return RawVideo(frames=np.stack(taken), fps=frames.expected_fps or 0.0)
 
 
 def compute_flow(frames: Frames, preset: str) -> npt.NDArray[np.float32]:

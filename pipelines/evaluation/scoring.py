@@ -22,8 +22,10 @@ import torch
 import models
 from models import cuda
 from models.folding import fold_batch_norm
+from models.input_spec import FRAMES_PER_SECOND
 from pipelines.clips.loader import check_storage, is_of_storage, open_row
 from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
+from pipelines.datasets.records import describe_rate
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError, OutageError, RunError
@@ -64,12 +66,14 @@ class Scorer:
     use_gpu: bool = False
 
 
-def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
-    """Raises NetworkError where a network does not fit the data: other classes, or flow of another convention.
+def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> list[str]:
+    """What whoever reads the scores should know before.
 
-    Raises DataError where the data has no labels to compare with.
+    Raises NetworkError where a network does not fit the data: other classes, or flow of another convention. Raises
+    DataError where the data has no labels to compare with.
     """
     check_labels(index)
+    notes = []
     for name, network in networks.items():
         if network.classes is not None and network.classes != index.classes:
             # Not strict: where one list is the beginning of the other the message says so.
@@ -82,6 +86,13 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> None:
             )
         if "flow" in network.streams:
             check_convention(index.convention.flow)
+        trained_at = network.settings.fps or FRAMES_PER_SECOND
+        if trained_at != index.sampling.fps:
+            notes.append(
+                f"--{name} was trained on {describe_rate(trained_at)}, {index.given or index.data} holds "
+                f"{index.sampling.describe_rate()}: motion is of another speed than it has learned"
+            )
+    return notes
 
 
 class CutVideo:

@@ -102,14 +102,12 @@ class Steps(TaskSteps):
             encoded = self._encode(flow, video, clock)
             return {**video.facts(), **encoded, "kernel": flow.kernel}
 
-    def _encode(self, flow: _Flow, video: Iterable[GreyFrame], clock: Stopwatch) -> Row:
+    def _encode(self, flow: _Flow, video: _Video, clock: Stopwatch) -> Row:
         encoder: codec.FlowEncoder | None = None
         for image, counts in clock.through("flow", flow.levels(clock.through("encode", video))):
             if encoder is None:
                 height, width = image.shape[0] // 2, image.shape[1]
-                encoder = codec.FlowEncoder(
-                    self.settings.codec, height=height, width=width, fps=self.settings.decode.fps
-                )
+                encoder = codec.FlowEncoder(self.settings.codec, height=height, width=width, fps=video.fps)
             encoder.write_levels(image, counts)
         if encoder is None:  # a video of one frame has no flow
             return {"status": "ok", "flow": b"", "flow_mean": 0.0, "flow_clipped": 0.0}
@@ -162,12 +160,17 @@ class _Video:
         for frame in self.clock.through("decode", self.frames):
             if self.encoder is None:
                 self.size = height, width = frame.shape[:2]
-                fps = self.settings.decode.fps
-                self.encoder = codec.RGBEncoder(self.settings.codec, height=height, width=width, fps=fps)
+                self.encoder = codec.RGBEncoder(self.settings.codec, height=height, width=width, fps=self.fps)
             self.encoder.write(frame)
             self.num_frames += 1
             # Of the frame after resizing: flow that is resized itself would need its vectors scaled.
             yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+
+    @property
+    def fps(self) -> float:
+        """Frames a second that a player is to show, from the first frame on."""
+        assert self.frames.expected_fps is not None, "it comes before the first frame"
+        return self.frames.expected_fps
 
     def facts(self) -> Row:
         """The columns of a shard row that are known once all frames have passed, `rgb` among them."""
@@ -177,7 +180,7 @@ class _Video:
             "num_frames": self.num_frames,
             "height": self.size[0],
             "width": self.size[1],
-            "fps": self.settings.decode.fps,
+            "fps": self.frames.info.fps,
             "source_fps": self.frames.info.source_fps,
             "timing": self.frames.info.timing,
             "partial": self.frames.info.partial,

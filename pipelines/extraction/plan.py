@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from pipelines import tvl1
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import Catalog
-from pipelines.datasets.records import SCHEMA_VERSION, ShardConvention
+from pipelines.datasets.records import SCHEMA_VERSION, FrameSampling, ShardConvention
 from pipelines.datasets.shards import Commit, ShardSettings
+from pipelines.errors import SettingsError
 from pipelines.extraction.records import PlannedCatalog, PlanRecord
 from pipelines.extraction.work import PlannedWork, hash_catalog, lay_out
 from pipelines.media import decode, probe, resize, timestamps
@@ -27,9 +28,10 @@ from pipelines.tvl1.params import FlowPreset
 LIMITS = ("max_frames", "max_gap_s", "timeout_s", "memory_limit_mb", "cpu_limit_s")
 DECODING = (probe, timestamps, decode, resize)  # modules whose constants decide what becomes of a video
 # Constants of theirs that bound settings, and no more: a setting that is allowed means the same whatever they are.
-BOUNDS = ("MIN_FPS", "MAX_SHORT_SIDE", "DAY_S", "MAX_LIMIT")
+BOUNDS = ("MIN_FPS", "MAX_FPS", "MAX_SHORT_SIDE", "MAX_SIDE", "PACKETS_OF_A_PICTURE", "DAY_S", "MAX_LIMIT")
 TASK_BYTES = 600 << 20  # of a worker, its decoder and the frames on their way
 STORED_BYTES = 0.5  # a pixel, of RGB and flow as they are stored, times the copies of a video when it is done
+NATIVE_FPS = 60.0  # of a file whose own rate is kept, as far as memory goes: few record faster
 LEAST_BYTES_S = 12_500  # of a source: what takes less, as a still picture does, takes little when it is stored, too
 
 
@@ -47,6 +49,10 @@ class ExtractionSettings:
     """Shards."""
     error_sample_every: int = 16
     """The error of stored flow is measured on every so many videos of the catalog."""
+
+    def __post_init__(self) -> None:
+        if self.decode.frame_size == "native":
+            raise SettingsError("--frame-size is native: shards hold frames of even sides; give WIDTHxHEIGHT, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +98,15 @@ def make_plan(catalog: Catalog, settings: ExtractionSettings, *, videos: str, ou
 
 def _estimate_memory(catalog: Catalog, settings: DecodeSettings) -> int:
     """Bytes that a task is to reserve: of the longest video that there may be, 4:3; see benchmarks/memory.py."""
-    seconds = [settings.max_frames / settings.fps]
+    fps = NATIVE_FPS if settings.fps == "native" else settings.fps
+    height, width = settings.exact_size or (settings.short_side, settings.short_side * 4 / 3)
+    seconds = [settings.max_frames / fps]
     lengths = pc.subtract(catalog.table["end"], catalog.table["start"])
     if len(lengths) and lengths.null_count == 0:
         seconds.append(max(0.0, pc.max(lengths).as_py()))
     if catalog.largest_bytes is not None:
         seconds.append(catalog.largest_bytes / LEAST_BYTES_S)
-    pixels = min(seconds) * settings.fps * settings.short_side**2 * 4 / 3
+    pixels = min(seconds) * fps * height * width
     return TASK_BYTES + int(STORED_BYTES * pixels)
 
 
@@ -143,5 +151,11 @@ def make_convention(settings: ExtractionSettings, kernel: str) -> ShardConventio
         flow=settings.codec.flow_convention(),
         tvl1={"preset": settings.flow_preset, "kernel": kernel, **asdict(tvl1.PRESETS[settings.flow_preset])},
         rgb={"codec": settings.codec.rgb_codec},
+        sampling=asdict(sampling_of(settings.decode)),
         members={"rgb": "rgb.mp4", "flow": settings.codec.flow_extension},
     )
+
+
+def sampling_of(settings: DecodeSettings) -> FrameSampling:
+    """What readers of a data set may want to know of how its videos were decoded."""
+    return FrameSampling(fps=settings.fps, short_side=settings.short_side, frame_size=settings.frame_size)

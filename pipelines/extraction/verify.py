@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -193,7 +193,7 @@ def compare_source(video: Row, facts: Row, videos: str, dataset: Dataset) -> Fin
     """
     sampling = dataset.sampling
     # It passed the limits that its extraction was given, which a data set does not record.
-    settings = DecodeSettings(fps=sampling.fps, short_side=sampling.short_side, **NO_LIMITS)
+    settings = DecodeSettings(**asdict(sampling), **NO_LIMITS)
     try:
         with storage.local_copy(storage.join(videos, facts["source"])) as path:
             if storage.hash_file(path) != facts["source_sha256"]:

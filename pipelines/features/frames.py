@@ -26,7 +26,6 @@ class VideoFile:
     """A fetched file; its frames can be read once."""
 
     def __init__(self, path: str, row: Row, task: FeatureTask) -> None:
-        self.task = task
         self.file = HashedFile(path)
         self.frames = process_decoder(task.decode).frames(path, start=row["start"], end=row["end"])
         self.size = (0, 0)
@@ -46,7 +45,7 @@ class VideoFile:
             "num_frames": self.num_frames,
             "height": self.size[0],
             "width": self.size[1],
-            "fps": info.source_fps if self.task.decode.fps == "native" else self.task.decode.fps,
+            "fps": info.fps,
             "source_fps": info.source_fps,
             "timing": info.timing,
             "partial": info.partial,

@@ -104,7 +104,6 @@ class Stored:
 
     index: VideoIndex
     fingerprint: str
-    fps: float | str  # that of its settings: a number, or native
 
     @classmethod
     def read(cls, data: str, split: str | None) -> Stored:
@@ -118,14 +117,15 @@ class Stored:
         index = index.of_split(split) if split else index
         if "ok" not in index.table["status"].to_pylist():
             raise DataError(f"{data}: none of its {len(index):,} videos is in a shard; its report.html says why")
-        return cls(index=index, fingerprint=dataset.fingerprint, fps=dataset.sampling.fps)
+        return cls(index=index, fingerprint=dataset.fingerprint)
 
     def check(self, fps: float | str) -> None:
         """Raises SettingsError where features at this rate cannot be made of these frames."""
-        if fps != self.fps:
+        stored = self.index.sampling
+        if fps != stored.fps:
             raise SettingsError(
-                f"--fps is {fps}, and the frames of {self.index.given or self.index.data} are at {self.fps}: give "
-                f"--fps {self.fps}, or --videos in place of --data"
+                f"--fps is {fps}, and {self.index.given or self.index.data} holds {stored.describe_rate()}: give --fps "
+                f"{stored.fps}, or --videos in place of --data"
             )
 
 
@@ -160,6 +160,14 @@ def make_task(
 
 def _decode_settings(networks: FeatureNetworks, limits: Limits) -> DecodeSettings:
     size, fps = networks.frame_size, networks.settings.fps
+    exact = {network.clips.frame_size for network in networks.networks.values()}
+    if networks.settings.frame_size is None and exact != {None}:
+        if len(exact) > 1:
+            raise SettingsError(
+                f"the networks were trained on frames of different sizes ({' and '.join(sorted(map(str, exact)))}): "
+                "say by --resize which size both get"
+            )
+        return DecodeSettings(fps=fps, frame_size=exact.pop(), **asdict(limits))
     if isinstance(size, int):
         return DecodeSettings(fps=fps, short_side=size, **asdict(limits))
     return DecodeSettings(fps=fps, frame_size=f"{size[0]}x{size[1]}", **asdict(limits))

@@ -1,4 +1,4 @@
-"""A video file → RGB frames at a fixed rate, shorter side resized, rotation applied.
+"""A video file → RGB frames at a fixed rate or at its own, resized, rotation applied.
 
 Everything here runs in the calling process and trusts FFmpeg not to crash. Real collections hold files on which it
 does: `pipelines.media.decoder_process.Decoder` runs `decode` in a child process and is what the pipelines use.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice, pairwise
-from typing import Annotated, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 import av
 from av.container import InputContainer
@@ -35,16 +36,21 @@ from pipelines.media.probe import (
     probe_packets,
     read_packets,
 )
-from pipelines.media.resize import RGBFrame, Scaler, round_half_up
+from pipelines.media.resize import MAX_ASPECT_RATIO, RGBFrame, Scaler, output_size, round_half_up
 from pipelines.media.timestamps import Timing, nominal_rate, stream_start, tick, time_zero
 
 T = TypeVar("T")
+FrameRate = float | Literal["native"]
+
 MIN_DECODED_SHARE = 0.9
 PROBED_FRAMES = 16
 TRIM_MARGIN_S = 1.0
+EDGE_S = 0.0005  # spans are decimals and containers round: what shows for less of a span is not in it
+PACKETS_OF_A_PICTURE = 2  # at most: one for each field
 LAST_FRAME_S = Fraction(10)  # at most, where the file does not say how long it lasts
-MIN_FPS = 0.01
+MIN_FPS, MAX_FPS = 0.01, 1000
 MAX_SHORT_SIDE = 2048  # px; with MAX_ASPECT_RATIO the most that H.264 encoders take
+MAX_SIDE = 16_384  # px, of a frame at its own size: more than any video codec's profile allows
 DAY_S = 86_400
 MAX_LIMIT = 1 << 30  # seconds or MiB: more than any machine has, and still a number that the kernel takes
 WHOLE_SHARE = 0.99  # headers are off by a little: below this share of its frames a video counts as partial
@@ -54,14 +60,17 @@ WHOLE_SHARE = 0.99  # headers are off by a little: below this share of its frame
 class DecodeSettings:
     """How videos become frames, and what a decoder may cost before it is stopped."""
 
-    fps: float = 25.0
-    """Frames per second that videos are sampled at."""
+    fps: FrameRate = 25.0
+    """Frames per second that videos are sampled at. native: each picture of a file once, at the rate that it has."""
     short_side: int = 256
     """Shorter side of the frames in pixels; an even number."""
+    frame_size: str | None = None
+    """WIDTHxHEIGHT of the frames in pixels, such as 340x256, whatever shape a video has. None: by --short-side."""
     max_frames: int = 15_000
     """A video or span with more frames goes to quarantine (15,000 are 10 minutes at 25 fps)."""
     max_gap_s: Annotated[float, arg(name="max-gap")] = 300.0
-    """A video with a longer pause between two frames, in seconds, goes to quarantine; repeats fill a shorter one."""
+    """A video with a longer pause between two frames, in seconds, goes to quarantine; repeats fill a shorter one.
+    At the videos' own rate nothing is filled, and pauses have no limit."""
     timeout_s: Annotated[float, arg(name="decode-timeout")] = 60.0
     """Seconds without a sign of life after which a decoder counts as hung."""
     memory_limit_mb: Annotated[int | None, arg(name="decode-memory")] = 3072
@@ -70,10 +79,12 @@ class DecodeSettings:
     """Processor seconds that one video may take. None: no limit."""
 
     def __post_init__(self) -> None:
-        if not MIN_FPS <= self.fps <= 1000:
-            raise SettingsError(f"--fps is {self.fps}: give {MIN_FPS:g} to 1000 frames per second")
+        if self.fps != "native" and not (isinstance(self.fps, float | int) and MIN_FPS <= self.fps <= MAX_FPS):
+            raise SettingsError(f"--fps is {self.fps}: give {MIN_FPS:g} to {MAX_FPS} frames per second, or native")
         if not 2 <= self.short_side <= MAX_SHORT_SIDE or self.short_side % 2:
             raise SettingsError(f"--short-side is {self.short_side}: give an even number, 2 to {MAX_SHORT_SIDE} pixels")
+        if self.frame_size not in (None, "native"):
+            self._check_frame_size()
         if self.max_frames < 1:
             raise SettingsError(f"--max-frames is {self.max_frames}: give at least 1")
         for flag, seconds in (("--max-gap", self.max_gap_s), ("--decode-timeout", self.timeout_s)):
@@ -83,6 +94,37 @@ class DecodeSettings:
         for flag, limit, least in limits:
             if limit is not None and not least <= limit <= MAX_LIMIT:
                 raise SettingsError(f"{flag} is {limit}: give {least} to {MAX_LIMIT:,}, or None for no limit")
+
+    def _check_frame_size(self) -> None:
+        height, width = self.exact_size or (0, 0)
+        small, large = sorted((height, width))
+        if not 2 <= small <= large <= MAX_SHORT_SIDE or height % 2 or width % 2 or large > MAX_ASPECT_RATIO * small:
+            raise SettingsError(
+                f"--frame-size is {self.frame_size}: give WIDTHxHEIGHT, two even numbers of 2 to {MAX_SHORT_SIDE} "
+                f"pixels of which one is at most {MAX_ASPECT_RATIO} times the other"
+            )
+
+    @property
+    def exact_size(self) -> tuple[int, int] | None:
+        """(height, width) of all frames in pixels, where `frame_size` says it."""
+        found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", self.frame_size or "", re.ASCII)
+        return (int(found[2]), int(found[1])) if found else None
+
+    @property
+    def longest_side(self) -> int:
+        """Pixels that neither side of a frame can exceed."""
+        if self.frame_size == "native":
+            return MAX_SIDE
+        return max(self.exact_size or (self.short_side * MAX_ASPECT_RATIO,))
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the frames of a video of this size. Raises VideoError("bad_shape").
+
+        `frame_size` may be "native", too, which keeps a video's own size, even or odd; shards hold none of these.
+        """
+        if self.frame_size == "native":
+            return height, width
+        return self.exact_size or output_size(height, width, self.short_side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +137,7 @@ class VideoInfo:
     source_width: int
     source_fps: float  # pictures a second that the file, or what was read of it for the span, really holds
     rotation: int  # degrees counterclockwise that were applied: 0, 90, 180, 270
+    fps: float  # frames a second that were yielded: the settings', or the file's own where these say "native"
     timing: Timing  # what placed frames in time; see `judge_timing`
     trimmed: bool  # True: cut to the span asked for; False: the whole file
     duration: float  # seconds of source that became frames
@@ -112,8 +155,8 @@ def decode(
     settings: DecodeSettings,
     start: float | None = None,
     end: float | None = None,
-    native: bool = False,
     on_progress: Callable[[], None] = lambda: None,
+    on_rate: Callable[[float], None] = lambda fps: None,
 ) -> Generator[RGBFrame, None, VideoInfo]:
     """Yield the (H,W,3) uint8 RGB frames of a local video one by one; the generator's return value is its VideoInfo.
 
@@ -121,20 +164,22 @@ def decode(
     `resolve_span`. Resizing is one bilinear swscale step from the source's pixel format (its support grows when it
     shrinks, so it does not alias), bit-exact on every CPU. Colours follow the stream's matrix and range tags (BT.601,
     limited range where it has none); HDR is not tone-mapped, transparency is dropped, fields are not separated.
-    `native` yields each decoded picture once and at its own size, in place of the settings' rate and shorter side.
+    At `fps="native"` each decoded picture that a player shows within the span comes once.
     Raises VideoError, possibly after some frames: a file is kept, and flagged partial, if at least MIN_DECODED_SHARE of
-    its frames are there and decode without error. `on_progress` is called for every packet.
+    its frames are there and decode without error. `on_progress` is called for every packet, `on_rate` once before the
+    first frame with the frames a second to expect; a file's own rate is known for certain only at the end.
     """
-    fps = Fraction(settings.fps).limit_denominator(1001)
+    fps = None if settings.fps == "native" else Fraction(settings.fps).limit_denominator(1001)
     with explain_errors():
         span, probe = probe_file(path, start, end, on_progress)
         check_probe(probe, span, settings)
         with open_video(path, probe.stream) as (container, stream):
             source, count = _Source(container, stream, span, probe), 0
-            scaler = Scaler(None if native else settings.short_side)
+            scaler = Scaler(settings.size_of)
             timed = source.timed_frames(on_progress)
-            slotted = each_once(timed, span) if native else resample(timed, fps=fps, slots=count_slots(span, fps))
-            for frame, repeats in slotted:
+            once = EachOnce(timed, span)
+            on_rate(source.mean_rate() if fps is None else float(fps))
+            for frame, repeats in once if fps is None else resample(timed, fps=fps, slots=count_slots(span, fps)):
                 count += repeats
                 if count > settings.max_frames:
                     raise too_long(settings, f"over {settings.max_frames} frames")
@@ -144,8 +189,10 @@ def decode(
             source.check()
             if count == 0:
                 raise VideoError("empty_span", f"the video ends before the span, which starts at {start} s")
-            seconds = count / source.mean_rate() if native else float(count / fps)
-            return source.info(scaler, frames=count, duration=seconds)
+            own = once.rate() or source.mean_rate()
+            rate = own if settings.fps == "native" else settings.fps
+            seconds = count / own if fps is None else float(count / fps)
+            return source.info(scaler, frames=count, fps=rate, source_fps=own, duration=seconds)
 
 
 def probe_file(
@@ -172,7 +219,7 @@ def explain_errors() -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise VideoError("out_of_memory", "decoding needs more memory than there is (memory_limit_mb)") from error
+        raise VideoError("out_of_memory", "decoding needs more memory than there is (--decode-memory)") from error
     except av.error.FFmpegError as error:
         raise VideoError("unreadable", f"FFmpeg cannot read the file: {describe(error)}") from error
 
@@ -233,14 +280,34 @@ def resample(
         yield waiting[0], end_slot - filled
 
 
-def each_once(timed: Iterable[tuple[Fraction, Fraction, T]], span: Span | None) -> Iterator[tuple[T, int]]:
-    """What `resample` takes and gives, but every frame fills one slot: those shown after time 0 and before the end."""
-    length = math.inf if span is None or span.end is None else span.end - span.start
-    for time, end, frame in timed:
-        if time >= length:
-            return
-        if end > 0:
-            yield frame, 1
+class EachOnce(Generic[T]):
+    """What `resample` takes and gives, but every frame that is shown within the span fills one slot."""
+
+    def __init__(self, timed: Iterable[tuple[Fraction, Fraction, T]], span: Span | None) -> None:
+        self.timed = timed
+        self.length = math.inf if span is None or span.end is None else span.end - span.start
+        self.edge = 0 if span is None else min(EDGE_S, self.length / 2)
+        self.times: list[Fraction] = []  # of the first frame and of the last one
+        self.end = Fraction(0)  # of the last one
+        self.count = 0
+
+    def __iter__(self) -> Iterator[tuple[T, int]]:
+        for time, end, frame in self.timed:
+            if time >= self.length - self.edge:
+                return
+            if end > self.edge:
+                self.times, self.end = [*self.times[:1], time], end
+                self.count += 1
+                yield frame, 1
+
+    def rate(self) -> float | None:
+        """Frames a second from the first frame to the last, or while a single one shows; None where no time passes."""
+        if not self.times:
+            return None
+        first, last = self.times[0], self.times[-1]
+        if self.count == 1:
+            return float(1 / (self.end - first)) if self.end > first else None
+        return float((self.count - 1) / (last - first)) if last > first else None
 
 
 def rises(path: str | os.PathLike[str], probe: Probe) -> bool:
@@ -266,11 +333,15 @@ def check_probe(probe: Probe, span: Span | None, settings: DecodeSettings) -> No
         raise VideoError(
             "truncated", f"the file is cut off: only {probe.share:.0%} of the duration in its header is there"
         )
+    if settings.fps == "native":
+        if probe.pictures > PACKETS_OF_A_PICTURE * settings.max_frames and span is None:
+            raise too_long(settings, f"{probe.pictures} pictures")
+        return
     if probe.longest_gap > settings.max_gap_s:
         raise VideoError(
             "long_gap",
             f"between two frames lie {probe.longest_gap:.0f} s, which would be filled with repeats; the limit is "
-            f"max_gap_s={settings.max_gap_s:g}: cut the file there, or raise it",
+            f"--max-gap {settings.max_gap_s:g}: cut the file there, or raise it",
         )
     seconds = float(probe.seconds)
     if span is not None:
@@ -280,10 +351,11 @@ def check_probe(probe: Probe, span: Span | None, settings: DecodeSettings) -> No
 
 
 def too_long(settings: DecodeSettings, length: str) -> VideoError:
+    rate = "" if settings.fps == "native" else f" at {settings.fps:g} frames/s"
     return VideoError(
         "too_long",
-        f"the video is too long ({length}; the limit is {settings.max_frames} frames at {settings.fps:g} frames/s): "
-        "give the span to cut, or raise max_frames",
+        f"the video is too long ({length}; the limit is {settings.max_frames} frames{rate}): "
+        "give the span to cut, or raise --max-frames",
     )
 
 
@@ -417,15 +489,16 @@ class _Source:
         between = self.probe.seconds - self.frame_s
         return float((self.probe.packets - 1) / between if between > 0 else 1 / self.frame_s)
 
-    def info(self, scaler: Scaler, *, frames: int, duration: float) -> VideoInfo:
+    def info(self, scaler: Scaler, *, frames: int, fps: float, source_fps: float, duration: float) -> VideoInfo:
         height, width = scaler.size
         return VideoInfo(
             codec=self.stream.codec_context.name,
             pixel_format=scaler.pixel_format,
             source_height=scaler.source_size[0],
             source_width=scaler.source_size[1],
-            source_fps=self.mean_rate(),
+            source_fps=source_fps,
             rotation=scaler.first_orientation.rotation,
+            fps=fps,
             timing=self.probe.timing,
             trimmed=self.span is not None,
             duration=duration,

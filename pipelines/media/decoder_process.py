@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
@@ -36,13 +36,12 @@ import numpy as np
 
 from pipelines.errors import KINDS, VideoError
 from pipelines.media.decode import DecodeSettings, VideoInfo, decode
-from pipelines.media.resize import MAX_ASPECT_RATIO, RGBFrame
+from pipelines.media.resize import RGBFrame
 
 HEADER = struct.Struct("=cI")  # message type, bytes that follow
 SIZE = struct.Struct("=II")  # height and width, before a frame's pixels
-FRAME, ALIVE, NOTE, INFO, ERROR = b"F", b"A", b"N", b"I", b"E"
+FRAME, ALIVE, NOTE, RATE, INFO, ERROR = b"F", b"A", b"N", b"R", b"I", b"E"
 MAX_JSON = 65_536  # bytes
-MAX_SIDE = 16_384  # px, of a frame at its own size: more than any video codec's profile allows
 ALIVE_EVERY_S = 1.0
 MAX_SILENCE = 60  # timeouts that may pass without a frame, whatever signs of life there are
 GRACE_S = 5.0  # for a child that is as good as dead to end
@@ -62,7 +61,6 @@ class Request(TypedDict):
     path: str
     start: float | None
     end: float | None
-    native: bool
     settings: dict[str, Any]  # the fields of DecodeSettings
 
 
@@ -93,9 +91,8 @@ class Decoder:
         *,
         start: float | None = None,
         end: float | None = None,
-        native: bool = False,
     ) -> DecodedFrames:
-        """The (H,W,3) uint8 RGB frames of a local video at `settings.fps`; see `pipelines.media.decode.decode`.
+        """The (H,W,3) uint8 RGB frames of a local video as the settings say; see `pipelines.media.decode.decode`.
 
         Frames are decoded while they are read, a few ahead. Iterating raises VideoError, for this video only, at the
         start or after some frames. Breaking off costs a new child.
@@ -105,7 +102,6 @@ class Decoder:
             "path": file,
             "start": start,
             "end": end,
-            "native": native,
             "settings": asdict(self.settings),
         }
         return DecodedFrames(self, request)
@@ -133,6 +129,7 @@ class DecodedFrames:
         self._frames = self._read()
         self._info: VideoInfo | None = None
         self.pid: int | None = None  # of the decoding process, from the first frame on
+        self.expected_fps: float | None = None  # frames a second, from the first frame on; `info.fps` is what came
 
     def __iter__(self) -> Iterator[RGBFrame]:
         return self
@@ -151,12 +148,15 @@ class DecodedFrames:
         """Give up the rest of the video."""
         self._frames.close()
 
+    def _expect(self, fps: float) -> None:
+        self.expected_fps = fps
+
     def _read(self) -> Generator[RGBFrame, None, None]:
         while self._info is None:
             child = self._decoder._take()
             self.pid = child.process.pid
             try:
-                self._info = yield from child.decode(self._request, self._decoder.settings)
+                self._info = yield from child.decode(self._request, self._decoder.settings, self._expect)
             except VideoError as error:
                 # It may have been dying when it was taken: what killed it, this video or one before, a new child tells.
                 if error.kind != "decoder_crashed" or child.answered or not child.served:
@@ -206,20 +206,24 @@ class _Child:
         for pipe in (self.requests, self.answers, self.stderr):
             pipe.close()
 
-    def decode(self, request: Request, settings: DecodeSettings) -> Generator[RGBFrame, None, VideoInfo]:
+    def decode(
+        self, request: Request, settings: DecodeSettings, on_rate: Callable[[float], None]
+    ) -> Generator[RGBFrame, None, VideoInfo]:
         """Yield the frames of one request and return its VideoInfo. Raises VideoError."""
         self.busy, self.answered = True, False
         with contextlib.suppress(BrokenPipeError):  # a dead child shows below, with the reason
             self.requests.write(json.dumps(request).encode() + b"\n")
-        count, deadline, scaled = 0, patience(settings), settings.short_side * MAX_ASPECT_RATIO
+        count, deadline = 0, patience(settings)
         while time.monotonic() < deadline:
             kind, size = HEADER.unpack(self.receive(HEADER.size, settings))
             self.answered = True
             if kind == FRAME and count < settings.max_frames:
-                yield self.receive_frame(size, settings, MAX_SIDE if request["native"] else scaled)
+                yield self.receive_frame(size, settings)
                 count, deadline = count + 1, patience(settings)
             elif kind in (INFO, ERROR) and size <= MAX_JSON:
                 return self.conclude(kind, self.receive_json(size, settings))
+            elif kind == RATE and size <= MAX_JSON:
+                on_rate(read_rate(self.receive_json(size, settings)))
             elif kind == NOTE and size <= MAX_JSON:
                 warn_of_missing_limits(str(self.receive_json(size, settings).get("unlimited")))
             elif kind != ALIVE or size:
@@ -247,9 +251,10 @@ class _Child:
             return VideoInfo(**answer)
         raise VideoError(error if error in KINDS else "unreadable", str(answer.get("message")))
 
-    def receive_frame(self, size: int, settings: DecodeSettings, limit: int) -> RGBFrame:
-        """One (H,W,3) uint8 frame of sides up to the limit. Raises VideoError where its announced size is none."""
+    def receive_frame(self, size: int, settings: DecodeSettings) -> RGBFrame:
+        """One (H,W,3) uint8 frame. Raises VideoError where its announced size is none, or none of these settings."""
         height, width = SIZE.unpack(self.receive(SIZE.size, settings))
+        limit = settings.longest_side
         if not (0 < height <= limit and 0 < width <= limit and size == SIZE.size + 3 * height * width):
             raise nonsense()
         frame = np.empty((height, width, 3), np.uint8)
@@ -280,7 +285,7 @@ class _Child:
         except subprocess.TimeoutExpired:
             return VideoError("decoder_crashed", "the decoder process stopped answering and did not end")
         if code == -signal.SIGXCPU:
-            limit = f"cpu_limit_s={settings.cpu_limit_s}"
+            limit = f"--decode-cpu-limit {settings.cpu_limit_s}"
             return VideoError("too_slow", f"decoding needs more processor time than {limit}")
         return VideoError("decoder_crashed", self.describe_death(code))
 
@@ -298,6 +303,14 @@ class _Child:
 def patience(settings: DecodeSettings) -> float:
     """When the next frame must have come, on the monotonic clock."""
     return time.monotonic() + MAX_SILENCE * settings.timeout_s
+
+
+def read_rate(answer: dict[str, Any]) -> float:
+    """The frames a second that a child announces. Raises VideoError where it announces something else."""
+    fps = answer.get("fps")
+    if not isinstance(fps, float) or not 0 < fps < math.inf:
+        raise nonsense()
+    return fps
 
 
 def nonsense() -> VideoError:
@@ -351,8 +364,8 @@ def answer(request: Request, answers: BinaryIO) -> None:
             settings=settings,
             start=request["start"],
             end=request["end"],
-            native=request["native"],
             on_progress=Pulse(answers).beat,
+            on_rate=lambda fps: send(answers, RATE, json.dumps({"fps": fps}).encode()),
         )
         info = send_frames(answers, frames)
         send(answers, INFO, json.dumps(asdict(info)).encode())
@@ -360,7 +373,7 @@ def answer(request: Request, answers: BinaryIO) -> None:
         raise SystemExit(0) from None  # the parent is gone
     except VideoError as error:
         if error.kind == "corrupt" and reached_limit(settings.memory_limit_mb):  # H.264 reports a failed malloc so
-            error = VideoError("out_of_memory", f"decoding needs more than memory_limit_mb={settings.memory_limit_mb}")
+            error = VideoError("out_of_memory", f"decoding needs more than --decode-memory {settings.memory_limit_mb}")
         send_error(answers, error.kind, error.message)
     except Exception as error:  # the border: whatever else a hostile file makes PyAV raise costs this video only
         send_error(answers, "unreadable", f"{type(error).__name__}: {error}")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 # What is read came out of `VideoWriter`, or pretends to: FFmpeg is not to look what else it may be, such as a playlist.
 READ = {"format": "mp4", "container_options": {"protocol_whitelist": "none"}}
 FULL_RANGE, VIDEO_RANGE = 2, 1  # FFmpeg's AVCOL_RANGE_JPEG and AVCOL_RANGE_MPEG
+MIN_RATE, MAX_RATE = 0.01, 1000.0  # frames a second: some files' own rate is beyond what players and encoders take
 BT601 = 6  # FFmpeg's AVCOL_SPC_SMPTE170M: the matrix that OpenCV converts RGB with
 
 
@@ -45,7 +46,7 @@ class VideoWriter:
         self._format = video_format
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, "w", format="mp4", options={"fflags": "+bitexact"})
-        rate = Fraction(fps).limit_denominator(1001)
+        rate = Fraction(min(max(fps, MIN_RATE), MAX_RATE)).limit_denominator(1001)
         options = {"crf": str(crf), **video_format.options}
         stream = self._container.add_stream(video_format.encoder, rate=rate, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, video_format.pixel_format

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -112,11 +113,11 @@ def build_setfield(width: int, height: int, pixel_format: str) -> Graph:
 class Scaler:
     """Frames of any size, pixel format and rotation → RGB of the one size that the first frame sets.
 
-    Its own size where `short_side` is None, else what `output_size` makes of it.
+    `choose_size` makes that (height, width) of the video's own, upright.
     """
 
-    def __init__(self, short_side: int | None) -> None:
-        self.short_side = short_side
+    def __init__(self, choose_size: Callable[[int, int], tuple[int, int]]) -> None:
+        self.choose_size = choose_size
         self.size = self.source_size = (0, 0)  # (height, width)
         self.orientation = self.first_orientation = Orientation(False, False, False)
         self.degrees: int | None = None  # the display matrix that `orientation` was read from, as PyAV sums it up
@@ -141,4 +142,4 @@ class Scaler:
         self.pixel_format, self.first_orientation = frame.format.name, self.orientation
         self.source_size = (frame.height, frame.width)
         shown = self.source_size[::-1] if self.orientation.transposed else self.source_size
-        self.size = shown if self.short_side is None else output_size(*shown, self.short_side)
+        self.size = self.choose_size(*shown)

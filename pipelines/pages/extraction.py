@@ -156,6 +156,7 @@ def describe_videos(usable: pa.Table) -> dict[str, str]:
     if len(usable) == 0:
         return {}
     low, middle, high = np.quantile(_values(usable, "num_frames"), [0, 0.5, 1])
+    slowest, usual, fastest = (f"{rate:.4g}" for rate in np.quantile(_values(usable, "fps"), [0, 0.5, 1]))
     # Threads would give the groups in another order each time.
     sizes = usable.group_by(["width", "height"], use_threads=False).aggregate([([], "count_all")])
     common = sizes.sort_by([("count_all", "descending"), ("width", "ascending"), ("height", "ascending")]).to_pylist()
@@ -163,6 +164,7 @@ def describe_videos(usable: pa.Table) -> dict[str, str]:
     by_order = pc.sum(pc.equal(usable["timing"], "order")).as_py() or 0
     return {
         "Frames a video": f"{low:,.0f} to {high:,.0f}, median {middle:,.0f}",
+        "Frames a second": usual if slowest == fastest else f"{slowest} to {fastest}, median {usual}",
         "Frame sizes": shown + (f" and {len(common) - 3:,} others" if len(common) > 3 else ""),
         "Timestamps unusable": f"{by_order:,} (frames taken by decode order)",
         "Decoded in part": f"{pc.sum(usable['partial']).as_py() or 0:,}",

@@ -11,7 +11,6 @@ import markupsafe
 import numpy as np
 import numpy.typing as npt
 
-from models.input_spec import FRAMES_PER_SECOND
 from pipelines.evaluation.over_time import Reading
 from pipelines.pages.base import TEMPLATES, make_environment
 from pipelines.pages.preview import encode_preview
@@ -51,7 +50,7 @@ def describe_reading(reading: Reading, classes: Sequence[str], *, top: int) -> d
 
 def describe_preview(reading: Reading) -> dict[str, Any]:
     """The video beside its flow as an mp4 in base64, and how its colours are to be read."""
-    preview = encode_preview(reading.frames[: len(reading.flow)], np.asarray(reading.flow), FRAMES_PER_SECOND)
+    preview = encode_preview(reading.frames[: len(reading.flow)], np.asarray(reading.flow), reading.fps)
     return {
         "mp4": base64.b64encode(preview.data).decode(),
         "width": preview.width,

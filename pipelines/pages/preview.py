@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 NUM_PREVIEWS = 12
 SECONDS = 2.0
+MOST_FRAMES = 120  # of a video at a high rate
 SHORT_SIDE, LONG_SIDE = 144, 256  # px of one of the two halves, at most
 FULL_COLOUR_PX = (0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 _ENCODING = CodecSettings(rgb_codec="h264", rgb_quality=30, keyframe_interval=64)
@@ -103,7 +104,7 @@ def draw_wheel(size: int) -> bytes:
 
 def make_preview(row: Row) -> Preview:
     """About two seconds from the middle of a shard's row; PreviewError where there is no flow or it cannot be read."""
-    num_frames = min(row["num_frames"] - 1, math.ceil(SECONDS * row["fps"]))
+    num_frames = min(row["num_frames"] - 1, math.ceil(SECONDS * row["fps"]), MOST_FRAMES)
     if num_frames < 1:
         raise PreviewError("a video of one frame has no flow to show")
     start = (row["num_frames"] - 1 - num_frames) // 2

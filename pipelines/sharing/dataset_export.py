@@ -59,8 +59,7 @@ def describe_dataset(said: cards.Said, dataset: Dataset) -> str:
             cards.front_matter(_metadata(said, dataset)),
             f"# {said.name}",
             f"RGB frames and TV-L1 optical flow{origin}, {len(dataset.classes):,} classes, {size} in "
-            f"{len(dataset.shards):,} shards, extracted by {cards.PROJECT}: {sampling.fps:g} frames a second, shorter "
-            f"side {sampling.short_side} px.",
+            f"{len(dataset.shards):,} shards, extracted by {cards.PROJECT}: {sampling.describe()}.",
             f"## Videos\n\n{cards.table(rows)}",
             _convention_section(dataset),
             f"## Load it\n\nWith Hugging Face `datasets` alone; `rgb` and `flow` are video files as bytes:\n\n"

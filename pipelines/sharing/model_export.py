@@ -208,9 +208,11 @@ def _training_section(export: ModelExport, run: RunRecord | None, dataset: str) 
 
 def _input_section(model: VideoModel, metadata: checkpoint.Metadata) -> str:
     spec, clips = model.input_spec, metadata.clips
+    fps = clips.get("fps", FRAMES_PER_SECOND)
+    rate = "videos at their own rate" if fps == "native" else f"videos at {fps:g} fps"
     lines = [
         f"* {name}: clips (batch, {sampling.channels}, frames, {spec.size}, {spec.size}) in [-1, 1], "
-        f"{sampling.num_frames} frames at test{_every(sampling.frame_step)}, of videos at {FRAMES_PER_SECOND} fps"
+        f"{sampling.num_frames} frames at test{_every(sampling.frame_step)}, of {rate}"
         for name, sampling in spec.test.streams.items()
     ]
     if "rgb" in spec.test.streams:

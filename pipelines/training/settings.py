@@ -152,7 +152,7 @@ def make_run(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> Run
     bound = settings.clips.flow_bound or float(index.convention.flow["bound_px"])
     return Run(
         model=settings.network.configure(len(index.classes)),
-        clips=replace(settings.clips, flow_bound=bound, short_side=index.short_side),
+        clips=replace(settings.clips, flow_bound=bound).of_frames(index.sampling),
         augmentation=settings.augmentation,
         optimisation=optimisation,
         schedule=settings.schedule.resolve(optimisation.global_batch(scale.num_workers)),
