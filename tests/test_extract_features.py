@@ -504,7 +504,7 @@ def test_features_of_shards(ray_here: None, motion_shards: str, networks: list[s
         assert np.abs(raw - array.ravel()).max() < 0.1 * np.abs(raw).max()  # but for the codecs
     assert not np.array_equal(arrays["rgb"], arrays["flow"])
     again = succeed("extract_features", *flags, "--output", tmp_path / "out")
-    assert "nothing: all 6 shards" in again
+    assert "nothing: all 7 shards" in again
     done = run_here("extract_features", *flags, "--fps", "12.5", "--output", tmp_path / "other")
     assert "--fps is 12.5" in done.stderr
     succeed("extract_features", *flags, "--output", tmp_path / "test", "--split", "test")

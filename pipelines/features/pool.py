@@ -57,7 +57,7 @@ class FeaturePool(ActorPool):
             number += 1
         if answer is not None:
             receive(answer)
-        return receive(actor.finish.options(max_task_retries=0).remote(key, number))  # type: ignore[no-any-return]
+        return receive(actor.finish.options(max_task_retries=0).remote(key, number))
 
 
 def iter_batches(frames: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
@@ -79,6 +79,10 @@ def start_pool(task: FeatureTask, backend: str, placement: Placement) -> Abstrac
 
 @contextmanager
 def _open(task: FeatureTask, backend: str, placement: Placement) -> Iterator[FeaturePool]:
-    given = {"num_actors": placement.flow_actors, "gpus_per_actor": placement.gpus_per_actor}
-    with flow_pool.start_actors(FeatureActor, (task, backend), **given) as actors:
+    with flow_pool.start_actors(
+        FeatureActor,
+        (task, backend),
+        num_actors=placement.flow_actors,
+        gpus_per_actor=placement.gpus_per_actor,
+    ) as actors:
         yield FeaturePool(actors)
