@@ -34,11 +34,12 @@ from jobs.extraction import (
     start_workers,
 )
 from jobs.extraction_log import RunLog, format_failures, format_table
-from models.input_spec import Stream
+from models.input_spec import FRAMES_PER_SECOND, Stream
 from pipelines import storage
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.folders import Layout
+from pipelines.datasets.records import describe_rate
 from pipelines.errors import SettingsError
 from pipelines.features.compute import FeatureNetworks
 from pipelines.features.plan import FeaturePlan, Limits, Stored, make_task, plan_stored, plan_videos
@@ -116,6 +117,10 @@ class ExtractFeatures(ExtractionFlags):
             raise SettingsError("--output is not given: say where the features go")
         if self.data is not None and (self.annotations or self.limit is not None or self.folder_layout != "auto"):
             raise SettingsError("--annotations, --limit and --folder-layout go with --videos, not with --data")
+        if self.data is not None and (self.flow_preset != "faithful" or self.limits != Limits()):
+            raise SettingsError(
+                "--flow-preset and the limits of decoding go with --videos: --data has its frames and flow already"
+            )
         if self.videos_per_shard < 1:
             raise SettingsError(f"--videos-per-shard is {self.videos_per_shard}: it must be at least 1")
         self.settings.chosen_streams(tuple(self.uris))
@@ -176,6 +181,10 @@ class Source:
         catalog = find_videos(config) if stored is None else None
         if stored is not None:
             print(f"data        {config.data}: {len(stored.index):,} videos, {len(stored.index.classes)} classes")
+        for stream, network in networks.networks.items():
+            if (trained := network.clips.fps or float(FRAMES_PER_SECOND)) != config.settings.fps:
+                rates = f"trained on {describe_rate(trained)}, and sees {describe_rate(config.settings.fps)}"
+                print(f"note        the network of --{stream} was {rates}", flush=True)
         return cls(config, output, networks, task, catalog, stored)
 
     @property

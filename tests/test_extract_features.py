@@ -420,7 +420,7 @@ def test_weights_that_are_replaced_under_a_run_end_it(videos: Path, tmp_path: Pa
     work = Work(config_of(videos, flags, tmp_path / "out"))
     save_networks(tmp_path, seed=1)
     with pytest.raises(RunError, match="other weights than when this run was planned"):
-        work.source.task.load(torch.device("cpu"))
+        work.steps.extract(dict(work.row("up_0000")))
 
 
 def test_networks_named_by_relative_paths_are_found_by_workers_that_stand_elsewhere(
@@ -451,6 +451,8 @@ def test_tensorfloat_is_decided_where_all_jobs_have_it_decided(
         (2, ("--videos", "v", "--data", "d", "--rgb", "r"), ("--videos or --data",)),
         (2, ("--videos", "v"), ("no network is given",)),
         (2, ("--data", "d", "--rgb", "r", "--limit", "3"), ("--limit", "not with --data")),
+        (2, ("--data", "d", "--rgb", "r", "--flow-preset", "fast"), ("--flow-preset", "go with --videos")),
+        (2, ("--data", "d", "--rgb", "r", "--max-frames", "9"), ("limits of decoding", "go with --videos")),
         (2, ("--videos", "v", "--rgb", "r", "--videos-per-shard", "0"), ("--videos-per-shard is 0",)),
         (2, ("--videos", "v", "--rgb", "r", "--max-frames", "0"), ("--max-frames is 0",)),
         (2, ("--videos", "v", "--rgb", "r", "--stride", "0"), ("--stride is 0",)),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from fixtures_features import save_networks
 from fixtures_jobs import NO_GPUS, succeed
 
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
@@ -74,16 +75,18 @@ def test_the_dashboard_names_only_metrics_and_labels_that_exist() -> None:
 
 
 @pytest.mark.slow
-def test_prometheus_gets_the_counters_of_an_extraction(ray_here: None, tmp_path: Path) -> None:
+def test_prometheus_gets_the_counters_of_an_extraction_and_of_features(ray_here: None, tmp_path: Path) -> None:
     write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=6, size=(48, 32))
     write_broken_videos(tmp_path / "videos" / "train" / "broken")
-    succeed("extract_flow", "--videos", tmp_path / "videos", "--output", tmp_path / "out", *NO_GPUS)
+    videos = ("--videos", tmp_path / "videos", *NO_GPUS)
+    succeed("extract_flow", *videos, "--output", tmp_path / "out")
+    succeed("extract_features", *videos, *save_networks(tmp_path), "--window", "16", "--output", tmp_path / "features")
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + 60
     found: set[str] = set()
     steps: set[str] = set()
-    while not {f"ray_{name}_total" for name in COUNTERS} <= found or steps != set(STEPS) - {"features"}:
+    while not {f"ray_{name}_total" for name in COUNTERS} <= found or steps != set(STEPS):
         assert time.monotonic() < deadline, found | steps
         time.sleep(0.5)
         with urllib.request.urlopen(address, timeout=30) as answer:

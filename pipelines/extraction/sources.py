@@ -17,7 +17,7 @@ import cv2
 
 from pipelines import storage
 from pipelines.datasets.shards import Row
-from pipelines.errors import BackendError, OutageError, VideoError
+from pipelines.errors import BackendError, NetworkError, OutageError, RunError, VideoError
 from pipelines.scratch import FULL_DISK, NoRoomError
 
 USED_UP = (*FULL_DISK, errno.EMFILE, errno.ENFILE)  # what a machine has run out of is no fault of a video
@@ -55,7 +55,7 @@ def attempt(row: Row, step: Callable[[Row], Row], *, stage: str) -> Row:
     cv2.setNumThreads(1)  # a task reserves one CPU; OpenCV would take them all
     try:
         return {**row, **step(row)}
-    except (OutageError, BackendError):
+    except (OutageError, BackendError, NetworkError, RunError):
         raise
     except VideoError as error:
         stage, kind, message = error.stage, str(error.kind), error.message

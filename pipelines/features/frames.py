@@ -16,7 +16,7 @@ from pipelines.errors import VideoError
 from pipelines.extraction.sources import HashedFile
 from pipelines.features.task import FeatureTask
 from pipelines.media import codec
-from pipelines.media.codec import DECODING_ERRORS, check_convention
+from pipelines.media.codec import DECODING_ERRORS
 from pipelines.media.decoder_process import process_decoder
 
 WINDOW = 64  # frames of a stored stream that are decoded at a time
@@ -96,6 +96,4 @@ def _read_stored(row: Row, streams: tuple[Stream, ...], data: str) -> Row:
             raise VideoError("unreadable", f"its shard cannot be read: {error}") from error
     if stored["id"] != row["id"]:
         raise VideoError("changed", f"its place in the shard holds {stored['id']}: was the data set made again?")
-    if "flow" in streams:
-        check_convention(stored["convention"].flow)
     return stored

@@ -24,7 +24,7 @@ from pipelines.extraction.work import PLAN_SCHEMA, PlannedWork, hash_catalog, la
 from pipelines.features.compute import FeatureNetworks
 from pipelines.features.records import SCHEMA_VERSION, FeatureCommit
 from pipelines.features.task import FeatureTask
-from pipelines.media.codec import CodecSettings, scale_of
+from pipelines.media.codec import CodecSettings, check_convention, scale_of
 from pipelines.media.decode import DecodeSettings
 from pipelines.records import Values
 from pipelines.training.weights_files import Which
@@ -119,8 +119,10 @@ class Stored:
             raise DataError(f"{data}: none of its {len(index):,} videos is in a shard; its report.html says why")
         return cls(index=index, fingerprint=dataset.fingerprint)
 
-    def check(self, fps: float | str) -> None:
-        """Raises SettingsError where features at this rate cannot be made of these frames."""
+    def check(self, fps: float | str, streams: tuple[Stream, ...]) -> None:
+        """Raises SettingsError where features at this rate cannot be made of these frames, and ConventionError."""
+        if "flow" in streams:
+            check_convention(self.index.convention.flow)
         stored = self.index.sampling
         if fps != stored.fps:
             raise SettingsError(
@@ -142,7 +144,7 @@ def make_task(
     """What workers do, for networks that were loaded from these URIs. Raises SettingsError."""
     settings = networks.settings
     if stored is not None:
-        stored.check(settings.fps)
+        stored.check(settings.fps, networks.streams)
         scale = scale_of(stored.index.convention.flow)
     else:
         scale = CodecSettings(bound=networks.flow_bound).flow_scale
