@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import runpy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from test_decode import write_video
 
 import models
 from models import checkpoint
@@ -22,7 +24,7 @@ from models.input_spec import STREAMS, Stream
 from pipelines import records
 from pipelines.clips.sampling import ClipSettings, resize_frames
 from pipelines.errors import NetworkError, SettingsError, VideoError
-from pipelines.features.compute import FeatureNetworks
+from pipelines.features.compute import BATCH, FeatureNetworks
 from pipelines.features.crops import crop_frame
 from pipelines.features.layouts import VideoFacts, file_name, list_files, make_files, make_rows, make_schema
 from pipelines.features.presets import PRESETS, list_overridden, resolve
@@ -275,6 +277,28 @@ def test_a_vector_depends_on_its_window_alone_and_comes_out_the_same_again(uris:
     for stream in STREAMS:
         assert first[stream].tobytes() == again[stream].tobytes() == fresh[stream].tobytes()
         assert compute(networks, cut)[stream][0].tobytes() == first[stream][1].tobytes()
+
+
+def test_larger_batches_as_on_gpus_give_the_same_but_for_rounding(
+    uris: dict[Stream, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = FeatureNetworks.load(uris, replace(SMALL, crops=10, pad="zeros"))
+    one = compute(networks, draw_video(30))
+    monkeypatch.setitem(BATCH, "cpu", 16)  # of the 10 crops of 8 windows: 5 batches
+    many = compute(FeatureNetworks.load(uris, networks.settings), draw_video(30))
+    for stream in STREAMS:
+        np.testing.assert_allclose(many[stream], one[stream], atol=1e-5 * np.abs(one[stream]).max(), rtol=0)
+
+
+def test_the_benchmark_compares_equal_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "features.py"))
+    video = str(write_video(tmp_path / "bars.mp4", frames=16))
+    small = {"window": 9, "frames": 14, "naive_windows": 2, "rounds": 1, "width": 0.0625, "flow_preset": "fast"}
+    benchmark["main"](benchmark["Benchmark"](video=video, json=True, **small))
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["difference"] < 1e-5
+    assert figures["windows_per_s"] > 0
+    assert figures["ratio"] == pytest.approx(figures["windows_per_s"] / figures["naive_windows_per_s"], rel=0.01)
 
 
 @pytest.mark.parametrize(

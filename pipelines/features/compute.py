@@ -39,7 +39,8 @@ from pipelines.training.trained_network import hash_weights, load_network
 from pipelines.training.weights_files import Which
 
 # Clips that go through a network at a time. On CPUs one, which is as fast there: so no vector depends on what else was
-# in its batch, nor on which video a worker had before, by whose shape oneDNN packed the weights.
+# in its batch, nor on which video a worker had before, by whose shape oneDNN packed the weights. On GPUs a video's
+# batches are always the same, and so its bytes; in other batches its vectors would differ by rounding, about 1e-6.
 BATCH = {"cpu": 1, "cuda": 16}
 
 

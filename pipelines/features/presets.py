@@ -78,9 +78,8 @@ PRESETS: dict[PresetName, Preset] = {
             fps=25.0, window=16, stride=16, pad="drop", flow_end="repeat", resize="256", layout="npy-streams"
         ),
         source=(
-            "weakly supervised localisation on THUMOS'14: STPN (Nguyen et al., CVPR 2018), W-TALC (Paul et al., ECCV "
-            "2018), BaS-Net (Lee et al., AAAI 2020; github.com/Pilhyeon/BaSNet-pytorch), whose loaders take a folder "
-            "for each stream"
+            "weakly supervised localisation on THUMOS'14: W-TALC (Paul et al., ECCV 2018), BaS-Net (Lee et al., AAAI "
+            "2020; github.com/Pilhyeon/BaSNet-pytorch), whose loaders take a folder for each stream"
         ),
         convention=(
             "25 frames a second, shorter side 256, centre 224; windows of 16 frames that do not overlap, ⌊n / 16⌋ of "
