@@ -54,7 +54,6 @@ from pipelines.features.task import (
     find_kernel,
     load_flow_kernel,
     load_no_kernel,
-    warm_worker,
 )
 from pipelines.formatting import format_bytes
 from pipelines.lock import OutputLock, lock_output
@@ -246,6 +245,8 @@ def start_features(source: Source, *, num_tasks: int) -> Iterator[Workers]:
         return start_pool(task, backend, placement)
 
     def warm(backend: str | None) -> None:
+        from pipelines.features.graph import warm_worker
+
         warm_worker(task, backend)
 
     load: Callable[[str], str] = load_flow_kernel if task.computes_flow else load_no_kernel

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
+from pipelines import tvl1
 from pipelines.datasets.shards import Row
 from pipelines.extraction.metrics import Stopwatch
 from pipelines.extraction.progress import Progress
@@ -188,3 +189,11 @@ def extract(
             on_tally=on_tally,
             tally_every_s=tally_every_s,
         )
+
+
+def warm_worker(task: FeatureTask, backend: str | None) -> None:
+    """Load what a worker process needs before its first task: where it computes itself, kernel and networks as well."""
+    if backend is not None:
+        if task.computes_flow:
+            tvl1.prewarm(backend)
+        keep_networks(task, CPU)

@@ -117,16 +117,6 @@ def load_no_kernel(backend: str) -> str:
     return find_kernel(backend, computes_flow=False)
 
 
-def warm_worker(task: FeatureTask, backend: str | None) -> None:
-    """Load what a worker process needs; where it computes itself, kernel and networks as well."""
-    import pipelines.features.graph  # noqa: F401
-
-    if backend is not None:
-        if task.computes_flow:
-            tvl1.prewarm(backend)
-        keep_networks(task, torch.device("cpu"))
-
-
 class VideoFeatures:
     """One video on its way through the networks: frames go in one by one, features come out at the end."""
 
