@@ -263,7 +263,7 @@ def mount_disk(folder: Path, lasting: ExitStack) -> Path | None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", folder], check=False)
     if mounted.returncode:
         return None
-    lasting.callback(subprocess.run, ["umount", "-l", folder], check=False)
+    lasting.callback(lambda: subprocess.run(["umount", "-l", folder], check=False))
     os.environ["TMPDIR"] = str(folder)
     return folder
 
@@ -428,7 +428,8 @@ def run_retried_round(site: Site, fire: Fire, name: str, catalog: dict[str, str]
 def run_round(site: Site, fire: Fire, name: str, videos: str, *flags: str) -> Round:
     """Run the command until it ends well, as a user would: killed or failed, it is started again."""
     deadline = time.monotonic() + ROUND_S
-    starts, waits, failures = 0, 0, []
+    starts, waits = 0, 0
+    failures: list[str] = []
     while True:
         starts += 1
         driver = site.start_driver(name, videos, *flags)

@@ -186,7 +186,7 @@ def flip_bytes_of_the_header(data: bytes, random: Random, seeds: list[Path]) -> 
     return flip_bytes(data[:split], random, seeds) + data[split:]
 
 
-def set_numbers(data: bytes, random: Random, _: list[Path]) -> bytes:
+def set_numbers(data: bytes, random: Random, seeds: list[Path]) -> bytes:
     """Lengths, counts and stamps made huge, negative, zero or equal."""
     damaged = bytearray(data)
     for _ in range(int(random.integers(1, 6))):
@@ -225,7 +225,7 @@ def swap_codecs(data: bytes, random: Random, _: list[Path]) -> bytes:
     return data.replace(present[int(random.integers(len(present)))], new)
 
 
-def damage_boxes(data: bytes, random: Random, _: list[Path]) -> bytes:
+def damage_boxes(data: bytes, random: Random, seeds: list[Path]) -> bytes:
     """Boxes of an MP4, at any depth: one taken out, doubled, moved or given another length."""
     boxes = list(iter_boxes(data, 0, len(data), 0))
     if not boxes:

@@ -302,7 +302,7 @@ def measure_networks(session: Session) -> Iterator[Row]:
     from gpu_networks import MEASURES, Settings
 
     tiny = session.config.rehearse
-    sizes = {"batch": 2, "frames": 16, "size": 32, "rounds": 1} if tiny else {"rounds": 5}
+    sizes: dict[str, Any] = {"batch": 2, "frames": 16, "size": 32, "rounds": 1} if tiny else {"rounds": 5}
     settings = Settings(seconds=20, small=tiny, **sizes)
     for part in ("training", "inference"):
         for row in MEASURES[part](settings):

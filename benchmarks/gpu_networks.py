@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -99,12 +100,13 @@ class Port(nn.Module):
     def __init__(self, model: VideoModel, memory_format: torch.memory_format) -> None:
         super().__init__()
         ported = _port_layers(copy.deepcopy(model))
-        self.layers = nn.Sequential(*ported.trunk.children())
-        self.logits, self.memory_format = ported.logits, memory_format
+        self.layers = nn.Sequential(*ported.get_submodule("trunk").children())
+        self.logits, self.memory_format = ported.get_submodule("logits"), memory_format
 
     def forward(self, clips: Mapping[str, Tensor]) -> Tensor:
         grid = self.layers(clips["rgb"].contiguous(memory_format=self.memory_format))
-        return self.logits(grid.mean(dim=(2, 3, 4), keepdim=True)).flatten(1)
+        logits: Tensor = self.logits(grid.mean(dim=(2, 3, 4), keepdim=True))
+        return logits.flatten(1)
 
 
 def _padded(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -125,8 +127,9 @@ def _port_layers(module: nn.Module) -> nn.Module:
 
 def make_i3d(settings: Settings) -> VideoModel:
     """I3D of the RGB stream for clips of the settings."""
-    given = {"size": settings.size, "frames": settings.frames, "test_frames": settings.frames, "dropout": 0.0}
-    return models.build("i3d", num_classes=400, width=0.125 if settings.small else 1.0, **given)
+    width, frames = 0.125 if settings.small else 1.0, settings.frames
+    sizes: dict[str, Any] = {"size": settings.size, "frames": frames, "test_frames": frames, "dropout": 0.0}
+    return models.build("i3d", num_classes=400, width=width, **sizes)
 
 
 def make_port(model: VideoModel, settings: Settings, *, channels_last: bool) -> nn.Module:
@@ -392,23 +395,27 @@ def _pool_step(pool: nn.Module, shape: torch.Size, device: torch.device) -> Call
     return step
 
 
+def _make_training(model: VideoModel, clips: dict[str, Tensor], device: torch.device) -> Callable[[], object]:
+    return make_step(cuda.place(copy.deepcopy(model), device), clips, "bf16", benchmark=False)
+
+
+def _make_inference(model: VideoModel, clips: dict[str, Tensor], device: torch.device) -> Callable[[], object]:
+    return make_inference(cuda.place(fold_batch_norm(model, dtype=torch.bfloat16), device), clips)
+
+
 def measure_networks(settings: Settings) -> list[Row]:
     """A step and an inference of each of the five networks at its own clips, in bf16."""
     rows = []
     for name in models.CONFIGS:
-        given = {"size": 32} if settings.small and name != "c3d" else {}
-        model = models.build(name, num_classes=400, width=0.0625 if settings.small else 1.0, **given)
+        sizes: dict[str, Any] = {"size": 32} if settings.small and name != "c3d" else {}
+        model = models.build(name, num_classes=400, width=0.0625 if settings.small else 1.0, **sizes)
         clips = make_clips(model, settings, settings.batch)
         found = measure(
             "networks",
             {
-                f"{name}, training": lambda model=model, clips=clips: make_step(
-                    cuda.place(copy.deepcopy(model), settings.device), clips, "bf16", benchmark=False
-                ),
-                f"{name}, inference": lambda model=model, clips=clips: make_inference(
-                    cuda.place(fold_batch_norm(model, dtype=torch.bfloat16), settings.device), clips
-                ),
-            },  # type: ignore[misc]
+                f"{name}, training": partial(_make_training, model, clips, settings.device),
+                f"{name}, inference": partial(_make_inference, model, clips, settings.device),
+            },
             settings,
         )
         flops = count_flops(model.config)

@@ -32,7 +32,7 @@ import tyro
 
 import models
 from jobs.cluster import connect
-from models.input_spec import InputSpec, Stream
+from models.input_spec import STREAMS, InputSpec, Stream
 from pipelines.clips.augmentation import Augmentation, cut_training_clip
 from pipelines.clips.sampling import ClipSettings, flip_frames
 from pipelines.datasets.motion_videos import write_motion_videos
@@ -81,9 +81,9 @@ def main() -> None:
             write_motion_videos(videos, videos_per_class=12, seed=0, num_frames=100, size=(340, 256))
         extract(videos, f"{folder}/parquet", settings.short_side, "parquet")
         extract(videos, f"{folder}/tar", settings.short_side, "webdataset")
-        figures = {}
-        for name in ("rgb", "flow"):
-            figures |= compare_with_bare_decode(settings, read_index(f"{folder}/parquet").usable(), name)
+        figures: dict[str, float] = {}
+        for stream in STREAMS:
+            figures |= compare_with_bare_decode(settings, read_index(f"{folder}/parquet").usable(), stream)
         figures |= compare(settings, folder, videos)
         if settings.steps:
             extract(videos, f"{folder}/small", 96, "parquet")
@@ -213,15 +213,15 @@ def stream(clips: TrainingClips, count: int) -> Iterator[Any]:
     return stream_batches(clips, part, num_cpus=ray.cluster_resources()["CPU"])
 
 
-def cut(frames: np.ndarray, input_spec: InputSpec, rng: np.random.Generator) -> torch.Tensor:
+def cut(decoded: np.ndarray, input_spec: InputSpec, rng: np.random.Generator) -> torch.Tensor:
     """A training clip of decoded frames, by the same code for every loader."""
 
-    def read(_: str, chosen: Sequence[int], area: Area | None, *, mirrored: bool) -> np.ndarray:
+    def read(stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool) -> np.ndarray:
         rows, columns = area.slices if area else (slice(None), slice(None))
-        found = frames[chosen[0] : chosen[-1] + 1, rows, columns]
+        found = decoded[frames[0] : frames[-1] + 1, rows, columns]
         return flip_frames(found) if mirrored else found
 
-    shape = len(frames), *frames.shape[1:3]
+    shape = len(decoded), *decoded.shape[1:3]
     return torch.from_numpy(cut_training_clip(read, shape, input_spec, ClipSettings(), Augmentation(), rng)["rgb"])
 
 

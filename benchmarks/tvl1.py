@@ -62,7 +62,7 @@ def methods() -> dict[str, Method]:
         name: lambda frames, preset=preset: tvl1.flow(frames, preset=preset, backend="opencv")
         for name, preset in ((REFERENCE, "faithful"), (DEEP_REFERENCE, "quality"), ("OpenCV tuned for speed", "fast"))
     }
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     others = {
         "skimage TV-L1": pairwise_method(skimage_flow),
         "OpenCV DIS medium": pairwise_method(lambda a, b: dis.calc(a, b, None)),
@@ -138,8 +138,15 @@ def read_middlebury(folder: Path) -> KnownPair:
     width, height = np.frombuffer(raw, "<i4", 2, 4)
     truth = np.frombuffer(raw, "<f4", offset=12).reshape(height, width, 2).copy()
     truth[np.abs(truth).max(-1) > 1e9] = np.nan
-    frames = [cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE) for name in ("frame10.png", "frame11.png")]
-    return KnownPair(folder.name, np.stack(frames), truth)
+    return KnownPair(folder.name, np.stack([read_image(folder / f"frame{number}.png") for number in (10, 11)]), truth)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image (H, W) uint8."""
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise FileNotFoundError(f"{path} is no image that OpenCV reads")
+    return image
 
 
 def synthesise(name: str, frame: np.ndarray, kind: str, rng: np.random.Generator) -> KnownPair:

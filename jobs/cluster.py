@@ -10,9 +10,11 @@ import logging
 import os
 import signal
 import socket
+import traceback
 from typing import Any
 
 from pipelines.errors import SettingsError
+from pipelines.formatting import format_count
 
 MEMORY_DEATHS = "3"  # ray_data.MAX_WORKER_DEATHS, which cannot be had before ray is imported
 
@@ -54,9 +56,9 @@ def connect(
     if on_stop is signal.default_int_handler:  # Ray has put its own there, which ends the process with a stack trace
         signal.signal(signal.SIGTERM, on_stop)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
-    place = f"a cluster of {len(ray.nodes())} nodes" if submitted else "this machine"
+    place = f"a cluster of {format_count(len(ray.nodes()), 'node')}" if submitted else "this machine"
     waiting = "" if cpus else "; tasks wait for workers to come"
-    return f"{place}, {cpus:g} CPUs, {gpus:g} GPUs{waiting}"
+    return f"{place}, {format_count(cpus, 'CPU')}, {format_count(gpus, 'GPU')}{waiting}"
 
 
 def is_submitted() -> bool:
@@ -98,7 +100,8 @@ def check_gpus(wanted: float) -> None:
     present = ray.cluster_resources().get("GPU", 0.0)
     if wanted > present and not is_submitted():
         raise SettingsError(
-            f"this machine has {present:g} GPUs, and the flags ask for {wanted:g}: give --num-gpus (and --num-workers, "
+            f"this machine has {format_count(present, 'GPU')}, and the flags ask for {wanted:g}: "
+            f"give --num-gpus (and --num-workers, "
             "where there are some) of at most as many, or --num-gpus 0 to use CPUs"
         )
 
@@ -113,8 +116,8 @@ def describe_workers(precision: str, num_workers: int, *, use_gpu: bool) -> str:
     """`2 GPUs, bf16, sums and logits in fp32`: what will compute, and how exactly."""
     from models import cuda
 
-    kind = ("GPU" if use_gpu else "CPU") + ("s" if num_workers > 1 else "")
-    return f"{num_workers} {kind}, {cuda.describe(precision, training=False) if use_gpu else precision}"
+    workers = format_count(num_workers, "GPU" if use_gpu else "CPU")
+    return f"{workers}, {cuda.describe(precision, training=False) if use_gpu else precision}"
 
 
 def _start(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> None:
@@ -137,7 +140,19 @@ def _start(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> N
         except Exception as error:  # Ray raises no narrower one
             if left == 0 or "timed out during startup" not in str(error):
                 raise
-            ray.shutdown()
+            ray.shutdown()  # knows nothing of a node that did not come up
+            _end_processes(error)
+
+
+def _end_processes(error: BaseException) -> None:
+    """End what a node had started whose constructor raised: nobody holds it, and its processes live as long as ours."""
+    from ray._private.node import Node
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+            return
 
 
 def _free_port() -> int:

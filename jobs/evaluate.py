@@ -24,6 +24,7 @@ from pipelines.clips.sampling import PROTOCOLS, EvaluationProtocol, ProtocolName
 from pipelines.datasets.video_index import VideoIndex, read_index, with_fold
 from pipelines.errors import SettingsError
 from pipelines.evaluation.records import EVALUATION, Evaluation
+from pipelines.formatting import format_count
 from pipelines.records import Values
 from pipelines.training.weights_files import Which
 
@@ -93,7 +94,10 @@ def run(config: Evaluate) -> Evaluation:
     index = index.of_split(config.split)
     # Before hours of scoring: it refuses a folder that would be lost.
     output = locate_output(config.output)
-    print(f"data        {index.data}: {len(index):,} videos of split {config.split}, {len(index.classes)} classes")
+    print(
+        f"data        {index.data}: {format_count(len(index), 'video')} of split {config.split}, "
+        f"{format_count(len(index.classes), 'class')}"
+    )
     print(f"ray         {connect(num_cpus=config.num_cpus)}", flush=True)
     # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
     from pipelines.evaluation import scoring
@@ -110,7 +114,7 @@ def run(config: Evaluate) -> Evaluation:
         rows.append(row)
         # About ten lines, however many videos: they also go to `ray job logs`.
         if len(rows) % max(1, len(usable) // 10) == 0:
-            print(f"scored      {len(rows):,} of {len(usable):,} videos", flush=True)
+            print(f"scored      {len(rows):,} of {format_count(len(usable), 'video')}", flush=True)
     table = scoring.tabulate(index, usable, rows, list(networks))
     evaluation = scoring.summarise(
         table,
@@ -176,7 +180,7 @@ def format_summary(evaluation: Evaluation) -> str:
     """The figures as a table: each network and their sum, over expected and over evaluated videos."""
     expected, evaluated = evaluation.expected, evaluation.evaluated
     lost = f"{evaluation.missing} missing, {evaluation.quarantined} quarantined, {evaluation.failed} failed"
-    lines = [f"evaluated   {evaluated:,} of {expected:,} videos; {lost}", ""]
+    lines = [f"evaluated   {evaluated:,} of {format_count(expected, 'video')}; {lost}", ""]
     lines.append(f"{'':18}{f'of {expected} expected':>22}{f'of {evaluated}':>22}")
     lines.append(f"{'':18}{'top-1':>11}{'top-5':>11}{'top-1':>11}{'top-5':>11}")
     for name, figures in evaluation.figures.items():
@@ -189,7 +193,7 @@ def format_summary(evaluation: Evaluation) -> str:
     lines += ["", f"top-1       {_percent(evaluation.top1)}{_interval(evaluation)}, " + (
         "lost videos left out" if evaluation.ignore_missing else "lost videos counted as wrong")]  # fmt: skip
     if evaluation.not_finite:
-        lines.append(f"not finite  scores of {evaluation.not_finite:,} videos, which count as wrong")
+        lines.append(f"not finite  scores of {format_count(evaluation.not_finite, 'video')}, which count as wrong")
     lines.append(f"classes     {_percent(evaluation.mean_per_class)} mean top-1 of a class")
     if evaluation.fusion_sweep:
         each = "  ".join(f"{fused.rgb_weight:.1f}: {_percent(fused.top1)}" for fused in evaluation.fusion_sweep)

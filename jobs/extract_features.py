@@ -24,6 +24,7 @@ from jobs.extraction import (
     ExtractionFlags,
     Work,
     Workers,
+    describe_output,
     find_rest,
     find_videos,
     follow,
@@ -55,7 +56,7 @@ from pipelines.features.task import (
     load_flow_kernel,
     load_no_kernel,
 )
-from pipelines.formatting import format_bytes
+from pipelines.formatting import format_bytes, format_count
 from pipelines.lock import OutputLock, lock_output
 from pipelines.training.weights_files import Which
 from pipelines.tvl1.params import FlowPreset
@@ -179,7 +180,8 @@ class Source:
         )
         catalog = find_videos(config) if stored is None else None
         if stored is not None:
-            print(f"data        {config.data}: {len(stored.index):,} videos, {len(stored.index.classes)} classes")
+            videos, classes = len(stored.index), len(stored.index.classes)
+            print(f"data        {config.data}: {format_count(videos, 'video')}, {format_count(classes, 'class')}")
         for stream, network in networks.networks.items():
             if (trained := network.clips.fps or float(FRAMES_PER_SECOND)) != config.settings.fps:
                 rates = f"trained on {describe_rate(trained)}, and sees {describe_rate(config.settings.fps)}"
@@ -263,7 +265,7 @@ def extract(source: Source, work: Work[FeaturePlan], workers: Workers, lock: Out
     from pipelines.features import graph
 
     plan = work.plan
-    print(f"output      {plan.output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+    print(f"output      {describe_output(plan)}", flush=True)
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
         plan, source.networks.windows, work.blocks, backend=workers.backend, placement=workers.placement,

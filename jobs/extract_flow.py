@@ -24,6 +24,7 @@ from jobs.extraction import (
     ExtractionFlags,
     Work,
     Workers,
+    describe_output,
     find_rest,
     find_videos,
     follow,
@@ -142,7 +143,7 @@ def extract(work: Work[Plan], flow: Workers, lock: OutputLock) -> RunLog:
     from pipelines.extraction import graph
 
     plan = work.plan
-    print(f"output      {plan.output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+    print(f"output      {describe_output(plan)}", flush=True)
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
         plan, work.blocks, backend=flow.backend, placement=flow.placement, pool=flow.pool, on_tally=log.add,

@@ -17,6 +17,7 @@ from pipelines.datasets.catalog import Catalog, read_catalog
 from pipelines.datasets.folders import Layout
 from pipelines.errors import CatalogError, SettingsError
 from pipelines.extraction.work import PlannedWork, backend_of, find_work, planned_kernel
+from pipelines.formatting import format_count
 from pipelines.lock import OutputLock
 
 if TYPE_CHECKING:
@@ -126,7 +127,10 @@ def describe_catalog(catalog: Catalog) -> str:
     splits = Counter(catalog.table["split"].to_pylist())
     sizes = ", ".join(f"{name} {count:,}" for name, count in splits.items())
     missing = catalog.table["path"].null_count
-    text = f"{len(catalog.table):,} videos ({sizes}), {len(catalog.classes)} classes, from {catalog.source}"
+    text = (
+        f"{format_count(len(catalog.table), 'video')} ({sizes}), "
+        f"{format_count(len(catalog.classes), 'class')}, from {catalog.source}"
+    )
     return f"{text}; {missing:,} missing" if missing else text
 
 
@@ -155,7 +159,12 @@ def look_up(config: ExtractionFlags, output: str, make_plan: Callable[[str], P])
 
 def report_nothing_to_do(work: Work[P], given: str) -> None:
     """Say so; `given` is the output as the flag names it."""
-    print(f"to do       nothing: all {len(work.plan.spans)} shards of {given} are done", flush=True)
+    print(f"to do       nothing: {format_count(len(work.plan.spans), 'shard')} of {given} done", flush=True)
+
+
+def describe_output(plan: PlannedWork) -> str:
+    """`out: 4 shards of 120 videos`."""
+    return f"{plan.output}: {format_count(len(plan.spans), 'shard')} of {format_count(len(plan.table), 'video')}"
 
 
 def place(config: ExtractionFlags, output: str, count_gpus: Callable[[], float]) -> tuple[str, Placement]:
@@ -280,7 +289,7 @@ def print_estimate(
 
     if not cpus:
         raise SettingsError("--dry-run on a cluster without workers now: say by --num-cpus how many CPUs it will have")
-    print(f"output      {plan.output}: {len(plan.spans)} shards of {len(plan.table)} videos", flush=True)
+    print(f"output      {describe_output(plan)}", flush=True)
     if steps.pool is None and compiles and not tvl1.is_compiled(steps.backend):
         print(COMPILING, flush=True)
     print(f"sampling    up to {config.dry_run_samples} videos, for about half a minute", flush=True)

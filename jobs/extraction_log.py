@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pipelines import records, storage
 from pipelines.extraction.records import RUNS, ExtractionRun, TimelinePoint
-from pipelines.formatting import format_bytes, format_seconds
+from pipelines.formatting import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +66,8 @@ class RunLog:
             self.videos_to_do = remaining.videos
             done = self.shards - remaining.shards
             print(
-                f"to do       {remaining.shards} shards with {remaining.videos:,} videos; {done} shards are done",
+                f"to do       {format_count(remaining.shards, 'shard')} with "
+                f"{format_count(remaining.videos, 'video')}; {format_count(done, 'shard')} done",
                 flush=True,
             )
             if sys.stdout.isatty():
@@ -85,7 +86,7 @@ class RunLog:
             self.bar.set_postfix_str(self._describe(tally))
         elif self._is_due(tally):
             self.printed_s = tally.seconds
-            videos = f"{tally.videos:,} of {self.videos_to_do:,} videos"
+            videos = f"{tally.videos:,} of {format_count(self.videos_to_do, 'video')}"
             print(f"{format_seconds(tally.seconds):>9}  {videos}, {self._describe(tally)}", flush=True)
 
     def _note(self, point: TimelinePoint) -> None:
@@ -106,7 +107,7 @@ class RunLog:
         left_s = self._estimate_seconds(tally)
         parts += [f"ETA {format_seconds(left_s)}"] if left_s is not None else []
         parts += [f"{tally.quarantined:,} quarantined"] if tally.quarantined else []
-        parts += [f"{self.shards_left} shards left"]
+        parts += [f"{format_count(self.shards_left, 'shard')} left"]
         parts += [f"GPU {tally.gpu_share:.0%} busy"] if tally.gpu_share is not None else []
         return ", ".join(parts)
 
@@ -195,7 +196,7 @@ def _format_totals(totals: Totals, error: StoredFlowError | None) -> str:
     if error:
         lines.append(
             f"flow error  {error.mean:.3f} px mean, {error.rms:.3f} RMS, {error.p999:.2f} p99.9, "
-            f"{error.max:.2f} max, measured on {error.videos} videos"
+            f"{error.max:.2f} max, measured on {format_count(error.videos, 'video')}"
         )
     return "\n".join(lines)
 
@@ -207,9 +208,11 @@ def format_estimate(estimate: Estimate, *, cpus: float, cpu_hour_price: float) -
     hours = estimate.core_seconds / 3600
     work = f"{hours:,.2f} hours" if hours >= 1 else format_seconds(estimate.core_seconds)
     return (
-        f"sampled     {estimate.sampled} of {estimate.videos:,} videos, {estimate.failed} of them failed\n"
+        f"sampled     {estimate.sampled} of {format_count(estimate.videos, 'video')}, "
+        f"{estimate.failed} of them failed\n"
         f"frames      {estimate.frames:,}\n"
-        f"time        {format_seconds(mean)} on {cpus:g} CPUs ({format_seconds(low)} to {format_seconds(high)}, "
+        f"time        {format_seconds(mean)} on {format_count(cpus, 'CPU')} ({format_seconds(low)} "
+        f"to {format_seconds(high)}, "
         f"if all were like the cheapest or dearest of the sample)\n"
         f"bytes       {format_bytes(estimate.num_bytes)}\n"
         f"cost        {_format_cost(hours * cpu_hour_price)} for {work} of one CPU at ${cpu_hour_price:g} an hour\n"

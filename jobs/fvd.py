@@ -28,6 +28,7 @@ from pipelines.evaluation.frechet import (
 )
 from pipelines.evaluation.fvd_clips import ClipChoice, DialectName
 from pipelines.evaluation.records import FVD, SetCounts, VideoDistance
+from pipelines.formatting import format_count
 
 SHOWN = 10  # videos that failed, on the screen; fvd.json has all
 
@@ -148,7 +149,7 @@ def compute(config: FrechetVideoDistance, sides: dict[str, str]) -> dict[str, tu
             rows.append(row)
             # About ten lines, however many videos: they also go to `ray job logs`.
             if len(rows) % max(1, len(places) // 10) == 0:
-                print(f"{name:12}{len(rows):,} of {len(places):,} videos", flush=True)
+                print(f"{name:12}{len(rows):,} of {format_count(len(places), 'video')}", flush=True)
         statistics, counts = fvd.summarise_set(videos, lost, rows, embedder)
         for line in format_failures(counts):
             print(line, flush=True)
@@ -162,7 +163,8 @@ def check_count(name: str, counts: SetCounts, least: int) -> None:
     """DataError where a set has too few clips for a distance to mean anything."""
     if counts.clips < least:
         raise DataError(
-            f"{counts.name} gives {counts.clips:,} clips, and --min-clips is {least:,}: of fewer the distance is "
+            f"{counts.name} gives {format_count(counts.clips, 'clip')}, and --min-clips is "
+            f"{least:,}: of fewer the distance is "
             "mostly the bias of small samples. Give more videos or --clips-per-video, or lower it knowingly"
         )
 
@@ -184,12 +186,17 @@ def format_result(result: VideoDistance) -> str:
         f"weights     SHA-256 {str(embedding.get('weights_sha256'))[:16]}…",
     ]
     for name, counts in (("real", result.real), ("generated", result.generated)):
-        videos = "statistics" if counts.videos is None else f"{counts.videos:,} videos, {len(counts.failed):,} failed"
-        lines.append(f"{name:12}{counts.clips:,} clips; {videos}")
+        videos = (
+            "statistics"
+            if counts.videos is None
+            else f"{format_count(counts.videos, 'video')}, {len(counts.failed):,} failed"
+        )
+        lines.append(f"{name:12}{format_count(counts.clips, 'clip')}; {videos}")
     fewest = min(result.real.clips, result.generated.clips)
     if fewest <= result.dimensions:
         lines.append(
-            f"few clips   {fewest:,} clips for {result.dimensions} dimensions: the distance is biased upwards; "
+            f"few clips   {format_count(fewest, 'clip')} for {result.dimensions} dimensions: the "
+            f"distance is biased upwards; "
             "compare it only with others of as many clips"
         )
     return "\n".join(lines)

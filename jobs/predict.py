@@ -39,6 +39,7 @@ from pipelines import storage
 from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoding_of
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, read_video
+from pipelines.formatting import format_count
 from pipelines.media.decode import DecodeSettings
 from pipelines.training.trained_network import Network, load_network
 from pipelines.tvl1.params import FlowPreset
@@ -112,7 +113,9 @@ def load_networks(given: Mapping[Stream, str | None]) -> dict[Stream, Network]:
     networks = {stream: load_one(path, stream) for stream, path in given.items() if path is not None}
     counts = {stream: network.model.config.num_classes for stream, network in networks.items()}
     if len(set(counts.values())) > 1:
-        raise InputError(f"--rgb knows {counts['rgb']} classes, --flow {counts['flow']}: their logits cannot be added")
+        raise InputError(
+            f"--rgb knows {format_count(counts['rgb'], 'class')}, --flow {counts['flow']}: their logits cannot be added"
+        )
     return networks
 
 
@@ -132,7 +135,9 @@ def name_classes(networks: Mapping[Stream, Network], path: str | None) -> Sequen
     named = {source: names for source, names in sources.items() if names is not None}
     num_classes = next(iter(networks.values())).model.config.num_classes
     if path is not None and len(named["--classes"]) != num_classes:
-        raise InputError(f"--classes {path} has {len(named['--classes'])} names, the networks {num_classes} classes")
+        raise InputError(
+            f"--classes {path} has {len(named['--classes'])} names, the networks {format_count(num_classes, 'class')}"
+        )
     if len(set(named.values())) > 1:
         raise InputError(f"{' and '.join(named)} name the classes differently, or in another order")
     return next(iter(named.values()), tuple(f"class {index}" for index in range(num_classes)))
@@ -255,7 +260,7 @@ def score(network: Network, stream: Stream, clips: Tensor, precision: Precision,
 def describe_clips(clips: Tensor) -> str:
     """`1 clip of 250 frames, 224×224 px`."""
     num_clips, _, num_frames, height, width = clips.shape
-    return f"{num_clips} clip{'s' if num_clips > 1 else ''} of {num_frames} frames, {width}×{height} px"
+    return f"{format_count(num_clips, 'clip')} of {format_count(num_frames, 'frame')}, {width}×{height} px"
 
 
 def format_streams(logits: Mapping[str, Tensor], names: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from jobs.command import run_command
 from pipelines.errors import SubmitError
-from pipelines.formatting import format_bytes
+from pipelines.formatting import format_bytes, format_count
 
 LARGEST = 3  # files that a refusal names
 
@@ -101,12 +101,15 @@ def check_upload(folder: Path, files: dict[str, int], job: str) -> None:
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE as MOST
 
     if job not in files:
-        raise SubmitError(f"{job} is not among the {len(files):,} files of {folder} that are uploaded: name a job")
+        raise SubmitError(
+            f"{job} is not among the {format_count(len(files), 'file')} of {folder} that are uploaded: name a job"
+        )
     if (total := measure_archive(files)) > MOST:
         largest = sorted(files, key=lambda name: -files[name])[:LARGEST]
         named = ", ".join(f"{name} ({format_bytes(files[name])})" for name in largest)
         raise SubmitError(
-            f"{folder} would upload {format_bytes(total)} in {len(files):,} files, and a job server takes "
+            f"{folder} would upload {format_bytes(total)} in {format_count(len(files), 'file')}, "
+            f"and a job server takes "
             f"{format_bytes(MOST)}: name what the job does not need in .rayignore; the largest are {named}"
         )
 

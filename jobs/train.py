@@ -22,6 +22,7 @@ from models import cuda
 from pipelines import storage
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import SettingsError
+from pipelines.formatting import format_count
 from pipelines.lock import lock_output
 from pipelines.search.records import read_outcome
 from pipelines.search.space import describe_geometry, with_geometry
@@ -101,7 +102,7 @@ def run(config: Train) -> list[Result]:
     """Train, for each fold where folds are given; prints as it goes."""
     index = read_index(config.data)
     output = locate_output(config.output)
-    print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
+    print(f"data        {index.data}: {format_count(len(index), 'video')}, {format_count(len(index.classes), 'class')}")
     settings = take_best(config.settings, config.from_sweep) if config.from_sweep else config.settings
     if not config.annotations:
         return [train_one(config, settings, index, output)]
@@ -218,18 +219,19 @@ def print_run(config: Train, run: Run, scale: Scale, output: str) -> None:
     precision = cuda.describe(optimisation.precision, training=True) if scale.use_gpu else optimisation.precision
     print(f"model       {network.model} {network.stream or ''}: {run.initial}; {precision}")
     print(f"videos      {len(run.train):,} to train, {len(run.validation or ()):,} to validate")
-    print(f"schedule    {phases} steps of {schedule.reference_batch} clips")
+    print(f"schedule    {phases} steps of {format_count(schedule.reference_batch, 'clip')}")
     if batch != schedule.reference_batch:
         # Goyal et al. 2017: the rate grows with the batch, so that as many clips move the weights as far.
         factor = batch / schedule.reference_batch
         print(
-            f"scaled      to steps of {batch} clips: learning rates × {factor:.4g}, "
-            f"{schedule.steps(batch):,} steps (linear scaling; the clips seen stay {schedule.clips:,})"
+            f"scaled      to steps of {format_count(batch, 'clip')}: learning rates × {factor:.4g}, "
+            f"{format_count(schedule.steps(batch), 'step')} (linear scaling; the clips seen stay {schedule.clips:,})"
         )
     if config.preset:
         print(f"preset      {config.preset}: {config.settings.source}")
     print(
-        f"workers     {scale.num_workers} {device}s, {optimisation.batch} × {optimisation.accumulate} clips each a step"
+        f"workers     {format_count(scale.num_workers, device)}, {optimisation.batch} × "
+        f"{optimisation.accumulate} clips each a step"
     )
     print(f"output      {output}", flush=True)
 
@@ -245,9 +247,12 @@ def print_metrics(line: dict[str, Any]) -> None:
     step = f"step {line['step']:>7,}"
     if line["kind"] == "validation":
         failed = f", {line['val_failed']} could not be decoded" if line["val_failed"] else ""
-        text = f"validation: top-1 {line['val_top1']:.1%} of {line['val_videos']:,} videos, loss {line['val_loss']:.3f}"
+        text = (
+            f"validation: top-1 {line['val_top1']:.1%} of "
+            f"{format_count(line['val_videos'], 'video')}, loss {line['val_loss']:.3f}"
+        )
     else:
-        failed = f", {line['failed']} clips could not be decoded" if line["failed"] else ""
+        failed = f", {format_count(line['failed'], 'clip')} could not be decoded" if line["failed"] else ""
         text = (
             f"epoch {line['epoch']:.1f}  lr {line['learning_rate']:.4g}  loss {line['loss']:.3f}  "
             f"top-1 {line['top1']:.1%}  {line['clips_per_s']:.1f} clips/s  {line['wait_share']:.1%} waiting"

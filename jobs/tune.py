@@ -21,12 +21,14 @@ from jobs.train import Workers, embedded_cpus
 from pipelines import records, storage
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold
 from pipelines.errors import DataError, RunError, SettingsError
+from pipelines.formatting import format_count
 from pipelines.lock import lock_output
 from pipelines.resume import was_begun
 from pipelines.search.records import SETTINGS, Outcome, SearchSettings, Trial
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, with_geometry
 from pipelines.training.config import Run, Scale
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, make_run
+from pipelines.training.settings import prepare as prepare_run
 
 if TYPE_CHECKING:
     from pipelines.search.trials import Book, Configure, Prepare, Search
@@ -98,7 +100,7 @@ def run(config: Tune) -> Outcome:
     if config.annotations:
         index = with_fold(index, config.annotations, config.fold)
     output = locate_output(config.output)
-    print(f"data        {index.data}: {len(index):,} videos, {len(index.classes)} classes")
+    print(f"data        {index.data}: {format_count(len(index), 'video')}, {format_count(len(index.classes), 'class')}")
     # Before Ray is up: a split without labels or videos is refused here.
     for note in check_trainable(index, config.settings.splits.train_split):
         print(f"note        {note}")
@@ -176,12 +178,19 @@ def make_prepare(config: Tune, index: VideoIndex, search: Search) -> Prepare:
     """How a geometry becomes a run: the settings' run, with the geometry in place of theirs."""
     from pipelines.search.trials import Prepared
 
+    norm: dict[str, bool] = {}
+    if config.settings.initial.weights is not None:
+        # They decide about batch norm's gamma, and are refused here where they do not fit, not in each trial.
+        paper, _ = prepare_run(with_geometry(config.settings, search.space.paper()), index, search.scale)
+        norm = {"bn_gamma": paper.model.bn_gamma}  # type: ignore[attr-defined]
+
     def prepare(geometry: Geometry, seed: int) -> Prepared:
         # Rungs lie at multiples of the first, and ASHA can compare only what was validated there.
         settings = with_geometry(config.settings, geometry).change(
             reporting={"checkpoint_every": search.first_rung}, seed=config.settings.seed + seed
         )
-        return Prepared(run=make_run(settings, index, search.scale), initial=settings.initial)
+        run = make_run(settings, index, search.scale)
+        return Prepared(run=replace(run, model=replace(run.model, **norm)), initial=settings.initial)
 
     return prepare
 
@@ -239,8 +248,11 @@ def print_search(config: Tune, book: Book, search: Search, run: Run) -> None:
     scale = search.scale
     kind = f"{scale.num_workers} GPU" if scale.use_gpu else f"{scale.num_workers} × {scale.cpus_per_worker:g} CPU"
     print(f"videos      {len(run.train):,} to train, {len(run.validation or ()):,} to choose by")
-    print(f"trials      {search.num_trials} of {search.steps:,} steps; {len(book.ended())} of them known already")
-    print(f"rungs       at {search.first_rung:,} steps, then at each {search.reduction} times as many")
+    print(
+        f"trials      {search.num_trials} of {format_count(search.steps, 'step')}; "
+        f"{len(book.ended())} of them known already"
+    )
+    print(f"rungs       at {format_count(search.first_rung, 'step')}, then at each {search.reduction} times as many")
     print(f"each trial  {kind} to train, {scale.data_cpus:g} CPU to decode; {search.concurrent} at a time")
     if config.settings.network.stream == "flow" and len(set(config.space.frame_steps)) > 1:
         print(f"note        {FLOW_STRIDE}")
@@ -272,7 +284,7 @@ def print_outcome(book: Book, outcome: Outcome) -> None:
     print("            accuracies are of the videos that the choice was made by, so the best one's is too high")
     print(
         f"cost        {cost.clips:,} clips, {cost.cpu_hours:.2f} CPU hours, {cost.gpu_hours:.2f} GPU hours; "
-        f"stopping early saved {cost.saved_clips:,} clips ({cost.saved_share:.0%})"
+        f"stopping early saved {format_count(cost.saved_clips, 'clip')} ({cost.saved_share:.0%})"
     )
 
 

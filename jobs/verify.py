@@ -21,6 +21,7 @@ from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import SettingsError
 from pipelines.extraction import verify
 from pipelines.extraction.verify import Finding, Recomputed
+from pipelines.formatting import format_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,12 @@ def run(config: Verify) -> list[Finding]:
     samples = verify.choose_samples(index, config.samples, config.seed)
     # Generators, each of which does its work when its line is about to be printed.
     checks = {
-        f"{len(dataset.shards):,} shards against their hashes": verify.check_shards(output, dataset),
-        f"{len(index):,} videos of the catalog": verify.check_catalog(output, dataset),
-        f"{len(index):,} videos in the tables": verify.check_tables(output, dataset),
-        f"{len(samples):,} videos decoded": (finding for video in samples for finding in verify.check_sample(video)),
+        f"{format_count(len(dataset.shards), 'shard')} by their hashes": verify.check_shards(output, dataset),
+        f"{format_count(len(index), 'video')} of the catalog": verify.check_catalog(output, dataset),
+        f"{format_count(len(index), 'video')} in the tables": verify.check_tables(output, dataset),
+        f"{format_count(len(samples), 'video')} decoded": (
+            finding for video in samples for finding in verify.check_sample(video)
+        ),
     }
     findings = []
     for title, check in checks.items():
@@ -68,11 +71,11 @@ def run(config: Verify) -> list[Finding]:
     if config.videos is not None:
         # The only check that needs the sources, which may be gone by now.
         findings += check_sources(config, index, samples)
-    print(f"\n{'ok' if not findings else f'{len(findings)} findings'}: {output}")
+    print(f"\n{'ok' if not findings else format_count(len(findings), 'finding')}: {output}")
     if findings:
         print(
-            "repair      by the command that made it and --verify, which makes damaged and lost shards anew:\n"
-            f"            python jobs/extract_flow.py --videos {config.videos or 'DIR'} --output {config.data} --verify"
+            "repair      run the command that extracted it once more, with all the flags it had and --verify: it makes "
+            "damaged and lost shards anew"
         )
     return findings
 
@@ -96,7 +99,7 @@ def check_sources(config: Verify, index: VideoIndex, samples: list[shards.Row]) 
     recomputed = [entry for entry in comparisons if isinstance(entry, Recomputed)]
     findings = [entry for entry in comparisons if isinstance(entry, Finding)]
     findings += verify.judge(recomputed, dataset)
-    report(f"{len(samples):,} sources, and their flow computed anew", findings)
+    report(f"{format_count(len(samples), 'source')}, and flow computed anew", findings)
     for entry in recomputed:
         print(f"        {entry.video}: {entry.mean:.3f} px mean, {entry.max:.2f} max")
     return findings

@@ -1,4 +1,4 @@
-"""Times and sizes for people, the same in logs and on pages."""
+"""Times, sizes and counts for people, the same in logs and on pages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ def format_seconds(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
+
+
+def format_count(count: float, noun: str) -> str:
+    """`1 class`, `2,000 classes`, `0.5 CPUs`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{f'{count:,}' if isinstance(count, int) else f'{count:,g}'} {noun if count == 1 else plural}"
 
 
 def format_bytes(count: float) -> str:

@@ -26,6 +26,7 @@ from pipelines import storage
 from pipelines.errors import OutputError, OutputLockedError
 
 HEARTBEAT_S = 10.0
+INTERRUPT_AGAIN_S = 10.0
 STALE_AFTER_S = 60.0
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class OutputLock:
             yield
             self.check()
         except BaseException:
+            over.set()  # first: another interrupt would hide what comes of it
             self.check()
             raise
         finally:
@@ -78,9 +80,12 @@ class OutputLock:
             try:
                 self.check()
             except OutputLockedError:
-                # Not _thread.interrupt_main, which does not wake what waits.
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                return
+                break
+        # Until it has worked: one that comes just before the main thread begins to wait does not wake it.
+        while not over.is_set():
+            # Not _thread.interrupt_main, which does not wake what waits.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            over.wait(INTERRUPT_AGAIN_S)
 
 
 @contextlib.contextmanager
@@ -193,9 +198,19 @@ def _hold_object(output: str) -> Iterator[OutputLock]:
 
 def _holds(uri: str, record: dict[str, object]) -> bool:
     try:
-        return bool(json.loads(storage.read_bytes(uri))["token"] == record["token"])
+        return _token_in(storage.read_bytes(uri)) == record["token"]
     except FileNotFoundError:
         return False
+
+
+def _token_in(record_bytes: bytes) -> str | None:
+    """What tells the run of a record from others; None where the bytes are no such record."""
+    try:
+        record = json.loads(record_bytes)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and {"host", "pid", "token", "beat"} <= record.keys()
+    return str(record["token"]) if whole else None
 
 
 def _take_object(output: str, uri: str) -> dict[str, object]:
@@ -205,6 +220,9 @@ def _take_object(output: str, uri: str) -> dict[str, object]:
             record_bytes = storage.read_bytes(uri)
         except FileNotFoundError:  # released this moment
             continue
+        if _token_in(record_bytes) is None:
+            remedy = f"{uri} does not say which. Make sure that none runs, delete it, and run this command again."
+            raise _refuse(output, {}, remedy)
         holder = json.loads(record_bytes)
         if holder == mine:  # the answer to the creation was lost, and its repetition refused
             break
@@ -240,7 +258,7 @@ def _beat(uri: str, record: dict[str, object], lock: OutputLock, stop: threading
     while not lock.lost and not stop.wait(HEARTBEAT_S):
         try:
             record_bytes = storage.read_bytes(uri)
-            lock.lost = json.loads(record_bytes)["token"] != record["token"]
+            lock.lost = _token_in(record_bytes) != record["token"]
             now = time.time()
             if not lock.lost and _renew(uri, record_bytes, _encode({**record, "beat": now})):
                 lock.renewed = now

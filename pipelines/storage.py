@@ -165,7 +165,7 @@ def _explain(uri: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HTTPError, boto.BotoCoreError, boto.ClientError, asyncio.TimeoutError) as error:
-        if isinstance(error, OSError) and error.errno in scratch.FULL_DISK:  # of this machine: S3 has no part in it
+        if _fills_this_disk(error):
             raise
         what = re.sub("//[^/@]*@", "//", str(error)) or "the server does not answer"
         remedy = _find_outage(error)
@@ -173,6 +173,11 @@ def _explain(uri: str) -> Iterator[None]:
             raise OutageError(f"{uri}: {what.rstrip('.')}{remedy}") from error
         precise = isinstance(error, (FileNotFoundError, FileExistsError, PermissionError))
         raise (type(error) if precise else OSError)(f"{uri}: {what}") from error
+
+
+def _fills_this_disk(error: Exception) -> bool:
+    """Whether this machine's disk is full, in which no store has a part."""
+    return isinstance(error, OSError) and error.errno in scratch.FULL_DISK
 
 
 def _find_outage(error: BaseException | None) -> str | None:
@@ -197,6 +202,8 @@ def _on_store(uri: str, action: Callable[[Any, str], T]) -> T:
         except (FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError) as error:
             raise type(error)(f"{uri}: {error or type(error).__name__}") from error
         except Exception as error:  # each library has exceptions of its own, and none says more than that
+            if _fills_this_disk(error):
+                raise
             raise OutageError(f"{uri}: {error or type(error).__name__}") from error
     until = time.monotonic() + PATIENCE_S
     for tries, pause_s in enumerate(_pauses(), start=1):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
@@ -49,20 +50,13 @@ class Head:
         return self.run(*command, timeout=timeout)
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def run_head(home: Path, *flags: str, autoscaler: dict[str, Any] | None = None, **environment: str) -> Iterator[Head]:
     """`ray start --head` with `flags` and settings of the environment, until the block is left.
 
     `autoscaler` is a cluster's configuration whose nodes are processes of this machine (provider fake_multinode).
     """
-    port, dashboard, agent = free_port(), free_port(), free_port()
+    port, dashboard, agent = free_ports(3)
     address = f"http://127.0.0.1:{dashboard}"
     settings = {
         **os.environ,

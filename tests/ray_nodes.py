@@ -26,7 +26,8 @@ def main() -> None:
     print(cluster.address, flush=True)
     for line in sys.stdin:
         command, *words = line.split()
-        print({"add": add, "lose": lose}[command](cluster, *words), flush=True)
+        commands: dict[str, Callable[..., str]] = {"add": add, "lose": lose}
+        print(commands[command](cluster, *words), flush=True)
     for node in cluster.list_all_nodes():
         node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 

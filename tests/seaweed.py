@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.session import get_session
+from ports import free_ports
 
 BUCKET = "data"  # is there from the start
 START_S = 120.0
@@ -100,13 +100,6 @@ def _ports(folder: Path) -> dict[str, int]:
     if not kept.exists():
         kept.write_text(json.dumps(dict(zip(PORTS, free_ports(len(PORTS)), strict=True))))
     return dict(json.loads(kept.read_text()))
-
-
-def free_ports(count: int) -> Sequence[int]:
-    """Ports of 127.0.0.1 that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [held.getsockname()[1] for held in sockets]
 
 
 def _command(folder: Path, ports: dict[str, int], credentials: Credentials) -> list[str]:

@@ -139,7 +139,7 @@ def test_impossible_augmentation_is_refused(change: dict[str, float]) -> None:
 
 
 def test_videos_without_a_clip_are_refused() -> None:
-    with pytest.raises(ValueError, match="video of 1 frames gives no clip"):
+    with pytest.raises(ValueError, match="video of 1 frame gives no clip"):
         cut(BOTH, 1, seed=0)
 
 

@@ -84,14 +84,14 @@ def test_videos_and_annotations_on_s3(s3: str) -> None:
 def test_files_that_are_left_out_are_counted_by_ending(tmp_path: Path) -> None:
     names = "a.mp4", "b.txt", "c.txt", "README", "d.mp4.part", "e.f137.mp4.part-Frag3", "f.webm.crdownload", "g.avi"
     videos = _touch(tmp_path / "v", *names)
-    others = "3 files that are no videos by their endings: 2 × .txt, 1 × no ending"
+    others = "3 files without the ending of a video: 2 × .txt, 1 × no ending"
     unfinished = "3 unfinished downloads, such as d.mp4.part"
     assert read_catalog(videos).left_out == (others, unfinished)
     annotations = _write(tmp_path / "list.csv", "path,label", "a.mp4,x")
     assert read_catalog(videos, annotations).left_out == (
         others,
         unfinished,
-        "1 videos that no annotation takes, such as g.avi",
+        "1 video that no annotation takes, such as g.avi",
     )
 
 
@@ -293,7 +293,7 @@ def test_folders_without_videos_are_refused(tmp_path: Path) -> None:
         read_catalog(str(tmp_path / "absent"))
     with pytest.raises(CatalogError, match=r"no videos in .*: the folder is empty\. Check the path"):
         read_catalog(_touch(tmp_path))
-    with pytest.raises(CatalogError, match=r"no videos in .*1 files that are no videos .*1 × \.txt.*\.mp4") as error:
+    with pytest.raises(CatalogError, match=r"no videos in .*1 file without the ending .*1 × \.txt.*\.mp4") as error:
         read_catalog(_touch(tmp_path, "notes.txt"))
     assert len(str(error.value)) < 400
     with pytest.raises(CatalogError, match=r"1 class \(UCF-101: 2\).*give UCF-101 as the videos folder"):
@@ -347,4 +347,4 @@ def test_classes_are_counted_in_the_order_of_their_labels(tmp_path: Path) -> Non
 
 def test_a_class_that_nothing_trains_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     read_catalog(_touch(tmp_path, "train/wave/1.mp4", "test/wavee/2.mp4"))
-    assert "1 classes have no train row, such as wavee" in caplog.text
+    assert "no train row for 1 class, such as wavee" in caplog.text

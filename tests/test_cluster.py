@@ -60,6 +60,57 @@ def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(wor
         shutil.rmtree(folder, ignore_errors=True)
 
 
+LATE = """
+import os
+from pathlib import Path
+
+from jobs.cluster import connect
+
+def children():
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(parent) == os.getpid() and state not in "ZX":
+            found.add(stat.parent.name)
+    return found
+
+import ray._private.services as services
+get_node, first = services.get_node, []
+
+def late(*words):
+    if not first:
+        first.append(children())
+        raise Exception("The current node timed out during startup.")
+    return get_node(*words)
+
+before = children()
+services.get_node = late
+print(connect(num_cpus=1, log_to_driver=False))
+import ray
+assert len(first[0] - before) >= 2, first
+assert ray.get(ray.remote(lambda: 7).remote()) == 7
+print("left", len(first[0] & children() - before))
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_that_came_up_too_late_leaves_no_process_behind() -> None:
+    """Another one is started, and works."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    try:
+        environment = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # before it imports ray
+        command = [sys.executable, "-c", LATE]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "left 0"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_workers_are_told_of_with_their_precision() -> None:
     assert describe_workers("bf16", 2, use_gpu=True) == "2 GPUs, bf16, sums and logits in fp32"
     assert describe_workers("fp32", 1, use_gpu=True) == "1 GPU, fp32, no TensorFloat-32"

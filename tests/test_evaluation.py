@@ -106,7 +106,7 @@ def test_storage_that_is_away_is_no_wrong_answer(index: VideoIndex, tmp_path: Pa
 def test_a_split_without_labels_is_refused(index: VideoIndex) -> None:
     column = index.table.schema.get_field_index("label")
     unlabelled = replace(index, table=index.table.set_column(column, "label", pa.array([-1] * 8, pa.int32())))
-    with pytest.raises(DataError, match="has no labels for these 8 videos"):
+    with pytest.raises(DataError, match="has no labels on 8 videos"):
         scoring.check_networks(unlabelled, {})
 
 
@@ -164,6 +164,25 @@ def test_scores_of_frames_at_another_rate_come_with_a_word(index: VideoIndex, tm
     assert note.startswith("--rgb was trained on 25 frames a second, ")
     settings = network.settings.of_frames(native.sampling)
     assert scoring.check_networks(native, {"rgb": replace(network, settings=settings)}) == []
+
+
+def test_networks_are_kept_for_one_call_and_no_longer() -> None:
+    """A worker's process lives on, and by the next call another network may lie in the same place."""
+    made: list[str] = []
+
+    class Step:
+        def __init__(self, uri: str) -> None:
+            made.append(uri)
+
+        def __call__(self, row: dict[str, int]) -> dict[str, int]:
+            return row
+
+    def steps(call: str) -> Any:
+        return scoring._ReadAndCompute(read=lambda row: row, compute=Step, given=("uri",), call=call)
+
+    for call in ("first", "first", "second"):
+        assert steps(call)({"id": 1}) == {"id": 1}
+    assert len(made) == 2
 
 
 def test_a_gpu_that_computes_wrong_ends_an_evaluation_in_one_sentence(

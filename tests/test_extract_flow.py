@@ -116,7 +116,7 @@ def test_what_was_found_is_shown_before_the_work(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "videos      given: 6 videos (all 6), 4 classes, from a folder per class",
         "classes     kick: 1, run: 1, sit: 1, … (4 in all); 1 without a label",
-        "left out    1 files that are no videos by their endings: 1 × .txt",
+        "left out    1 file without the ending of a video: 1 × .txt",
     ]
 
 
@@ -132,7 +132,7 @@ def test_without_arguments_it_extracts_videos_of_its_own(tmp_path: Path) -> None
 
 def test_a_second_run_finds_nothing_to_do_and_leaves_the_same_bytes(undisturbed: Path, videos: Path) -> None:
     before = hashes(undisturbed)
-    assert "nothing: all 8 shards" in extract(videos, undisturbed)
+    assert "nothing: 8 shards of" in extract(videos, undisturbed)
     assert hashes(undisturbed) == before
 
 

@@ -20,7 +20,7 @@ from pipelines.datasets.records import Dataset, ShardConvention, SplitCounts, St
 from pipelines.extraction.estimate import Estimate
 from pipelines.extraction.tally import Tally
 from pipelines.extraction.tasks import Placement, Remaining
-from pipelines.formatting import format_bytes, format_seconds
+from pipelines.formatting import format_bytes, format_count, format_seconds
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,17 @@ def test_seconds(seconds: float, text: str) -> None:
 )
 def test_bytes(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [
+        *((0, "video", "0 videos"), (1, "video", "1 video"), (2_000, "video", "2,000 videos")),
+        *((1, "class", "1 class"), (2, "class", "2 classes"), (1.0, "CPU", "1 CPU"), (0.5, "CPU", "0.5 CPUs")),
+    ],
+)
+def test_counts(count: float, noun: str, text: str) -> None:
+    assert format_count(count, noun) == text
 
 
 @pytest.mark.parametrize(("count", "end"), [(1, "in out/q.parquet"), (5, "and 2 more in out/q.parquet")])
@@ -93,7 +104,7 @@ def test_the_summary_says_what_became_of_the_videos() -> None:
     assert "truncated                 1" in lines
     assert "RGB         50 kB, 500 B a frame" in lines
     assert "flow        98 kB, 1 kB a frame" in lines
-    assert "flow error  0.031 px mean, 0.041 RMS, 0.30 p99.9, 1.25 max, measured on 1 videos" in lines
+    assert "flow error  0.031 px mean, 0.041 RMS, 0.30 p99.9, 1.25 max, measured on 1 video" in lines
 
 
 def test_the_summary_of_nothing_but_failures() -> None:
@@ -123,7 +134,7 @@ def watch(videos: int, *tallies: Tally) -> RunLog:
 def test_a_progress_line_has_videos_rate_eta_and_quarantined(capsys: pytest.CaptureFixture[str]) -> None:
     watch(1000, tally(10, 250, 2500, 3), tally(40, 700, 8000, 3), tally(60, 1100, 9000, 0))
     first, *progress = capsys.readouterr().out.splitlines()
-    assert first.endswith("4 shards with 1,000 videos; 1 shards are done")
+    assert first.endswith("4 shards with 1,000 videos; 1 shard done")
     assert [line.strip() for line in progress] == [
         "10 s  250 of 1,000 videos, 250 frames/s, 3 quarantined, 4 shards left",
         "40 s  700 of 1,000 videos, 200 frames/s, ETA 20 s, 3 quarantined, 4 shards left",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,16 @@ import models
 from models import checkpoint
 from models.checkpoint import Metadata
 from models.input_spec import ModelConfig
+from pipelines.clips.sampling import ClipSettings
+from pipelines.errors import NetworkError
+from pipelines.media.codec import CodecSettings
 from pipelines.training.initial_weights import InitialWeights, make_model
 
 SMALL = {"width": 0.125, "size": 32, "frames": 16}
 
 
 def config_of(num_classes: int = 3, **settings: object) -> ModelConfig:
-    return models.configure("i3d", num_classes=num_classes, stream="rgb", **{**SMALL, **settings})
+    return models.configure("i3d", num_classes=num_classes, **{**SMALL, "stream": "rgb", **settings})
 
 
 @pytest.fixture
@@ -66,6 +70,47 @@ def test_another_network_or_width_is_refused(saved: tuple[str, dict[str, torch.T
         make_model(models.configure("c3d", num_classes=3), initial, ("a", "b", "c"), seed=0)
     with pytest.raises(ValueError, match="tensors do not fit"):
         make_model(config_of(width=0.25), initial, ("a", "b", "c"), seed=0)
+
+
+def save_cut(folder: Path, stream: str, clips: ClipSettings, **settings: object) -> InitialWeights:
+    """A checkpoint that was trained on clips that were cut so."""
+    model = models.build_from(config_of(stream=stream, **settings))
+    convention = CodecSettings().flow_convention() if stream == "flow" else None
+    metadata = Metadata(classes=("a", "b", "c"), clips=clips.to_json(), flow_convention=convention)
+    checkpoint.save(folder / "cut", model, metadata)
+    return InitialWeights(source="checkpoint", weights=str(folder / "cut"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "remedy"),
+    [
+        ({"flow_bound": 2}, {"flow_bound": 20}, "--flow-bound 2 where this training has 20: give --flow-bound 2"),
+        ({"flow_bound": 8, "resize": "square"}, {"flow_bound": 8}, "has shorter: give --resize square"),
+        ({}, {}, ""),
+    ],
+)
+def test_a_checkpoint_of_clips_that_were_cut_otherwise_is_refused(
+    tmp_path: Path, theirs: dict[str, object], ours: dict[str, object], remedy: str
+) -> None:
+    initial = save_cut(tmp_path, "flow", ClipSettings(**theirs))  # type: ignore[arg-type]
+    with pytest.raises(NetworkError, match=remedy) if remedy else nullcontext():
+        make_model(config_of(stream="flow"), initial, ("a", "b", "c"), seed=0, clips=ClipSettings(**ours))  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_another_frame_step_is_refused_and_the_bound_of_rgb_is_none(tmp_path: Path) -> None:
+    initial = save_cut(tmp_path, "rgb", ClipSettings(flow_bound=2), frame_step=2)
+    with pytest.raises(NetworkError, match=r"--set frame_step 2 where .* has 1: give --set frame_step=2$"):
+        make_model(config_of(), initial, ("a", "b", "c"), seed=0, clips=ClipSettings())
+    make_model(config_of(frame_step=2), initial, ("a", "b", "c"), seed=0, clips=ClipSettings())
+
+
+def test_released_weights_on_shards_of_another_bound_are_refused(tmp_path: Path) -> None:
+    torch.save(as_piergiaj(released_variables(2)), tmp_path / "flow_imagenet.pt")
+    initial = InitialWeights(source="kinetics", weights=str(tmp_path / "flow_imagenet.pt"), finetune="full")
+    config = models.configure("i3d", num_classes=3, stream="flow")
+    with pytest.raises(NetworkError, match="--flow-bound 20 where this training has 8: give --flow-bound 20"):
+        make_model(config, initial, ("a", "b", "c"), seed=0, clips=ClipSettings(flow_bound=8))
+    make_model(config, initial, ("a", "b", "c"), seed=0, clips=ClipSettings(flow_bound=20))
 
 
 def test_released_kinetics_weights_get_a_classifier_for_other_classes(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from pipelines import lock, storage
 from pipelines.errors import OutputError, OutputLockedError
-from pipelines.lock import lock_output
+from pipelines.lock import OutputLock, lock_output
 
 ROOT = Path(__file__).resolve().parents[1]
 HOLDER = """
@@ -159,6 +159,36 @@ def test_a_run_that_waits_is_stopped_when_its_lock_is_lost(s3: str, fast: None) 
         run()
     with pytest.raises(KeyboardInterrupt), lock_output(f"{s3}/other") as held, held.stop_run_when_lost():
         raise KeyboardInterrupt
+
+
+def test_an_interrupt_that_does_not_wake_the_run_is_sent_again(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    held = OutputLock("s3://data/out", lambda: False)
+    held.lost = True
+
+    def kill(thread: int, number: int) -> None:
+        sent.append(thread)
+        if len(sent) > 1:  # the first is lost: it came just before the thread began to wait
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(lock, "INTERRUPT_AGAIN_S", 0.05)
+    monkeypatch.setattr(lock.signal, "pthread_kill", kill)
+    with pytest.raises(OutputLockedError), held.stop_run_when_lost():
+        threading.Event().wait(20)
+    assert len(sent) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"token": "x"}', b"\xff"])
+def test_a_lock_that_is_no_record_is_refused_with_what_to_do(s3: str, content: bytes) -> None:
+    storage.put(f"{s3}/lock.json", content)
+    with pytest.raises(OutputLockedError, match=r"lock\.json does not say which.* delete it"), lock_output(s3):
+        pass
+
+
+def test_a_lock_that_was_written_over_is_lost(s3: str, fast: None) -> None:
+    with lock_output(s3) as held:
+        storage.put(f"{s3}/lock.json", b"no record")
+        wait_until(lambda: held.lost)
 
 
 def test_a_deleted_lock_is_lost(s3: str, fast: None) -> None:

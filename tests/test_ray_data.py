@@ -14,7 +14,7 @@ import ray.data
 
 from jobs.cluster import MEMORY_DEATHS
 from pipelines.errors import OutageError, RunError
-from pipelines.ray_data import MAX_WORKER_DEATHS, ON_CPU, plain_errors, quieten
+from pipelines.ray_data import MAX_WORKER_DEATHS, ON_CPU, plain_errors, polled_actor, quieten
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -91,3 +91,19 @@ def test_other_errors_are_left_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as caught, plain_errors():
         raise error
     assert caught.value is error
+
+
+def test_an_actor_that_is_gone_at_the_end_costs_nothing(ray_here: None) -> None:
+    """What is told of a run matters less than the run."""
+
+    class Box:
+        def fetch(self) -> int:
+            return 7
+
+    heard: list[int] = []
+    with polled_actor(Box, lambda box: heard.append(ray.get(box.fetch.remote())), every_s=60) as box:
+        pass
+    assert heard == [7]
+    with polled_actor(Box, lambda box: heard.append(ray.get(box.fetch.remote())), every_s=60) as box:
+        ray.kill(box)
+    assert heard == [7]

@@ -197,15 +197,19 @@ def test_what_is_wrong_with_s3_is_one_sentence(
 
 
 @pytest.mark.soak
-def test_a_training_whose_output_another_run_took_over_ends_with_one_sentence(
-    weed: str, motion_shards: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("job_name", "more", "working"),
+    [("train", ("--num-workers", "1"), "step "), ("tune", ("--trials", "2", "--num-gpus", "0"), "\noutput  ")],
+)
+def test_a_run_whose_output_another_took_over_ends_with_one_sentence(
+    weed: str, motion_shards: str, tmp_path: Path, job_name: str, more: tuple[str, ...], working: str
 ) -> None:
-    flags = ("--data", motion_shards, "--stream", "rgb", "--preset", "debug", "--steps", "100000", "--num-workers", "1")
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *flags, "--output", f"{weed}/run"]
+    flags = ("--data", motion_shards, "--stream", "rgb", "--preset", "debug", "--steps", "100000", *more)
+    command = [sys.executable, str(ROOT / "jobs" / f"{job_name}.py"), *flags, "--output", f"{weed}/run"]
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:
-        while "step " not in (tmp_path / "log").read_text():
+        while working not in (tmp_path / "log").read_text():
             assert job.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
         theirs = json.dumps({"host": "elsewhere", "pid": 4711, "token": "theirs", "beat": time.time()}).encode()

@@ -39,6 +39,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tmp"
 
 
+@pytest.fixture(params=["s3", "gs"])
+def store(request: pytest.FixtureRequest) -> str:
+    """An empty bucket of S3, and one of a stand-in for Google's store."""
+    return str(request.getfixturevalue(request.param))
+
+
 def limit_disk(monkeypatch: pytest.MonkeyPatch, here: Path, size: int) -> None:
     """A disk of so many bytes, of which what lies in the scratch folders is used."""
 
@@ -67,12 +73,12 @@ def test_the_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays(here
 
 
 def test_a_video_that_no_disk_here_could_hold_costs_that_video_only(
-    s3: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.put(f"{s3}/videos/large.mp4", bytes(3 * MB))
+    storage.put(f"{store}/videos/large.mp4", bytes(3 * MB))
     limit_disk(monkeypatch, here, 2 * MB)
-    catalog = read_catalog(f"{s3}/videos")
-    plan = make_plan(catalog, ExtractionSettings(), videos=f"{s3}/videos", output=str(here), kernel="cpu")
+    catalog = read_catalog(f"{store}/videos")
+    plan = make_plan(catalog, ExtractionSettings(), videos=f"{store}/videos", output=str(here), kernel="cpu")
     done = Steps.of(plan, backend="cpu").extract(plan.table.to_pylist()[0])
     assert (done["status"], done["stage"], done["error_kind"]) == ("quarantined", "decode", "no_room")
     assert "3.15 MB do not fit" in done["error_message"]
@@ -80,39 +86,39 @@ def test_a_video_that_no_disk_here_could_hold_costs_that_video_only(
 
 
 def test_a_disk_that_is_full_of_other_things_costs_no_video(
-    s3: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.put(f"{s3}/videos/small.mp4", bytes(3 * MB))
+    storage.put(f"{store}/videos/small.mp4", bytes(3 * MB))
     (here / "other").write_bytes(bytes(6 * MB))
     limit_disk(monkeypatch, here, 8 * MB)
     sentence = r"3\.15 MB do not fit: .* has 2\.1 MB free on .*Make room there"
-    with pytest.raises(OutageError, match=sentence), storage.local_copy(f"{s3}/videos/small.mp4"):
+    with pytest.raises(OutageError, match=sentence), storage.local_copy(f"{store}/videos/small.mp4"):
         pass
 
 
 def test_a_download_waits_for_room_that_another_will_give_back(
-    s3: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    store: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.put(f"{s3}/large.mp4", bytes(3 * MB))
+    storage.put(f"{store}/large.mp4", bytes(3 * MB))
     limit_disk(monkeypatch, here, 4 * MB)
     monkeypatch.setattr(scratch, "POLL_S", 0.05)
     with scratch.folder("video") as others:
         (others / "other.mp4").write_bytes(bytes(2 * MB))
         threading.Timer(0.5, (others / "other.mp4").unlink).start()
-        with storage.local_copy(f"{s3}/large.mp4") as path:
+        with storage.local_copy(f"{store}/large.mp4") as path:
             assert Path(path).stat().st_size == 3 * MB
             assert not (others / "other.mp4").exists()
 
 
 def test_a_quota_is_a_full_disk_of_this_machine_and_not_the_servers_fault(
-    s3: str, monkeypatch: pytest.MonkeyPatch
+    store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage.put(f"{s3}/video.mp4", b"x")
+    storage.put(f"{store}/video.mp4", b"x")
 
     def refuse(room: object, size: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
     monkeypatch.setattr(storage._Room, "set_size", refuse)
-    with pytest.raises(OSError, match="quota") as caught, storage.local_copy(f"{s3}/video.mp4"):
+    with pytest.raises(OSError, match="quota") as caught, storage.local_copy(f"{store}/video.mp4"):
         pass
     assert caught.value.errno == errno.EDQUOT

@@ -86,7 +86,7 @@ def test_a_tree_that_is_too_large_is_refused_naming_the_largest_files(tmp_path: 
 
 @pytest.mark.parametrize(
     ("folder", "job", "message"),
-    [("", "jobs/trian.py", "jobs/trian.py is not among the 1 files"), ("nowhere", "a.py", "nowhere is no folder")],
+    [("", "jobs/trian.py", "jobs/trian.py is not among the 1 file"), ("nowhere", "a.py", "nowhere is no folder")],
 )
 def test_what_cannot_run_is_not_sent(tmp_path: Path, folder: str, job: str, message: str) -> None:
     write(tmp_path, "a.py")

@@ -161,5 +161,5 @@ def test_data_without_labels_is_refused_in_one_sentence(motion_shards: str, clas
     index = read_index(motion_shards)
     column = index.table.schema.get_field_index("label")
     unlabelled = index.table.set_column(column, "label", pa.array([-1] * len(index), pa.int32()))
-    with pytest.raises(DataError, match=r"has no labels for these 20 videos: .* --annotations"):
+    with pytest.raises(DataError, match=r"has no labels on 20 videos: .* --annotations"):
         make_run(DEBUG, replace(index, table=unlabelled, classes=classes), CPUS)

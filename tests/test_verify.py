@@ -135,6 +135,15 @@ def test_what_is_spoilt_is_found(copy: Path, spoil: Callable[[Path], object], me
     assert message in found(copy, samples=0)
 
 
+def test_the_remedy_is_the_same_command_and_not_a_part_of_it(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command without the flags that the extraction had would be refused."""
+    cut_a_shard(copy)
+    assert found(copy, samples=0)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "with all the flags it had and --verify" in last
+    assert "jobs/extract_flow.py" not in last
+
+
 def test_shards_that_do_not_decode_are_found(copy: Path) -> None:
     (copy / "shards" / "train-00000.parquet").write_bytes(b"PAR1 no")
     assert "cannot be decoded" in found(copy, samples=18)

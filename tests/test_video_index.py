@@ -57,14 +57,14 @@ def label(index: VideoIndex, names: list[str]) -> VideoIndex:
 def test_what_cannot_be_learnt_from_is_said_before(motion_shards: str) -> None:
     index = read_index(motion_shards)
     assert check_trainable(index, "train") == []
-    with pytest.raises(DataError, match=r"has no labels for these 3 videos: .*--annotations"):
+    with pytest.raises(DataError, match=r"has no labels on 3 videos: .*--annotations"):
         check_trainable(label(index, ["", "", ""]), "train")
     assert "one class (up)" in check_trainable(label(index, ["up", "up", ""]), "train")[0]
     assert "one video" in check_trainable(label(index, ["up"]), "train")[0]
     (said,) = check_trainable(replace(label(index, ["up", "left"]), classes=("a", "left", "up")), "train")
     assert said == "1 of 3 classes has no video to train on, such as a"
     lost = replace(index, table=index.table.set_column(5, "status", [["missing"] * len(index)]))
-    with pytest.raises(DataError, match=r"none of the 12 videos of split 'train' is in a shard: 12 missing"):
+    with pytest.raises(DataError, match=r"no video of split 'train' is in a shard: 12 missing"):
         check_trainable(lost, "train")
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from models.input_spec import InputSpec
 from pipelines.clips.sampling import ClipSettings, Frames, flip_frames, needs_resize, resize_for_crop
 from pipelines.errors import SettingsError
+from pipelines.formatting import format_count
 from pipelines.media.codec import Area, FlowScale, dequantise, quantise
 
 
@@ -67,7 +68,7 @@ def cut_training_clip(
     train = input_spec.train
     length = num_frames - 1 if "flow" in train.streams else num_frames
     if length < 1:
-        raise ValueError(f"a video of {num_frames} frames gives no clip; flow needs at least two")
+        raise ValueError(f"a video of {format_count(num_frames, 'frame')} gives no clip; flow needs at least two")
     start = int(rng.integers(max(0, length - train.span) + 1))
     window = min(train.span, length)
     # All are drawn, whatever is switched off: a flag changes nothing else of the clips of a seed.

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from pipelines import storage
 from pipelines.errors import CatalogError
+from pipelines.formatting import format_count
 
 SPLIT_SYNONYMS = {
     "train": "train",
@@ -363,7 +364,7 @@ def _check_labels(rows: Iterable[Annotation], classes: tuple[str, ...]) -> tuple
     labels = [row.class_name for row in rows]
     if not classes:
         return order_classes(labels)
-    remedy = f"The class list has {len(classes)} classes: {', '.join(classes[:5])}, …"
+    remedy = f"The class list has {format_count(len(classes), 'class')}: {', '.join(classes[:5])}, …"
     refuse("unknown labels", sorted(set(labels) - set(classes) - {""}), remedy)
     return classes
 
@@ -388,7 +389,11 @@ def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
             if position not in (number or [position]) or position == "none":
                 wrong.append(f"{place} {text!r}")
             rows.append(_row_of_file(file_name, class_name, split, place))
-    refuse("lines with an unknown label", wrong, f"classInd.txt has {len(classes)} classes, such as {classes[0]}")
+    refuse(
+        "lines with an unknown label",
+        wrong,
+        f"classInd.txt has {format_count(len(classes), 'class')}, such as {classes[0]}",
+    )
     return Annotations(rows, classes, f"UCF-101 fold {fold}")
 
 

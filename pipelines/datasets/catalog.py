@@ -22,6 +22,7 @@ from pipelines import storage
 from pipelines.datasets.annotations import Annotation, read_annotations, refuse
 from pipelines.datasets.folders import Layout, annotate_folders
 from pipelines.errors import CatalogError
+from pipelines.formatting import format_count
 
 # Of containers and raw streams that probe.py opens.
 # fmt: off
@@ -158,7 +159,7 @@ def _describe_others(paths: Sequence[str]) -> tuple[str, ...]:
     said = []
     if kinds:
         named = ", ".join(f"{count:,} × {kind or 'no ending'}" for kind, count in _most_common(kinds))
-        said.append(f"{kinds.total():,} files that are no videos by their endings: {named}")
+        said.append(f"{format_count(kinds.total(), 'file')} without the ending of a video: {named}")
     if unfinished:
         said.append(f"{len(unfinished):,} unfinished downloads, such as {unfinished[0]}")
     return tuple(said)
@@ -172,7 +173,7 @@ def _describe_unnamed(videos: Sequence[str], folder: str, table: pa.Table) -> tu
     """The videos that no row of the annotations took."""
     taken = set(table["path"].to_pylist())
     unnamed = [path for path in videos if storage.join(folder, path) not in taken]
-    return (f"{len(unnamed):,} videos that no annotation takes, such as {unnamed[0]}",) if unnamed else ()
+    return (f"{format_count(len(unnamed), 'video')} that no annotation takes, such as {unnamed[0]}",) if unnamed else ()
 
 
 def _is_video(path: str) -> bool:
@@ -252,7 +253,7 @@ def _warn_untrained(rows: Sequence[Annotation]) -> None:
     trained = {row.class_name for row in rows if row.split == "train"}
     untrained = sorted({row.class_name for row in rows} - trained - {""})
     if trained and untrained:
-        logger.warning("%d classes have no train row, such as %s", len(untrained), untrained[0])
+        logger.warning("no train row for %s, such as %s", format_count(len(untrained), "class"), untrained[0])
 
 
 def _build_table(rows: Sequence[Annotation], files: _Files, folder: str, classes: Sequence[str]) -> pa.Table:
@@ -286,7 +287,7 @@ def _refuse_no_videos(videos: str, paths: Sequence[str], rows: Sequence[Annotati
         known = f"Known are .mp4, .mkv, .avi, .mov, .webm and {len(VIDEO_EXTENSIONS) - 5} others"
         contents = f"it holds {others}. {known}" if paths else "the folder is empty. Check the path"
         raise CatalogError(f"no videos in {videos!r}: {contents}")
-    listed = f"{len(paths)} files" + (f", such as {paths[0]}" if paths else "")
+    listed = format_count(len(paths), "file") + (f", such as {paths[0]}" if paths else "")
     first = rows[0]
     names = " or ".join(name for name in (first.path, first.trimmed, first.stem) if name)
     raise CatalogError(

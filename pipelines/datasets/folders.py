@@ -26,6 +26,7 @@ from pipelines.datasets.annotations import (
     read_split,
     refuse,
 )
+from pipelines.formatting import format_count
 
 Layout = Literal["auto", "class", "split-class", "flat"]
 SOURCES = {"class": "a folder per class", "split-class": "split folders above class folders", "flat": "a flat folder"}
@@ -55,7 +56,7 @@ def annotate_folders(paths: Sequence[str], layout: Layout = "auto") -> Annotatio
     labels = read_labels(_name_classes(folders, layout))
     classes = order_classes(labels)
     if classes and "" in labels:
-        logger.warning("%d videos lie outside the class folders and stay unlabelled", labels.count(""))
+        logger.warning("outside the class folders and unlabelled: %s", format_count(labels.count(""), "video"))
     rows = zip(make_path_ids(paths), labels, splits, paths, strict=True)
     source = SOURCES[layout] if classes or layout == "split-class" else SOURCES["flat"]
     return Annotations([Annotation(*row, place=row[-1]) for row in rows], classes, source)
@@ -80,7 +81,7 @@ def _refuse_two_readings(paths: Sequence[str], folders: Sequence[list[str]]) -> 
     by_class = _count("class", _name_classes(folders, "class"))
     outside = _find_outside(paths)
     if outside:
-        by_split = f"leave {len(outside)} video{'s' * (len(outside) > 1)} outside the split folders: {outside[0]}"
+        by_split = f"leave {format_count(len(outside), 'video')} outside the split folders: {outside[0]}"
     else:
         splits = _count("split", _name_splits([folder[0] for folder in folders]))
         below = _count("class", _name_classes(folders, "split-class"))

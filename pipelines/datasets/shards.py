@@ -34,6 +34,7 @@ from pipelines.datasets import commits
 from pipelines.datasets.commits import CommitRecord, StoredFile
 from pipelines.datasets.records import ShardConvention
 from pipelines.errors import DataError, SettingsError
+from pipelines.formatting import format_count
 from pipelines.records import Values
 
 ShardFormat = Literal["parquet", "webdataset"]
@@ -401,7 +402,7 @@ def _read_parquet_row(uri: str, index: int, blobs: Sequence[str], version: str) 
                 table = pq.ParquetFile(file, metadata=footer).read_row_group(group, columns=["id", *blobs])
             return {**table.slice(left, 1).to_pylist()[0], "convention": convention}
         left -= count
-    raise IndexError(f"{uri} has {footer.num_rows} rows; asked for was row {index}")
+    raise IndexError(f"{uri} has {format_count(footer.num_rows, 'row')}; asked for was row {index}")
 
 
 @lru_cache(maxsize=64)
@@ -416,7 +417,7 @@ def _tar_samples(uri: str, version: str) -> list[dict[str, tuple[int, int]]]:
 def _read_tar_row(uri: str, index: int, blobs: Sequence[str], version: str) -> Row:
     samples = _tar_samples(uri, version)
     if index >= len(samples):
-        raise IndexError(f"{uri} has {len(samples)} rows; asked for was row {index}")
+        raise IndexError(f"{uri} has {format_count(len(samples), 'row')}; asked for was row {index}")
     parts = {}
     with storage.open_read(uri) as file:
         for name in ("json", *blobs):

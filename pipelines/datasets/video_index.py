@@ -22,6 +22,7 @@ from pipelines.datasets import shards
 from pipelines.datasets.annotations import Annotation, is_id, read_annotations
 from pipelines.datasets.records import FrameSampling, ListedShard, ShardConvention, read_dataset
 from pipelines.errors import DataError
+from pipelines.formatting import format_count
 
 COLUMNS = (
     *("id", "label", "class_name", "split", "source", "status", "shard"),
@@ -71,7 +72,8 @@ def check_labels(index: VideoIndex) -> None:
     """DataError where no video of the index has a label, so that nothing can be learned from it or counted."""
     if not pc.any(pc.greater_equal(index.table["label"], 0)).as_py():
         raise DataError(
-            f"{index.given or index.data} has no labels for these {len(index):,} videos: extract it again from class "
+            f"{index.given or index.data} has no labels on {format_count(len(index), 'video')}: "
+            f"extract it again from class "
             "folders or with --annotations, or give --annotations here"
         )
 
@@ -108,7 +110,7 @@ def check_trainable(index: VideoIndex, split: str) -> list[str]:
         fates = Counter(videos.table["status"].to_pylist())
         said = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
         raise DataError(
-            f"{index.given or index.data}: none of the {len(videos)} videos of split {split!r} is in a shard: {said}. "
+            f"{index.given or index.data}: no video of split {split!r} is in a shard: {said}. "
             "The extraction's report.html says why"
         )
     used = set(usable.table["class_name"].to_pylist())
@@ -126,7 +128,8 @@ def check_trainable(index: VideoIndex, split: str) -> list[str]:
     elif untrained:
         has = "has" if len(untrained) == 1 else "have"
         notes.append(
-            f"{len(untrained)} of {len(index.classes)} classes {has} no video to train on, such as {untrained[0]}"
+            f"{len(untrained)} of {format_count(len(index.classes), 'class')} {has} no video to "
+            f"train on, such as {untrained[0]}"
         )
     return notes
 

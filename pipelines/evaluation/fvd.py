@@ -38,6 +38,7 @@ from pipelines.evaluation.scoring import (
     unless_away,
     unless_refused,
 )
+from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
@@ -75,7 +76,7 @@ class VideoSet:
         """The clips of the video at a place. Raises ShortVideoError, or what a decoder or storage raises."""
         clips, length = self._read_row(place, choice) if self.index is not None else self._read_file(place, choice)
         if not clips:
-            raise ShortVideoError(f"it has {length} frames, a clip spans {choice.span}")
+            raise ShortVideoError(f"it has {format_count(length, 'frame')}, a clip spans {choice.span}")
         return np.stack(clips)
 
     def _read_file(self, place: int, choice: ClipChoice) -> tuple[Sequence[Frames], int]:

@@ -7,6 +7,7 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,7 @@ from pipelines.datasets.video_index import VideoIndex, check_labels
 from pipelines.errors import NetworkError, OutageError, RunError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
+from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS, check_convention
 from pipelines.ray_data import ON_CPU, quieten
 from pipelines.training.trained_network import Network, load_network
@@ -82,7 +84,8 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> list[s
             raise NetworkError(f"--{name} knows other classes than {index.data}: {first}")
         if network.model.config.num_classes != len(index.classes):
             raise NetworkError(
-                f"--{name} knows {network.model.config.num_classes} classes, {index.data} has {len(index.classes)}"
+                f"--{name} knows {format_count(network.model.config.num_classes, 'class')}, "
+                f"{index.data} has {len(index.classes)}"
             )
         if "flow" in network.streams:
             check_convention(index.convention.flow)
@@ -228,7 +231,8 @@ def read_and_compute(
     """
     if not use_gpu:
         tasks = ray.data.TaskPoolStrategy(size=num_workers)
-        return graph.map(_ReadAndCompute(read=read, compute=compute, given=given), compute=tasks, **ON_CPU)
+        step = _ReadAndCompute(read=read, compute=compute, given=given, call=uuid.uuid4().hex)
+        return graph.map(step, compute=tasks, **ON_CPU)
     actors = ray.data.ActorPoolStrategy(size=num_workers)
     # No CPU: reading may have taken them all, and the actor would wait for one.
     return graph.map(read, **ON_CPU).map(compute, fn_constructor_args=given, compute=actors, num_cpus=0, num_gpus=1)
@@ -236,18 +240,22 @@ def read_and_compute(
 
 @dataclass(frozen=True, kw_only=True)
 class _ReadAndCompute:
-    """Both steps in one task of a CPU, whose process keeps the networks for the next one."""
+    """Both steps in one task of a CPU, whose process keeps the networks for the next one of the same `call`.
+
+    A process may outlive that, and what then lies where the networks were may be others.
+    """
 
     read: Callable[[Row], Row]
     compute: type
     given: tuple[Hashable, ...]
+    call: str
 
     def __call__(self, row: Row) -> Row:
-        return _kept(self.compute, self.given)(self.read(row))
+        return _kept(self.compute, self.given, self.call)(self.read(row))
 
 
 @lru_cache(maxsize=1)
-def _kept(compute: type, given: tuple[Hashable, ...]) -> Callable[[Row], Row]:
+def _kept(compute: type, given: tuple[Hashable, ...], call: str) -> Callable[[Row], Row]:
     step: Callable[[Row], Row] = compute(*given)
     return step
 

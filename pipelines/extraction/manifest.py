@@ -12,6 +12,7 @@ from pipelines.datasets.shards import Commit, Row
 from pipelines.errors import RunError
 from pipelines.extraction.plan import Plan, make_convention
 from pipelines.extraction.work import read_own_commits
+from pipelines.formatting import format_count
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
 
@@ -92,7 +93,7 @@ def assemble(plan: Plan) -> Dataset:
     lost = {shard.file for shard in tally.shards if sizes.get(shard.file) != shard.bytes}
     if unfinished := sorted({*(plan.spans.keys() - committed), *lost}):
         raise UnfinishedError(
-            f"{len(unfinished)} shards of {plan.output} were not made, or are not there as they were made, such as "
+            f"{plan.output} lacks {format_count(len(unfinished), 'shard')}, not made or not there as made, such as "
             f"{unfinished[0]}: the same command makes them"
         )
     return Dataset(

@@ -26,6 +26,7 @@ from pipelines.errors import RecordError, VideoError
 from pipelines.extraction.batches import BATCH_PIXELS, iter_batches
 from pipelines.extraction.records import PLAN, PlanRecord
 from pipelines.extraction.work import hash_catalog
+from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS, decode_flow, decode_flow_levels, decode_rgb, flow_error, scale_of
 from pipelines.media.decode import DAY_S, MAX_LIMIT, DecodeSettings
 from pipelines.media.decoder_process import process_decoder
@@ -104,7 +105,7 @@ def check_catalog(output: str, dataset: Dataset) -> Iterator[Finding]:
         if count > 1:
             yield Finding(name, f"{count} commit records hold it")
     if len(rows) != catalog.videos:
-        yield Finding(PLAN, f"the catalog has {catalog.videos:,} videos, the records {len(rows):,}")
+        yield Finding(PLAN, f"the catalog has {format_count(catalog.videos, 'video')}, the records {len(rows):,}")
     elif hash_catalog(pa.Table.from_pylist(rows, schema=shards.VIDEO_SCHEMA)) != catalog.sha256:
         yield Finding(PLAN, "the records' ids, labels or splits are not those of the catalog (sha256)")
 
@@ -222,7 +223,9 @@ def _compare_flow(video: Row, source: str, frames: Iterable[npt.NDArray[np.uint8
             most = max(most, error.max)
     num_frames = num_pairs + 1  # a decoder that yields none raises
     if num_frames != video["num_frames"]:
-        return Finding(video["id"], f"{source} gives {num_frames} frames; {video['num_frames']} were recorded")
+        return Finding(
+            video["id"], f"{source} gives {format_count(num_frames, 'frame')}; {video['num_frames']} were recorded"
+        )
     if len(means) != num_pairs:
         return Finding(video["id"], f"of {num_pairs} flow frames {len(means)} are stored at the size of {source}")
     return Recomputed(video=video["id"], mean=float(np.mean(means or [0.0])), max=most)

@@ -13,6 +13,7 @@ from pipelines.extraction.work import read_own_commits
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.records import SCHEMA_VERSION, VIDEO_SCHEMA, FeatureCommit, FeatureSet
 from pipelines.features.sidecar import SIDECAR
+from pipelines.formatting import format_count
 from pipelines.records import Values
 
 
@@ -60,7 +61,7 @@ def assemble(plan: FeaturePlan, described: Values) -> FeatureSet:
         pass
     if unfinished := sorted(plan.spans.keys() - set(tally.made)):
         raise UnfinishedError(
-            f"{len(unfinished)} shards of {plan.output} were not made, or are not there as they were made, such as "
+            f"{plan.output} lacks {format_count(len(unfinished), 'shard')}, not made or not there as made, such as "
             f"{unfinished[0]}: the same command makes them"
         )
     values: dict[str, Any] = {

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from tyro.conf import arg
 
 from pipelines.errors import ConventionError, SettingsError
+from pipelines.formatting import format_count
 from pipelines.media.mp4 import (
     FULL_RANGE,
     VIDEO_RANGE,
@@ -509,7 +510,7 @@ def _collect(images: Iterator[npt.NDArray[Any]], frames: Sequence[int]) -> npt.N
             found = np.empty((len(frames), *image.shape), image.dtype)
         found[count - 1] = image
     if found is None or count < len(frames):
-        raise ValueError(f"{count} of {len(frames)} frames from frame {frames[0]} on could be decoded")
+        raise ValueError(f"{count} of {format_count(len(frames), 'frame')} from frame {frames[0]} on could be decoded")
     return found
 
 

@@ -24,6 +24,7 @@ from av.video.stream import VideoStream
 from tyro.conf import arg
 
 from pipelines.errors import Kind, SettingsError, VideoError
+from pipelines.formatting import format_count
 from pipelines.media.probe import (
     Probe,
     Span,
@@ -182,7 +183,7 @@ def decode(
             for frame, repeats in once if fps is None else resample(timed, fps=fps, slots=count_slots(span, fps)):
                 count += repeats
                 if count > settings.max_frames:
-                    raise too_long(settings, f"over {settings.max_frames} frames")
+                    raise too_long(settings, f"over {format_count(settings.max_frames, 'frame')}")
                 picture = scaler.convert(frame)
                 for _ in range(repeats):
                     yield picture
@@ -354,7 +355,7 @@ def too_long(settings: DecodeSettings, length: str) -> VideoError:
     rate = "" if settings.fps == "native" else f" at {settings.fps:g} frames/s"
     return VideoError(
         "too_long",
-        f"the video is too long ({length}; the limit is {settings.max_frames} frames{rate}): "
+        f"the video is too long ({length}; the limit is {format_count(settings.max_frames, 'frame')}{rate}): "
         "give the span to cut, or raise --max-frames",
     )
 

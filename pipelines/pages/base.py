@@ -15,7 +15,7 @@ import jinja2
 import markupsafe
 
 from pipelines import storage
-from pipelines.formatting import format_bytes, format_seconds
+from pipelines.formatting import format_bytes, format_count, format_seconds
 from pipelines.pages.class_coverage import STATUSES, Count
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -41,6 +41,7 @@ def make_environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "thousands": lambda number: f"{number:,}",
+        "count": format_count,
         "size": format_bytes,
         "time": format_seconds,
         "base64": lambda data: base64.b64encode(data).decode(),

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pipelines import records, storage
 from pipelines.errors import RecordError
+from pipelines.formatting import format_count
 from pipelines.records import Record, Values
 from pipelines.search.space import Geometry, describe_geometry, model_settings
 from pipelines.training.records import RESULT
@@ -111,7 +112,7 @@ class ScoredTrial(Record):
 
     def format(self) -> str:
         """A line of the table."""
-        spread = f" ± {self.spread:.1%} of {len(self.seeds)} seeds" if self.spread is not None else ""
+        spread = f" ± {self.spread:.1%} of {format_count(len(self.seeds), 'seed')}" if self.spread is not None else ""
         text = describe_geometry(self.geometry)
         return f"top-1 {self.top1:.1%}{spread}, {self.gflops:.2f} GFLOPs a video: {text} (trial {self.number})"
 

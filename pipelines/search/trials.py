@@ -397,6 +397,7 @@ def run_trial(config: Values, *, prepare: Prepare, output: str, scale: Scale) ->
     folder = storage.join(output, CONFIRM if job.seed else TRIALS, job.id)
     prepared = prepare(job.geometry, job.seed)
     run = prepared.run
+    # What is searched is not held against how the weights' own clips were cut.
     model = make_model(run.model, prepared.initial, run.train.classes, seed=run.seed)
-    result = train(run, model, folder, scale, callbacks=[TuneReportCallback()])
+    result = train(replace(run, model=model.config), model, folder, scale, callbacks=[TuneReportCallback()])
     tune.report(result.metrics)  # again, for a trial whose run was finished before its last report was written down

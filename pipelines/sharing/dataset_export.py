@@ -18,7 +18,7 @@ from pipelines import storage
 from pipelines.datasets.catalog import split_rank
 from pipelines.datasets.records import DATASET, Dataset, ListedShard, read_dataset
 from pipelines.errors import DataError
-from pipelines.formatting import format_bytes
+from pipelines.formatting import format_bytes, format_count
 from pipelines.sharing import cards
 
 
@@ -58,8 +58,8 @@ def describe_dataset(said: cards.Said, dataset: Dataset) -> str:
         [
             cards.front_matter(_metadata(said, dataset)),
             f"# {said.name}",
-            f"RGB frames and TV-L1 optical flow{origin}, {len(dataset.classes):,} classes, {size} in "
-            f"{len(dataset.shards):,} shards, extracted by {cards.PROJECT}: {sampling.describe()}.",
+            f"RGB frames and TV-L1 optical flow{origin}, {format_count(len(dataset.classes), 'class')}, {size} in "
+            f"{format_count(len(dataset.shards), 'shard')}, extracted by {cards.PROJECT}: {sampling.describe()}.",
             f"## Videos\n\n{cards.table(rows)}",
             _convention_section(dataset),
             f"## Load it\n\nWith Hugging Face `datasets` alone; `rgb` and `flow` are video files as bytes:\n\n"
@@ -106,7 +106,8 @@ def _convention_section(dataset: Dataset) -> str:
     )
     measured = dataset.flow_error_px
     error = (
-        f" Stored flow differs from the computed one by {measured.mean:.3f} px in the mean ({measured.videos} videos)."
+        f" Stored flow differs from the computed one by {measured.mean:.3f} px in the mean "
+        f"({format_count(measured.videos, 'video')})."
         if measured
         else ""
     )

@@ -21,6 +21,7 @@ from pipelines.clips.sampling import FLOW_BOUND
 from pipelines.errors import DataError, NetworkError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import EVALUATION, Accuracy, Evaluation
+from pipelines.formatting import format_count
 from pipelines.sharing import cards
 from pipelines.training.records import RESULT, RUN, RunRecord, RunResult
 from pipelines.training.trained_network import load_network
@@ -54,7 +55,7 @@ class Score:
         """`paper: the network's own test clips, centre crop`: what else decides about the figure."""
         protocol = self.evaluation.settings.get("protocol")
         values = dict(protocol) if isinstance(protocol, Mapping) else {}
-        clips = f"{values['num_clips']} clips" if values.get("num_clips") else "the network's own test clips"
+        clips = format_count(values["num_clips"], "clip") if values.get("num_clips") else "the network's own test clips"
         mirrored = ", mirrored ones too" if values.get("flip") else ""
         crops = "3 crops" if values.get("num_crops") == 3 else "centre crop"
         return f"{values.get('name', 'unknown')}: {clips}, {crops}{mirrored}"
@@ -116,7 +117,7 @@ def describe_model(
     name = models.name_of(model.config)
     streams = " and ".join(model.input_spec.test.streams)
     dataset = export.said.dataset or "a data set that was not named"
-    count = f"{len(metadata.classes):,} classes"
+    count = format_count(len(metadata.classes), "class")
     return cards.join_sections(
         [
             cards.front_matter(_metadata(export, model, score)),
@@ -212,7 +213,7 @@ def _input_section(model: VideoModel, metadata: checkpoint.Metadata) -> str:
     rate = "videos at their own rate" if fps == "native" else f"videos at {fps:g} fps"
     lines = [
         f"* {name}: clips (batch, {sampling.channels}, frames, {spec.size}, {spec.size}) in [-1, 1], "
-        f"{sampling.num_frames} frames at test{_every(sampling.frame_step)}, of {rate}"
+        f"{format_count(sampling.num_frames, 'frame')} at test{_every(sampling.frame_step)}, of {rate}"
         for name, sampling in spec.test.streams.items()
     ]
     if "rgb" in spec.test.streams:

@@ -19,6 +19,7 @@ from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import DataError, RunError, SettingsError
+from pipelines.formatting import format_count
 from pipelines.training.schedule import Schedule
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -178,7 +179,9 @@ def check_videos(run: Run) -> None:
         if videos is not None and not len(videos):
             raise DataError(f"{videos.data} has no labelled video in its shards for {what}: {remedies[what]}")
     if run.model.num_classes != len(run.train.classes):
-        raise DataError(f"the model has {run.model.num_classes} classes, {run.train.data} {len(run.train.classes)}")
+        raise DataError(
+            f"the model has {format_count(run.model.num_classes, 'class')}, {run.train.data} {len(run.train.classes)}"
+        )
 
 
 def check_batch(run: Run, num_workers: int) -> None:
@@ -198,6 +201,6 @@ def check_batch(run: Run, num_workers: int) -> None:
             models.cross_entropies(model(inputs), torch.zeros(clips, dtype=torch.int64))
         except ValueError as error:
             raise RunError(
-                f"{models.name_of(run.model)} cannot train on {clips} clip{'s' * (clips > 1)} at a time: {error}. "
+                f"{models.name_of(run.model)} cannot train on {format_count(clips, 'clip')} at a time: {error}. "
                 f"--batch is {run.optimisation.batch}: give more"
             ) from error

@@ -18,6 +18,7 @@ from models.i3d import I3DConfig
 from models.inflation import Mode, inflate
 from models.input_spec import ModelConfig, VideoModel
 from models.pretrained import load_released, read_released
+from pipelines.clips.sampling import ClipSettings, settings_of
 from pipelines.errors import NetworkError, SettingsError
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
@@ -61,11 +62,19 @@ class InitialWeights:
         return f"{self.source}{f' {self.weights}' if self.weights else ''}{mode}{head}"
 
 
-def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str, ...], *, seed: int) -> VideoModel:
+def make_model(
+    config: ModelConfig,
+    initial: InitialWeights,
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+    clips: ClipSettings | None = None,
+) -> VideoModel:
     """A new network with its initial weights; what is drawn follows from the seed.
 
-    Released weights and checkpoints decide about batch norm's gamma. Raises ValueError where the weights are of
-    another network, of other shapes, or of other classes whose classifier is to be kept.
+    Released weights and checkpoints decide about batch norm's gamma. Raises NetworkError where the weights are of
+    another network, of other shapes, of other classes whose classifier is to be kept or, where `clips` are given, of
+    frames that were cut otherwise.
     """
     # Set in any case: a new classifier, or what an ImageNet file lacks, is drawn as well.
     torch.manual_seed(seed)
@@ -81,13 +90,34 @@ def make_model(config: ModelConfig, initial: InitialWeights, classes: tuple[str,
             # DeepMind released I3D only.
             if not isinstance(config, I3DConfig):
                 raise NetworkError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
-            return _transfer(load_released(path, stream=config.stream), config, new_head=initial.new_head)
+            released = load_released(path, stream=config.stream)
+            _check_cutting(uri, released.config, ClipSettings(), config, clips)
+            return _transfer(released, config, new_head=initial.new_head)
         source, metadata = checkpoint.load(path)
+    _check_cutting(uri, source.config, settings_of(metadata.clips, metadata.flow_convention), config, clips)
     if not initial.new_head and metadata.classes != classes:
         raise NetworkError(
             f"the classes of {uri} are not those of the data: --finetune full or head draws a classifier"
         )
     return _transfer(source, config, new_head=initial.new_head)
+
+
+def _check_cutting(
+    uri: str, source: ModelConfig, source_clips: ClipSettings, config: ModelConfig, clips: ClipSettings | None
+) -> None:
+    """NetworkError where the network would see clips that were cut otherwise than those its weights have learned."""
+    if clips is None:
+        return
+    wanted: list[tuple[str, str, str]] = [("--resize", source_clips.resize, clips.resize)]
+    if "flow" in models.input_spec_of(config).train.streams:
+        wanted.append(("--flow-bound", f"{source_clips.bound:g}", f"{clips.bound:g}"))
+    if hasattr(config, "frame_step") and hasattr(source, "frame_step"):
+        wanted.append(("--set frame_step", str(source.frame_step), str(config.frame_step)))
+    different = [(flag, theirs, ours) for flag, theirs, ours in wanted if theirs != ours]
+    if different:
+        joined = ", ".join(f"{flag} {theirs} where this training has {ours}" for flag, theirs, ours in different)
+        flags = " ".join(f"{flag}{'=' if ' ' in flag else ' '}{theirs}" for flag, theirs, _ in different)
+        raise NetworkError(f"the weights of {uri} were trained with {joined}: give {flags}")
 
 
 def _transfer(source: VideoModel, config: ModelConfig, *, new_head: bool) -> VideoModel:

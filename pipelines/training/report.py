@@ -7,6 +7,7 @@ import tempfile
 import ray.train
 from ray.train import Checkpoint
 
+from pipelines.formatting import format_count
 from pipelines.training.config import Metrics, Run
 from pipelines.training.log import TrainingLog
 from pipelines.training.state import TrainingState
@@ -42,7 +43,9 @@ def describe_steps(run: Run, worker: Worker, step: TrainingStep, *, step_number:
         metrics["errors"] = worker.gather(step.errors)
         step.errors = []
         if not sums["clips"]:  # the shards are gone: steps on nothing would spoil the weights
-            raise RuntimeError(f"none of the last {metrics['failed']} clips could be decoded: {metrics['errors'][0]}")
+            raise RuntimeError(
+                f"none of the last {format_count(metrics['failed'], 'clip')} could be decoded: {metrics['errors'][0]}"
+            )
     return metrics
 
 
@@ -72,7 +75,8 @@ def report_checkpoint(
 def describe_divergence(clips_seen: int, step_number: int) -> str:
     """What a run that has diverged says, and what helps."""
     return (
-        f"by step {step_number:,} ({clips_seen:,} clips) some weights or statistics are infinite or not a number. "
+        f"by step {step_number:,} ({format_count(clips_seen, 'clip')}) some weights or statistics "
+        f"are infinite or not a number. "
         "Start a new run with a smaller --learning-rate, with --warmup-steps or with --clip-norm"
     )
 

@@ -137,7 +137,7 @@ def prepare(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> tupl
     Raises SettingsError, DataError and NetworkError.
     """
     run = make_run(settings, index, scale)
-    model = make_model(run.model, settings.initial, run.train.classes, seed=settings.seed)
+    model = make_model(run.model, settings.initial, run.train.classes, seed=settings.seed, clips=run.clips)
     return replace(run, model=model.config), model
 
 
