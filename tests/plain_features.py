@@ -65,17 +65,14 @@ def ms_tcn(frames: npt.NDArray[np.uint8], flow: Array, see: Networks) -> dict[st
     return {"ID.npy": np.stack(columns, axis=1)}
 
 
-def video_features(frames: npt.NDArray[np.uint8], flow: Array, see: Networks, fps: float = 30.0) -> dict[str, Array]:
+def video_features(frames: npt.NDArray[np.uint8], flow: Array, see: Networks) -> dict[str, Array]:
     rgb, uv = map(centre, scale(frames, flow))
     stacks: dict[str, list[Array]] = {"rgb": [], "flow": []}
-    times = []
     # Frame by frame as there: with one frame more than a stack has, its flow is known.
     for last in range(64, len(frames), 64):
         stacks["rgb"].append(see["rgb"](rgb[last - 64 : last]))
         stacks["flow"].append(see["flow"](uv[last - 64 : last]))
-        times.append(1000 * last / fps)
-    arrays = {f"ID_{stream}.npy": np.stack(vectors) for stream, vectors in stacks.items()}
-    return {**arrays, "ID_fps.npy": np.array(fps), "ID_timestamps_ms.npy": np.array(times)}
+    return {f"ID_{stream}.npy": np.stack(vectors) for stream, vectors in stacks.items()}
 
 
 def ten_crop(frames: npt.NDArray[np.uint8], flow: Array, see: Networks) -> dict[str, Array]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +27,7 @@ from pipelines.features.layouts import VideoFacts, list_files, make_files
 from pipelines.features.presets import PRESETS
 from pipelines.features.settings import FeatureSettings
 from pipelines.media import codec
-from pipelines.media.resize import output_size
+from pipelines.media.decode import DecodeSettings, decode
 
 SCALE = codec.CodecSettings().flow_scale
 Frames = npt.NDArray[np.uint8]
@@ -42,13 +41,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Frames:
-    """81 frames of a real clip, or of one made here, at their own size."""
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real clip of 2.7 seconds, 30 frames a second, or one made here."""
     path = SHARED_DATA / "ut_interaction" / "kick" / "set2_41_17_2.avi"
-    if not path.exists():
-        path = write_video(tmp_path_factory.mktemp("clip") / "bars.mp4", frames=81, size=(344, 252))
-    with av.open(str(path)) as container:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    times = [round(index * 1000 / 30) for index in range(81)]
+    folder = tmp_path_factory.mktemp("clip")
+    return path if path.exists() else write_video(folder / "bars.mp4", frames=81, size=(344, 252), times=times)
 
 
 @pytest.fixture(scope="module")
@@ -74,25 +72,33 @@ def compute(networks: FeatureNetworks, frames: Frames, flow: npt.NDArray[np.floa
     return found
 
 
-def at_preset(clip: Frames, settings: FeatureSettings) -> tuple[Frames, npt.NDArray[np.float32]]:
-    """The clip, 30 frames a second, at the rate and size of a preset, and its flow."""
-    if settings.fps == 25.0:
-        clip = clip[np.arange(len(clip) * 25 // 30) * 30 // 25]
+def at_preset(
+    clip: Path, settings: FeatureSettings, length: int | None
+) -> tuple[Frames, npt.NDArray[np.float32], float]:
+    """The first frames of the clip at the rate and size of a preset, their flow, and their rate."""
     size = settings.frame_size
-    height, width = output_size(*clip.shape[1:3], size) if isinstance(size, int) else size[::-1]
-    frames = np.stack([cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA) for frame in clip])
-    return frames, tvl1.flow(np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]), preset="fast")
+    sized = {"short_side": size} if isinstance(size, int) else {"frame_size": settings.resize}
+    rates: list[float] = []
+    decoded = decode(clip, settings=DecodeSettings(fps=settings.fps, **sized), on_rate=rates.append)  # type: ignore[arg-type]
+    frames = np.stack(list(decoded))
+    assert len(frames) in ((80, 81) if settings.fps == "native" else (67, 68))  # the clip's header counts one too many
+    frames = frames[:length]
+    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    return frames, tvl1.flow(grey, preset="fast"), rates[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_gives_what_its_plain_form_gives(name: str, clip: Frames, folder: Path) -> None:
-    settings = PRESETS[name].settings
-    frames, flow = at_preset(clip[: LENGTHS.get(name)], settings)
+def test_a_preset_gives_what_its_plain_form_gives(name: str, clip: Path, folder: Path) -> None:
+    settings = PRESETS[name].settings  # type: ignore[index]
+    frames, flow, fps = at_preset(clip, settings, LENGTHS.get(name))
+    assert fps == pytest.approx(30 if settings.fps == "native" else 25, abs=0.01)
     networks = FeatureNetworks.load({stream: str(folder / stream) for stream in STREAMS}, settings)
-    video = VideoFacts(id="ID", num_frames=len(frames), fps=30.0)
+    video = VideoFacts(id="ID", num_frames=len(frames), fps=fps)
     files = make_files(settings, networks.windows, video, compute(networks, frames, flow))
     plain = PLAIN[name](frames, flow, {stream: see_with(checkpoint.load(folder / stream)[0]) for stream in STREAMS})
+    if name == "video-features":
+        plain |= {"ID_fps.npy": np.array(fps), "ID_timestamps_ms.npy": np.array([1000 * 64 / fps])}
     assert files.keys() == plain.keys() == set(list_files(settings, networks.streams, "ID"))
     for path, expected in plain.items():
         found = np.load(io.BytesIO(files[path]))
