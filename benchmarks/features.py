@@ -50,7 +50,7 @@ class Benchmark:
     """One pass over a video's windows against each window for itself."""
 
     video: str = str(CLIP)
-    """A video file of 25 frames a second."""
+    """A video file of 25 frames a second, two seconds longer than what is read of it: a shorter one is read whole."""
     window: int = 21
     """Frames of a window."""
     stride: int = 1

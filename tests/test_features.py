@@ -290,9 +290,10 @@ def test_larger_batches_as_on_gpus_give_the_same_but_for_rounding(
         np.testing.assert_allclose(many[stream], one[stream], atol=1e-5 * np.abs(one[stream]).max(), rtol=0)
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_equal_vectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark = runpy.run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "features.py"))
-    video = str(write_video(tmp_path / "bars.mp4", frames=16))
+    video = str(write_video(tmp_path / "bars.mp4", frames=60))
     small = {"window": 9, "frames": 14, "naive_windows": 2, "rounds": 1, "width": 0.0625, "flow_preset": "fast"}
     benchmark["main"](benchmark["Benchmark"](video=video, json=True, **small))
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
