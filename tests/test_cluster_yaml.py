@@ -22,6 +22,7 @@ from pipelines.datasets.catalog import SCHEMA, Catalog
 from pipelines.evaluation import scoring
 from pipelines.extraction import flow_pool, graph, tasks
 from pipelines.extraction.plan import ExtractionSettings, make_plan
+from pipelines.features.plan import TASK_BYTES
 from pipelines.training import trainer
 from pipelines.training.settings import PRESETS
 
@@ -162,6 +163,7 @@ def test_flow_on_cpus_is_computed_by_the_nodes_meant_for_it_as_many_tasks_as_cpu
     assert {name for name, kind in kinds.items() if kind.get("labels", {}).get(label) == "no"} == {"gpu_worker"}
     worker = kinds["cpu_worker"]["resources"]
     assert worker["CPU"] * asked.requests[-1]["memory"] <= worker["memory"]
+    assert worker["CPU"] * TASK_BYTES <= worker["memory"]  # of features
 
 
 @pytest.mark.parametrize("counts", GROWN)

@@ -48,7 +48,8 @@ FACTS = ("source_sha256", "fps", "source_fps", "timing", "partial", "start", "en
 STORED_SCHEMA = pa.schema([*PLAN_SCHEMA, *STORED_COLUMNS])
 FOLDERS = ("features", "features/rgb", "features/flow", "windows")  # of an output, that hold files of features
 
-TASK_BYTES = 1_600 << 20  # of a worker with two networks of width 1, a window of 64 frames in them, and its decoder
+TASK_BYTES = 1_280 << 20  # of a worker with two networks of width 1, a window of 64 frames in them, and its decoder
+CROP_BYTES = 21  # a pixel of a window, for each crop more: of RGB and flow as they are kept, shown and joined
 VECTOR_COPIES = 3  # of a video's vectors, while they become files
 NATIVE_FPS = 30.0  # of a file whose own rate is kept, as far as memory goes
 LEAST_BYTES_S = 25_000  # of a source, as far as memory goes
@@ -252,12 +253,17 @@ def _derive(task: FeatureTask) -> Values:
 
 
 def _estimate_memory(task: FeatureTask, networks: FeatureNetworks, num_frames: float) -> int:
-    """Bytes that a task is to reserve: for the vectors of the longest video that there may be, too."""
+    """Bytes that a task is to reserve: for the vectors of the longest video that there may be, too.
+
+    See benchmarks/memory.py.
+    """
     settings = task.settings
     number = 4 if settings.dtype == "float32" else 2
     channels = sum(network.channels for network in networks.networks.values())
     windows = min(num_frames, task.decode.max_frames) / settings.stride
-    return TASK_BYTES + int(VECTOR_COPIES * windows * settings.crops * channels * number)
+    side = max(network.input_spec.size for network in networks.networks.values())
+    crops = CROP_BYTES * (settings.crops - 1) * settings.window * side**2
+    return TASK_BYTES + crops + int(VECTOR_COPIES * windows * settings.crops * channels * number)
 
 
 def _most_frames(catalog: Catalog, task: FeatureTask) -> float:
