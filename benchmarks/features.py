@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ import models
 from jobs.extraction_log import format_table
 from models import checkpoint
 from models.checkpoint import Metadata
-from models.input_spec import STREAMS, Stream
+from models.input_spec import FRAMES_PER_SECOND, STREAMS, Stream
 from pipelines import tvl1
 from pipelines.features.compute import FeatureNetworks
 from pipelines.features.settings import FeatureSettings
@@ -128,8 +128,9 @@ def extract(networks: FeatureNetworks, config: Benchmark, start: int, stop: int)
     streams = {stream: networks.open(stream, SCALE if stream == "flow" else None) for stream in STREAMS}
 
     def iter_grey() -> Iterator[npt.NDArray[np.uint8]]:
-        settings = replace(DecodeSettings(), short_side=256)
-        for frame in decode(config.video, settings=settings, start=start / settings.fps, end=stop / settings.fps):
+        settings = DecodeSettings(fps=FRAMES_PER_SECOND, short_side=256)
+        begin, end = start / FRAMES_PER_SECOND, stop / FRAMES_PER_SECOND
+        for frame in decode(config.video, settings=settings, start=begin, end=end):
             streams["rgb"].push(frame)
             yield cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
