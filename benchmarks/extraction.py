@@ -75,7 +75,8 @@ def prepare(config: Benchmark, folder: str) -> tuple[list[pa.Table], Steps]:
     from pipelines.datasets.catalog import read_catalog
     from pipelines.datasets.shards import ShardSettings
     from pipelines.extraction.graph import Steps
-    from pipelines.extraction.plan import ExtractionSettings, iter_blocks, make_plan
+    from pipelines.extraction.plan import ExtractionSettings, make_plan
+    from pipelines.extraction.work import iter_blocks
 
     tvl1.prewarm("cpu")
     settings = ExtractionSettings(shards=ShardSettings(videos_per_shard=config.videos_per_shard))
@@ -99,7 +100,7 @@ def extract_shard(task: tuple[pa.Table, Steps]) -> None:
 
 def run_ray(blocks: list[pa.Table], steps: Steps, num_cpus: int) -> float:
     """Wall seconds of the graph."""
-    from pipelines.extraction.graph import Placement, run_graph
+    from pipelines.extraction.tasks import Placement, run_graph
 
     started = time.perf_counter()
     for _ in run_graph(blocks, steps, Placement(num_cpus=num_cpus)):

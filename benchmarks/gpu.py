@@ -241,7 +241,8 @@ def _copy_up_to(folder: Path, count: int) -> None:
 def _extract(session: Session, folder: str, how: str) -> tuple[float, float]:
     """Frames a second of one extraction, and the share of the time that flow actors computed."""
     from pipelines import tvl1
-    from pipelines.extraction.graph import Placement, start_actors
+    from pipelines.extraction.graph import start_actors
+    from pipelines.extraction.tasks import Placement
 
     settings = _settings(tiny=session.config.rehearse)
     backend = "torch" if how == "GPU" and not session.config.rehearse else "cpu"
@@ -260,8 +261,9 @@ def _extract(session: Session, folder: str, how: str) -> tuple[float, float]:
 
 def _run(plan: Plan, backend: str, pool: Any) -> float:
     """Wall seconds of the graph."""
-    from pipelines.extraction.graph import Placement, Steps, run_graph
-    from pipelines.extraction.plan import iter_blocks
+    from pipelines.extraction.graph import Steps
+    from pipelines.extraction.tasks import Placement, run_graph
+    from pipelines.extraction.work import iter_blocks
 
     started = time.perf_counter()
     for _ in run_graph(iter_blocks(plan, {}, retry=False), Steps.of(plan, backend=backend, pool=pool), Placement()):

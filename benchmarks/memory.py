@@ -1,10 +1,12 @@
-"""What a task of an extraction takes of memory: the most that a worker held while it made shards of some size.
+"""What a task takes of memory: the most that a worker held while it made shards of some size, or features.
 
     python benchmarks/memory.py                  videos of 1,000 frames of noise, 2 and 8 to a shard, one worker
     python benchmarks/memory.py --frames 8000    how it grows with the length of a video
+    python benchmarks/memory.py features         features of a video of two minutes, and of one of two hours
+    python benchmarks/memory.py features --width 1 --size 224 --frames 200    by networks of the paper's size
 
 Noise is what no codec compresses: a second of it takes as much as many seconds of film. Prints for each size the
-bytes of a shard, and the peak of the worker's resident memory.
+bytes of a shard, or of a video's features, and the peak of the worker's resident memory.
 """
 
 from __future__ import annotations
@@ -41,8 +43,33 @@ class Memory:
     """Sizes of shards to measure."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FeatureMemory:
+    """Peak memory of a worker that makes features of both streams."""
+
+    frames: tuple[int, ...] = (3_000, 180_000)
+    """Frames of the video, for each measurement: at 25 a second two minutes and two hours."""
+    width: float = 0.125
+    """Width of the networks; 1 is the paper's."""
+    size: int = 32
+    """Pixels of their crop; 224 is the paper's."""
+    window: int = 16
+    """Frames of a window."""
+    stride: int = 4
+    """Frames between windows."""
+    layout: str = "npy"
+    """Layout of the features."""
+
+
 def main() -> None:
-    config = tyro.cli(Memory)
+    if sys.argv[1:2] == ["features"]:
+        measure_features(tyro.cli(FeatureMemory, args=sys.argv[2:]))
+    else:
+        measure_shards(tyro.cli(Memory))
+
+
+def measure_shards(config: Memory) -> None:
+    """Print a row for each size of shards."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         noise = Path(folder) / "noise.avi"
@@ -52,7 +79,11 @@ def main() -> None:
             videos.mkdir()
             for index in range(count):
                 os.link(noise, videos / f"{index}.avi")
-            peak, size = measure(videos, Path(folder) / f"shards-{count}", count, config)
+            output = Path(folder) / f"shards-{count}"
+            flags = ("--videos-per-shard", count, "--short-side", config.side, "--flow-backend", "cpu")
+            peak = measure("extract_flow", "--videos", videos, "--output", output, *flags)
+            (shard,) = (output / "shards").iterdir()
+            size = shard.stat().st_size
             rows.append((str(count), format_bytes(size), format_bytes(size / count), format_bytes(peak)))
     print(format_table(("videos a shard", "shard", "video", "worker's peak"), rows))
 
@@ -70,10 +101,53 @@ def write_noise(path: Path, config: Memory) -> None:
         container.mux(stream.encode())
 
 
-def measure(videos: Path, output: Path, count: int, config: Memory) -> tuple[int, int]:
-    """Peak resident memory of the worker of one extraction, and the size of its shard, in bytes."""
-    flags = ("--videos", videos, "--output", output, "--videos-per-shard", count, "--short-side", config.side)
-    command = [sys.executable, ROOT / "jobs" / "extract_flow.py", *flags, "--num-cpus", 1, "--flow-backend", "cpu"]
+def measure_features(config: FeatureMemory) -> None:
+    """Print a row for each length of video."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        networks = save_networks(Path(folder), config)
+        for count in config.frames:
+            video, output = Path(folder) / f"{count}.mp4", Path(folder) / f"features-{count}"
+            write_pan(video, count, config.size + 8)
+            flags = ("--window", config.window, "--stride", config.stride, "--layout", config.layout)
+            peak = measure("extract_features", "--videos", video, "--output", output, *networks, *flags)
+            size = sum(path.stat().st_size for path in (output / "features").rglob("*") if path.is_file())
+            rows.append((f"{count:,}", format_bytes(size), format_bytes(peak)))
+    print(format_table(("frames", "features", "worker's peak"), rows))
+
+
+def save_networks(folder: Path, config: FeatureMemory) -> list[str]:
+    """Flags that name an I3D of random weights for each stream."""
+    import models
+    from models import checkpoint
+    from models.checkpoint import Metadata
+    from pipelines.clips.sampling import ClipSettings
+
+    for stream in ("rgb", "flow"):
+        settings = {"width": config.width, "size": config.size, "frames": config.window}
+        model = models.build("i3d", num_classes=2, stream=stream, **settings)
+        clips = ClipSettings(short_side=config.size + 8).to_json()
+        checkpoint.save(folder / stream, model, Metadata(classes=("a", "b"), clips=clips))
+    return ["--rgb", str(folder / "rgb"), "--flow", str(folder / "flow")]
+
+
+def write_pan(path: Path, num_frames: int, side: int) -> None:
+    """A video of a texture that moves, which H.264 compresses to little."""
+    texture = np.random.default_rng(0).integers(0, 256, (side, 4 * side, 3), np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"preset": "ultrafast"})
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        for index in range(num_frames):
+            at = index % (3 * side)
+            picture = np.ascontiguousarray(texture[:, at : at + side])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def measure(name: str, *flags: object) -> int:
+    """Peak resident memory of the worker of one job, in bytes."""
+    command = [sys.executable, ROOT / "jobs" / f"{name}.py", *flags, "--num-cpus", 1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     job = subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.DEVNULL)
     peak = 0
@@ -81,9 +155,8 @@ def measure(videos: Path, output: Path, count: int, config: Memory) -> tuple[int
         peak = max([peak, *(peak_of(pid) for pid in descendants(job.pid))])
         time.sleep(POLL_S)
     if job.returncode:
-        raise RuntimeError(f"the extraction ended with exit status {job.returncode}")
-    (shard,) = (output / "shards").iterdir()
-    return peak, shard.stat().st_size
+        raise RuntimeError(f"{name} ended with exit status {job.returncode}")
+    return peak
 
 
 def descendants(pid: int) -> list[int]:

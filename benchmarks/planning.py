@@ -46,8 +46,10 @@ def measure(rows: int, videos_per_shard: int) -> tuple[str, ...]:
 
     from pipelines.datasets.catalog import SCHEMA, Catalog
     from pipelines.datasets.shards import ShardSettings
-    from pipelines.extraction.graph import Placement, Steps, run_graph
-    from pipelines.extraction.plan import ExtractionSettings, iter_blocks, make_plan
+    from pipelines.extraction.graph import Steps
+    from pipelines.extraction.plan import ExtractionSettings, make_plan
+    from pipelines.extraction.tasks import Placement, run_graph
+    from pipelines.extraction.work import iter_blocks
 
     class IdleSteps(Steps):
         def make_shard(self, batch: pa.Table) -> pa.Table:

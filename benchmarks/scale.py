@@ -312,7 +312,8 @@ def measure_requests(folder: Path, sizes: dict[str, float]) -> dict[str, float]:
     from pipelines.datasets.shards import ShardSettings
     from pipelines.extraction import manifest
     from pipelines.extraction.graph import Steps
-    from pipelines.extraction.plan import ExtractionSettings, begin_output, find_committed, iter_blocks, make_plan
+    from pipelines.extraction.plan import ExtractionSettings, make_plan
+    from pipelines.extraction.work import begin_output, find_committed, iter_blocks
     from pipelines.media.decode import DecodeSettings
 
     write_motion_videos(folder, videos_per_class=2, seed=0, num_frames=5, size=(64, 48))

@@ -1,191 +1,342 @@
-"""I3D's features of every window of videos, with timestamps: from shards or straight from files.
+"""I3D's features of every window of videos, as projects publish and load them: straight from videos, or from shards.
 
+    python jobs/extract_features.py --videos DIR --rgb W --flow W --output OUT
+    python jobs/extract_features.py --videos DIR --rgb W --flow W --preset thumos14 --output s3://bucket/thumos14
     python jobs/extract_features.py --data SHARDS --rgb RUN --flow RUN --output OUT
-    python jobs/extract_features.py video.mp4 other.avi --flow flow_imagenet.pt --output OUT --format npy
 
-OUT/features/00000.parquet, …: one row per window and stream: id, stream, start_s, end_s, features (list of float32).
-With --format npy the vectors lie in OUT/features/ID.STREAM.npy, (windows, features), and the Parquet files have no such
-column. OUT/failed.parquet: what could not be decoded. Started again, it goes on after the last whole part.
+W is a run, a checkpoint or released weights. OUT/features holds Parquet files, one row per window, stream and crop, or
+the .npy files of a preset; OUT/features.json says how they were made. Interrupted, it goes on where it stopped when the
+same command is run again.
 """
 
 from __future__ import annotations
 
-import io
-import posixpath
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import tyro
-
-from jobs.cluster import check_precision, connect, count_processors, describe_workers
-from jobs.command import locate_output, run_command
+from jobs.cluster import check_precision, count_own_gpus, is_submitted
+from jobs.command import as_given, locate_output, run_command, with_preset
+from jobs.extraction import (
+    ExtractionFlags,
+    Work,
+    Workers,
+    describe_output,
+    find_rest,
+    find_videos,
+    follow,
+    look_up,
+    place,
+    print_estimate,
+    report_nothing_to_do,
+    start_workers,
+)
+from jobs.extraction_log import RunLog, format_failures, format_table
+from models.input_spec import FRAMES_PER_SECOND, Stream
 from pipelines import storage
-from pipelines.datasets.annotations import make_path_ids
-from pipelines.datasets.video_index import VideoIndex, read_index
+from pipelines.datasets import shards
+from pipelines.datasets.catalog import Catalog
+from pipelines.datasets.folders import Layout
+from pipelines.datasets.records import describe_rate
 from pipelines.errors import SettingsError
+from pipelines.features.compute import FeatureNetworks
+from pipelines.features.plan import FeaturePlan, Limits, Stored, make_task, plan_stored, plan_videos
+from pipelines.features.presets import PRESETS, PresetName
+from pipelines.features.records import FeatureSet
+from pipelines.features.settings import FeatureSettings
+from pipelines.features.sidecar import SIDECAR, describe_features
+from pipelines.features.task import (
+    FeatureTask,
+    describe_decoding,
+    describe_flow,
+    find_kernel,
+    load_flow_kernel,
+    load_no_kernel,
+)
+from pipelines.formatting import format_bytes, format_count
+from pipelines.lock import OutputLock, lock_output
 from pipelines.training.weights_files import Which
 from pipelines.tvl1.params import FlowPreset
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.features import Windows
-
-Row = dict[str, Any]
-
-SCHEMA = pa.schema(
-    [
-        *[(name, pa.string()) for name in ("id", "class_name", "split", "stream")],
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        # Last, so that the table beside .npy files can do without it.
-        ("features", pa.list_(pa.float32())),
-    ]
-)
-FAILED = pa.schema([("id", pa.string()), ("error", pa.string())])
+    from pipelines.extraction.tasks import Placement
+    from pipelines.features.graph import FeatureSteps
+    from pipelines.features.pool import FeaturePool
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractFeatures:
-    """Write I3D's feature vectors of windows of videos."""
+class ExtractFeatures(ExtractionFlags):
+    """Write I3D's features of the windows of videos."""
 
-    videos: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")] = ()
-    """Video files, on disk or s3://."""
-    data: str | None = None
-    """Shards to read instead of video files, on disk or s3://."""
-    output: str
+    LAYOUT_FLAG: ClassVar[str] = "--folder-layout"
+
+    videos: str | None = None
+    """Folder of videos, or one file, on disk or s3://. Give this or --data."""
+    output: str | None = None
     """Folder for the features, on disk or s3://."""
+    folder_layout: Layout = "auto"
+    """What the folders are, without --annotations. auto: decide by their names, and stop if that is ambiguous."""
+    split: str | None = None
+    """Take only this split (train, val, test, …), of --data too. None: all."""
+    data: str | None = None
+    """Shards of jobs/extract_flow.py to read in place of videos, on disk or s3://."""
+
     rgb: str | None = None
     """I3D of the RGB stream: a run, a checkpoint or released weights."""
     flow: str | None = None
     """I3D of the flow stream, in the same forms."""
     which: Which = "last"
     """Which checkpoint of a run."""
-    split: str | None = None
-    """Take only this split of --data. None: all."""
-    window: int = 64
-    """Frames per window, at 25 frames per second."""
-    step: int = 64
-    """Frames between the starts of neighbouring windows."""
-    format: Literal["parquet", "npy"] = "parquet"
-    """Output format: Parquet files, or one .npy file per video and stream."""
-    flow_preset: FlowPreset = "faithful"
-    """TV-L1 preset for video files."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the networks. bf16 is faster on processors and GPUs that have it; fp16 needs a GPU."""
-    videos_per_part: int = 256
-    """Videos per Parquet file. After a crash, the file that was in work is computed again."""
-    num_workers: int | None = None
-    """Number of workers, each on a GPU if there are any. None: one per GPU, or one per CPU without GPUs."""
-    num_cpus: int | None = None
-    """CPUs of the Ray instance that the job starts on this machine. None: all."""
-    num_gpus: int | None = None
-    """GPUs to use. None: all; 0: extract on CPUs."""
+
+    preset: PresetName | None = None
+    """Settings that published features were made with; flags that are given win. docs/features says more of each."""
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+    """What features are."""
+    flow_preset: FlowPreset = "faithful"
+    """TV-L1 settings: like OpenCV's (faithful), better (quality), or faster (fast). Of --videos."""
+    limits: Limits = field(default_factory=Limits)
+    """What a video may cost. Of --videos."""
+    videos_per_shard: int = 32
+    """Videos that are committed together; a machine that dies loses at most one shard's work."""
+
+    num_gpus: float | None = None
+    """GPUs to use for flow and networks. None: as an output that was begun has it, else all. 0: CPUs."""
+    gpus_per_actor: float = 1.0
+    """Fraction of a GPU that one actor reserves; with 0.5, two share a GPU."""
 
     def __post_init__(self) -> None:
-        if bool(self.videos) == (self.data is not None):
-            raise SettingsError("give either video files or --data")
-        if self.rgb is None and self.flow is None:
-            raise SettingsError("no network is given: name one by --rgb, by --flow, or one by each")
-        if self.videos_per_part < 1:
-            raise SettingsError(f"--videos-per-part is {self.videos_per_part}: give at least 1")
-        for uri in (*self.videos, self.data, self.output, self.rgb, self.flow):
+        super().__post_init__()
+        if (self.videos is None) == (self.data is None):
+            raise SettingsError("give --videos or --data: a folder of videos, or shards of jobs/extract_flow.py")
+        if self.output is None:
+            raise SettingsError("--output is not given: say where the features go")
+        if self.data is not None and (self.annotations or self.limit is not None or self.folder_layout != "auto"):
+            raise SettingsError("--annotations, --limit and --folder-layout go with --videos, not with --data")
+        if self.data is not None and (self.flow_preset != "faithful" or self.limits != Limits()):
+            raise SettingsError(
+                "--flow-preset and the limits of decoding go with --videos: --data has its frames and flow already"
+            )
+        if self.videos_per_shard < 1:
+            raise SettingsError(f"--videos-per-shard is {self.videos_per_shard}: it must be at least 1")
+        self.settings.chosen_streams(tuple(self.uris))
+        for uri in (self.data, *self.uris.values()):
             if uri is not None:
                 storage.absolute(uri)
 
+    @property
+    def given(self) -> dict[Stream, str]:
+        """Where the network of each stream is, as the user said it."""
+        named: dict[Stream, str | None] = {"rgb": self.rgb, "flow": self.flow}
+        return {stream: uri for stream, uri in named.items() if uri is not None}
+
+    @property
+    def uris(self) -> dict[Stream, str]:
+        """The same for any node and working directory."""
+        return {stream: storage.absolute(uri) for stream, uri in self.given.items()}
+
+    @property
+    def backend(self) -> str:
+        """Where to compute, as users say it."""
+        return "auto" if self.num_gpus is None else "cuda" if self.num_gpus else "cpu"
+
 
 def main() -> None:
-    """Parse, extract, print."""
-    run_command(ExtractFeatures, run, __doc__)
+    """Parse, extract, report."""
+    presets = {name: preset.settings for name, preset in PRESETS.items()}
+    run_command(with_preset(ExtractFeatures, presets), run, __doc__)
 
 
-def run(config: ExtractFeatures) -> None:
-    """Extract the parts that are not there yet."""
-    config = replace(config, output=locate_output(config.output))  # before networks are loaded
-    source, rows = find_videos(config)
-    print(f"videos      {len(rows):,}\nray         {connect(num_cpus=config.num_cpus)}", flush=True)
-    # Not at the top: Ray reads its environment when it is imported, and `connect` sets it.
-    from pipelines.evaluation import features
+@dataclass(frozen=True)
+class Source:
+    """What features are made of, by which networks, and where they go."""
 
-    cpus, gpus = count_processors(config.num_workers, config.num_gpus)
-    check_precision(config.precision, gpus)
-    num_workers = config.num_workers or gpus or int(cpus)
-    given = {"rgb": config.rgb, "flow": config.flow}
-    sources = tuple(
-        features.NetworkSource(name=name, uri=uri, stream=name, which=config.which)
-        for name, uri in given.items()
-        if uri
-    )
-    windows = features.Windows(window=config.window, step=config.step)
-    networks = {source.name: features.load_i3d(source) for source in sources}
-    # Before any video: a window that is too short fails in every one of them.
-    features.check_windows(windows, networks)
-    extractor = features.Extractor(
-        sources=sources, windows=windows, precision=config.precision, num_workers=num_workers, use_gpu=gpus > 0
-    )
-    read = features.ReadVideo(source, flow_preset=config.flow_preset)
-    print(f"extracting  {describe_workers(config.precision, num_workers, use_gpu=gpus > 0)}", flush=True)
-    wanted = features.want(networks)
-    failed: list[Row] = []
-    for part, first in enumerate(range(0, len(rows), config.videos_per_part)):
-        uri = storage.join(config.output, "features", f"{part:05d}.parquet")
-        if storage.exists(uri):
-            continue
-        places = range(first, min(first + config.videos_per_part, len(rows)))
-        table: list[Row] = []
-        for row in features.extract_features(extractor, read, wanted, places):
-            video = rows[row["place"]]
-            if row["error"]:
-                failed.append({"id": video["id"], "error": row["error"]})
-                # A video that fails costs itself only; the job goes on.
-                print(f"failed      {video['id']}: {row['error']}", flush=True)
-            else:
-                table += [line for source in sources for line in describe(config, windows, video, row, source.name)]
-        # The vectors are in the .npy files, if those were asked for.
-        put_table(uri, table, SCHEMA if config.format == "parquet" else SCHEMA.remove(len(SCHEMA) - 1))
-        print(f"part        {part:05d}: {len(table):,} windows of {len(places):,} videos", flush=True)
-    if failed:
-        put_table(storage.join(config.output, "failed.parquet"), failed, FAILED)
-    print(f"output      {config.output}; {len(failed):,} failed")
+    config: ExtractFeatures
+    output: str
+    networks: FeatureNetworks
+    task: FeatureTask
+    catalog: Catalog | None
+    stored: Stored | None
 
+    @classmethod
+    def open(cls, config: ExtractFeatures) -> Source:
+        """Read the networks, and find the videos; prints what was found."""
+        assert config.output, "checked by the flags"
+        output = locate_output(config.output)
+        networks = FeatureNetworks.load(config.uris, config.settings, which=config.which, precision=config.precision)
+        stored = None if config.data is None else Stored.read(config.data, config.split)
+        task = make_task(
+            networks,
+            config.uris,
+            limits=config.limits,
+            flow_preset=config.flow_preset,
+            which=config.which,
+            precision=config.precision,
+            stored=stored,
+        )
+        catalog = find_videos(config) if stored is None else None
+        if stored is not None:
+            videos, classes = len(stored.index), len(stored.index.classes)
+            print(f"data        {config.data}: {format_count(videos, 'video')}, {format_count(classes, 'class')}")
+        for stream, network in networks.networks.items():
+            if (trained := network.clips.fps or float(FRAMES_PER_SECOND)) != config.settings.fps:
+                rates = f"trained on {describe_rate(trained)}, and sees {describe_rate(config.settings.fps)}"
+                print(f"note        the network of --{stream} was {rates}", flush=True)
+        return cls(config, output, networks, task, catalog, stored)
 
-def find_videos(config: ExtractFeatures) -> tuple[VideoIndex | tuple[str, ...], list[Row]]:
-    """Where frames come from, and what is known of each video: id, class_name and split."""
-    if config.data is None:
-        # By the name alone, wherever the file lies: two of one name are refused.
-        names = make_path_ids([posixpath.basename(uri) for uri in config.videos])
-        if len(set(names)) < len(names):
-            raise SettingsError("two of the video files have the same name: their features would have the same id")
-        uris = tuple(storage.absolute(uri) for uri in config.videos)
-        return uris, [{"id": name, "class_name": None, "split": None} for name in names]
-    index = read_index(config.data).usable()
-    index = index.of_split(config.split) if config.split else index
-    return index, index.table.select(["id", "class_name", "split"]).to_pylist()
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole run."""
+        table = self.catalog.table if self.catalog is not None else self.stored.index.table  # type: ignore[union-attr]
+        return -(-len(table) // self.config.videos_per_shard)
 
+    def make_plan(self, kernel: str) -> FeaturePlan:
+        """The plan of this command, computed by `kernel`."""
+        given: dict[str, Any] = {"output": self.output, "kernel": kernel, "size": self.config.videos_per_shard}
+        if self.stored is not None:
+            return plan_stored(self.stored, self.task, self.networks, **given)
+        assert self.catalog is not None
+        assert self.config.videos is not None
+        return plan_videos(self.catalog, self.task, self.networks, videos=self.config.videos, **given)
 
-def describe(config: ExtractFeatures, windows: Windows, video: Row, row: Row, stream: str) -> list[Row]:
-    """The rows of one video's windows; puts its .npy file where that is asked for."""
-    from pipelines.evaluation.features import seconds_of
-
-    vectors = np.asarray(row[f"features_{stream}"], np.float32)
-    if config.format == "npy":
-        sink = io.BytesIO()
-        np.save(sink, vectors)
-        uri = storage.join(config.output, "features", f"{video['id']}.{stream}.npy")
-        storage.put(uri, sink.getvalue())
-    return [
-        {**video, "stream": stream, "start_s": start, "end_s": end, "features": vector}
-        for vector, (start, end) in zip(vectors, seconds_of(windows, len(vectors)), strict=True)
-    ]
+    def describe(self, kernel: str) -> dict[str, object]:
+        """How the features are made, for features.json."""
+        return describe_features(
+            self.networks,
+            preset=self.config.preset,
+            precision=self.config.precision,
+            weights=self.config.given,
+            decoding=describe_decoding(self.task),
+            flow=describe_flow(self.task, kernel),
+        )
 
 
-def put_table(uri: str, rows: list[Row], schema: pa.Schema) -> None:
-    """Write a Parquet file by one atomic put."""
-    sink = io.BytesIO()
-    columns = {name: [row[name] for row in rows] for name in schema.names}
-    pq.write_table(pa.table(columns, schema=schema), sink)
-    storage.put(uri, sink.getvalue())
+def run(config: ExtractFeatures) -> int:
+    """Find the videos, make the shards of features that are not there yet, write the tables; the exit status."""
+    source = Source.open(config)
+    if config.dry_run:  # writes nothing: it may look while another run holds the lock
+        return dry_run(source)
+    assert config.output is not None
+    with lock_output(source.output) as lock:
+        work = look_up(config, source.output, source.make_plan)
+        if work and not work.blocks:
+            report_nothing_to_do(work, config.output)
+            return finish(source, work.plan, lock)
+        num_shards = len(work.blocks) if work else source.num_shards
+        with start_features(source, num_tasks=num_shards) as workers:
+            # After the workers have started: the kernel's name is known only where it runs.
+            if work is None or work.plan.kernel != workers.kernel:
+                work = find_rest(config, source.make_plan(workers.kernel))
+            log = extract(source, work, workers, lock)
+        return finish(source, work.plan, lock, log)
+
+
+@contextmanager
+def start_features(source: Source, *, num_tasks: int) -> Iterator[Workers]:
+    """Start Ray and what computes features."""
+    task, config = source.task, source.config
+
+    def start_pool(backend: str, placement: Placement) -> AbstractContextManager[FeaturePool | None]:
+        from pipelines.features.pool import start_pool
+
+        check_precision(config.precision, placement.flow_actors)
+        return start_pool(task, backend, placement)
+
+    def warm(backend: str | None) -> None:
+        from pipelines.features.graph import warm_worker
+
+        warm_worker(task, backend)
+
+    load: Callable[[str], str] = load_flow_kernel if task.computes_flow else load_no_kernel
+    what = f"features    of {' and '.join(task.streams)}, {config.precision},"
+    with start_workers(
+        config, source.output, start_pool, num_tasks=num_tasks, warm=warm, load=load, compiles=task.computes_flow,
+        what=what,
+    ) as workers:  # fmt: skip
+        yield workers
+
+
+def extract(source: Source, work: Work[FeaturePlan], workers: Workers, lock: OutputLock) -> RunLog:
+    """Run the graph with progress lines; what was seen of it."""
+    from pipelines.features import graph
+
+    plan = work.plan
+    print(f"output      {describe_output(plan)}", flush=True)
+    log = RunLog(shards=len(plan.spans))
+    remaining = graph.extract(
+        plan, source.networks.windows, work.blocks, backend=workers.backend, placement=workers.placement,
+        pool=workers.pool, on_tally=log.add, tally_every_s=log.every_s,
+    )  # fmt: skip
+    follow(remaining, log, plan, workers.placement, lock)
+    return log
+
+
+def finish(source: Source, plan: FeaturePlan, lock: OutputLock, log: RunLog | None = None) -> int:
+    """Assemble the output and draw its page, print the final table; the exit status. log: of what was made now."""
+    from pipelines.features import manifest
+    from pipelines.pages.features import write_features_report
+
+    given = source.config.output
+    assert given is not None
+    page = storage.join(plan.output, "report.html")
+    drawn = log is None and storage.exists(page) and storage.exists(storage.join(plan.output, SIDECAR))
+    found = manifest.assemble(plan, source.describe(plan.kernel))
+    if not drawn:
+        write_features_report(plan.output, found)
+    lock.check()
+    # After the page: features.json says that all is there.
+    manifest.finish(plan, found)
+    print(format_summary(found))
+    if found.quarantine_reasons:
+        quarantine = storage.join(plan.output, "quarantine.parquet")
+        print(format_failures(shards.read_table(quarantine), as_given(quarantine, given)))
+    print(f"look at     {as_given(page, given)}")
+    # Without one usable video there is nothing to go on with.
+    return 0 if found.shards else 1
+
+
+def format_summary(found: FeatureSet) -> str:
+    """The final table."""
+    columns = ("expected", "ok", "missing", "quarantined", "frames", "windows")
+    splits = [(name, *(getattr(counts, column) for column in columns)) for name, counts in found.splits.items()]
+    parts = [format_table(("split", *columns), splits)]
+    if found.quarantine_reasons:
+        parts.append(format_table(("quarantined because", "videos"), sorted(found.quarantine_reasons.items())))
+    parts.append(f"features    {format_bytes(found.bytes)}, layout {found.settings['layout']}")
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def dry_run(source: Source) -> int:
+    """Print what the run would take, from a few videos whose features are computed in this process.
+
+    Ray is needed only where a cluster divides the work, or its GPUs compute.
+    """
+    config, task = source.config, source.task
+    estimate = partial(print_estimate, config, compiles=task.computes_flow)
+    if not is_submitted():
+        backend, placement = place(config, source.output, count_own_gpus)
+        if not placement.flow_actors:
+            check_precision(config.precision, 0)
+            kernel = find_kernel(backend, computes_flow=task.computes_flow)
+            plan, steps = steps_of(source, Workers(backend, placement, None, kernel))
+            return estimate(plan, steps, cpus=config.num_cpus or os.cpu_count())
+    with start_features(source, num_tasks=0) as workers:
+        import ray
+
+        plan, steps = steps_of(source, workers)
+        return estimate(plan, steps, cpus=config.num_cpus or ray.cluster_resources().get("CPU"))
+
+
+def steps_of(source: Source, workers: Workers) -> tuple[FeaturePlan, FeatureSteps]:
+    """The plan of this command, and what a task does."""
+    from pipelines.features.graph import FeatureSteps
+
+    plan = source.make_plan(workers.kernel)
+    return plan, FeatureSteps.of(plan, source.networks.windows, backend=workers.backend, pool=workers.pool)
 
 
 if __name__ == "__main__":

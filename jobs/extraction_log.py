@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from pipelines.datasets.records import Dataset, StoredFlowError, Totals
     from pipelines.extraction.estimate import Estimate
-    from pipelines.extraction.graph import Placement, Remaining
     from pipelines.extraction.tally import Tally
+    from pipelines.extraction.tasks import Placement, Remaining
 
 # One module by four distributions, of which a machine may have any.
 OPENCV = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")

@@ -1,4 +1,4 @@
-"""Make the page of an extraction, a training, an evaluation or a search again: python jobs/report.py s3://bucket/k400"""
+"""Make the page of any job's output again: python jobs/report.py s3://bucket/k400"""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from pipelines import storage
 from pipelines.errors import DataError
 
 # The file that each kind of folder has, in the order in which they are looked for.
-KINDS = {"dataset.json": "extraction", "evaluation.json": "evaluation", "sweep.json": "search", "run.json": "training"}
+KINDS = {
+    "dataset.json": "extraction",
+    "features.json": "features",
+    "evaluation.json": "evaluation",
+    "sweep.json": "search",
+    "run.json": "training",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,11 @@ def _write(kind: str, folder: str) -> str:
         from pipelines.pages.evaluation import write_evaluation_report
 
         return write_evaluation_report(folder, records.read(storage.join(folder, EVALUATION), Evaluation))
+    if kind == "features":
+        from pipelines.features.records import read_features
+        from pipelines.pages.features import write_features_report
+
+        return write_features_report(folder, read_features(folder))
     if kind == "search":
         from pipelines.pages.search import write_search_report
 

@@ -106,6 +106,7 @@ Kind = Literal[
     "no_video_stream",
     "out_of_memory",
     "too_long",
+    "too_short",
     "too_slow",
     "truncated",
     "unreadable",
@@ -114,7 +115,12 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class VideoError(Exception):
-    """A video that yields no usable frames; `kind` is a stable word for tables, `message` a sentence for people."""
+    """A video that yields no usable frames; `kind` is a stable word for tables, `message` a sentence for people.
+
+    `stage` is where it came up: "decode", fetching included, where nobody said otherwise.
+    """
+
+    stage = "decode"
 
     def __init__(self, kind: Kind, message: str) -> None:
         super().__init__(kind, message)

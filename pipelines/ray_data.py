@@ -15,6 +15,7 @@ from ray.data import DataContext
 from pipelines.errors import RunError, UserError
 
 MAX_WORKER_DEATHS = 3  # a task whose worker died more often ends the run; Ray's own default is to retry for ever
+RETRY_NOTE = "\nFailed to apply UDF transform after "
 ON_CPU = {"num_cpus": 1, "max_retries": MAX_WORKER_DEATHS}  # of a step that computes on one processor
 
 
@@ -22,9 +23,13 @@ def quieten(context: DataContext | None = None) -> DataContext:
     """A context of Ray Data (None: this driver's) whose graphs say nothing themselves, and may take their time."""
     context = context or DataContext.get_current()
     context.enable_progress_bars = False  # they count blocks; the jobs print videos
+    # Else workers raise Ray Data's own error, and of what they met, such as a store that is away, a traceback is left.
+    context.raise_original_map_exception = True
     context.execution_no_progress_timeout_s = -1  # a shard may take hours, and a training that waits for its GPU too
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.ERROR)  # start, finish and disabled progress bars, told as warnings
+    for name in ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what a task raised, which is raised here as well
     # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
     return context
@@ -45,6 +50,8 @@ def _find_user_error(error: BaseException | None) -> UserError | None:
     """What a worker raised, from the exceptions that Ray put around it; Ray's own copy of its class is none."""
     while error is not None:
         if isinstance(error, UserError) and not isinstance(error, ray.exceptions.RayError):
+            # Ray Data adds how often it tried, and how to have it try more.
+            error.args = tuple(p.partition(RETRY_NOTE)[0] if isinstance(p, str) else p for p in error.args)
             return error
         if isinstance(error, ray.exceptions.OutOfMemoryError):
             return RunError(

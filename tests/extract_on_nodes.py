@@ -10,7 +10,8 @@ import sys
 from jobs.cluster import connect
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.shards import ShardSettings
-from pipelines.extraction.plan import ExtractionSettings, Plan, find_work, make_plan
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.work import find_work
 from pipelines.lock import lock_output
 from pipelines.media.decode import DecodeSettings
 
@@ -29,7 +30,8 @@ def make(videos: str, output: str) -> Plan:
 def main(videos: str, output: str) -> None:
     connect()
     from pipelines.extraction import manifest
-    from pipelines.extraction.graph import Placement, extract
+    from pipelines.extraction.graph import extract
+    from pipelines.extraction.tasks import Placement
 
     plan = make(videos, output)
     with lock_output(output):

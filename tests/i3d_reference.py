@@ -56,6 +56,18 @@ def released_variables(channels: int, *, num_classes: int = 400, seed: int = 0) 
 
 def reference_logits(variables: Mapping[str, Tensor], x: Tensor, *, training: bool = False) -> Tensor:
     """Logits (B, classes) of clips (B, C, T, H, W); with `training` batch norm takes the batch's own statistics."""
+    w = variables["Logits/Conv3d_0c_1x1/conv_3d/w"].permute(4, 3, 0, 1, 2)
+    pooled = _pool(variables, x, training)
+    return nn.functional.conv3d(pooled, w, variables["Logits/Conv3d_0c_1x1/conv_3d/b"]).mean(dim=(2, 3, 4))
+
+
+def reference_features(variables: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Vectors (B, 1024) of clips (B, C, T, H, W): what the classifier sees, averaged over time."""
+    return _pool(variables, x, training=False).mean(dim=(2, 3, 4))
+
+
+def _pool(variables: Mapping[str, Tensor], x: Tensor, training: bool) -> Tensor:
+    """Mixed_5c after its 2×7×7 average pool, (B, 1024, T', 1, 1)."""
 
     def unit(name: str, x: Tensor, stride: int = 1) -> Tensor:
         w = variables[f"{name}/conv_3d/w"].permute(4, 3, 0, 1, 2)
@@ -83,9 +95,7 @@ def reference_logits(variables: Mapping[str, Tensor], x: Tensor, *, training: bo
         if block == "Mixed_5b":
             x = pool(x, (2, 2, 2), (2, 2, 2))
         x = mixed(block, x)
-    x = nn.functional.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
-    w = variables["Logits/Conv3d_0c_1x1/conv_3d/w"].permute(4, 3, 0, 1, 2)
-    return nn.functional.conv3d(x, w, variables["Logits/Conv3d_0c_1x1/conv_3d/b"]).mean(dim=(2, 3, 4))
+    return nn.functional.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
 
 
 def _pad(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Small folders of each kind that a page is made of: an extraction, a training, an evaluation, a search."""
+"""Small folders of each kind that a page is made of: an extraction, features, a training, an evaluation, a search."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from pipelines.datasets.shards import ShardSettings
 from pipelines.datasets.video_index import read_index
 from pipelines.evaluation import scoring
 from pipelines.extraction.plan import ExtractionSettings
+from pipelines.features.presets import PRESETS
+from pipelines.features.records import VIDEO_SCHEMA, FeatureCommit, FeatureCounts, FeatureSet, describe
 from pipelines.media.codec import CodecSettings, FlowEncoder, RGBEncoder
 from pipelines.pages import extraction
 from pipelines.pages.class_coverage import Count
@@ -144,6 +146,42 @@ def make_training(folder: Path, *, finished: bool = True) -> Path:
             checkpoint.save(folder / name, models.build_from(config), checkpoint.Metadata(classes=("a", "b", "c")))
         metrics = {"step": 19, "val_top1": 0.4}
         (folder / "result.json").write_text(json.dumps({"last": "last", "best": "last", "metrics": metrics}))
+    return folder
+
+
+def make_features(folder: Path, videos: list[dict]) -> Path:
+    """A finished output of features of these videos by a preset, with the record of a run."""
+    preset = PRESETS["thumos14"]
+    write_run(folder, "2026-11-23T10:00:00+00:00", [[0, 0, 0, 0], [10, 3, 18, 1], [20, 5, 30, 1]])
+    rows = [video | {"shard": "train-00000", "windows": 3 if video["status"] == "ok" else None} for video in videos]
+    commit = FeatureCommit(
+        shard="train-00000", split="train", files=(), fingerprint="f00d", videos=[describe(row) for row in rows]
+    )
+    list(shards.write_tables(str(folder), [commit], VIDEO_SCHEMA))
+    kinds = [row["error_kind"] for row in rows if row["status"] == "quarantined"]
+    splits = {}
+    for split in dict.fromkeys(row["split"] for row in rows):
+        states = [row["status"] for row in rows if row["split"] == split]
+        counts = {name: states.count(name) for name in asdict(Count())}
+        splits[split] = FeatureCounts(expected=len(states), frames=6 * counts["ok"], windows=3 * counts["ok"], **counts)
+    network = {"weights": "rgb.pt", "weights_sha256": "beef", "channels": 1024, "crop_px": 224, "input": "RGB"}
+    described = {"name": "thumos14", "source": preset.source, "convention": preset.convention}
+    described |= {"differs": ["frames are decoded by another library"], "unknown": preset.unknown}
+    found = FeatureSet(
+        fingerprint="f00d",
+        preset=described | {"overridden": {"stride": 4}},
+        settings=asdict(replace(preset.settings, stride=8)),
+        windows={"frames": 16, "stride": 8, "ends": "left out"},
+        networks={"rgb": network, "flow": network | {"weights": "s3://bucket/flow", "input": "flow"}},
+        precision="fp32",
+        decoding={"fps": "native", "frame_size": "340x256"},
+        flow={"bound": 20.0, "kernel": "numba:test"},
+        splits=splits,
+        quarantine_reasons={kind: kinds.count(kind) for kind in kinds},
+        shards=("train-00000",),
+        bytes=49152,
+    )
+    records.write(str(folder / "features.json"), found)
     return folder
 
 

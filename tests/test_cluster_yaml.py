@@ -16,12 +16,13 @@ import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray_head import Head, run_head
 
-from jobs import evaluate, extract_flow, train, tune
+from jobs import evaluate, extract_features, extract_flow, extraction, train, tune
 from pipelines.clips import loader
 from pipelines.datasets.catalog import SCHEMA, Catalog
-from pipelines.evaluation import features, scoring
-from pipelines.extraction import flow_pool, graph
+from pipelines.evaluation import scoring
+from pipelines.extraction import flow_pool, graph, tasks
 from pipelines.extraction.plan import ExtractionSettings, make_plan
+from pipelines.features.plan import TASK_BYTES
 from pipelines.training import trainer
 from pipelines.training.settings import PRESETS
 
@@ -125,24 +126,24 @@ GROWN = ({"cpu_worker": 1}, {"cpu_worker": 64}, {"gpu_worker": 1}, {"cpu_worker"
 
 
 @pytest.mark.parametrize("counts", GROWN)
-def test_each_step_of_an_extraction_an_evaluation_and_features_fits_a_node(
+def test_each_step_of_an_extraction_and_an_evaluation_fits_a_node_and_features_are_placed_alike(
     cluster: dict[str, Any], asked: Asked, monkeypatch: pytest.MonkeyPatch, counts: dict[str, int]
 ) -> None:
     total = grown(monkeypatch, cluster, **counts)
     flags = extract_flow.ExtractFlow(videos="videos", output="shards")
-    _, placement = extract_flow.place(flags, "shards", lambda: total["GPU"])
+    _, placement = extraction.place(flags, "shards", lambda: total["GPU"])
     steps = graph.Steps(output="shards", settings=ExtractionSettings(), backend="cpu", kernel="", fingerprint="")
-    graph.build_graph([], steps, placement)
+    tasks.build_graph([], steps, placement)
     if placement.flow_actors:
         asked.map(**flow_pool.actor_options(placement.gpus_per_actor))
     scorer = evaluate.make_scorer(evaluate.Evaluate(data="shards", output="evaluation", rgb="run"))
     list(scoring.score_videos(range(10), {}, scorer))  # type: ignore[arg-type]
-    extractor = features.Extractor(
-        sources=(), windows=features.Windows(), num_workers=scorer.num_workers, use_gpu=scorer.use_gpu
+    given = extract_features.ExtractFeatures(videos="videos", output="features", rgb="run")
+    assert extraction.place(given, "features", lambda: total["GPU"]) == extraction.place(
+        flags, "shards", lambda: total["GPU"]
     )
-    features.extract_features(extractor, features.ReadVideo([]), {}, range(10))
     nodes = [cluster["available_node_types"][kind]["resources"] for kind in counts]
-    assert len(asked.requests) >= (4 if total["GPU"] else 3)
+    assert len(asked.requests) >= (3 if total["GPU"] else 2)
     assert all(any(fits(request, node) for node in nodes) for request in asked.requests), asked.requests
     assert placement.flow_actors * placement.gpus_per_actor <= total["GPU"]
     assert scorer.num_workers <= (total["GPU"] or total["CPU"])
@@ -155,13 +156,14 @@ def test_flow_on_cpus_is_computed_by_the_nodes_meant_for_it_as_many_tasks_as_cpu
     grown(monkeypatch, cluster, head=1)
     table = pa.table({name: [] for name in SCHEMA.names}, schema=SCHEMA)
     plan = make_plan(Catalog(table, (), "none"), ExtractionSettings(), videos="v", output="shards", kernel="cpu")
-    graph.build_graph([], graph.Steps.of(plan, backend="cpu"), graph.Placement(task_bytes=plan.task_bytes))
+    tasks.build_graph([], graph.Steps.of(plan, backend="cpu"), tasks.Placement(task_bytes=plan.task_bytes))
     ((label, condition),) = asked.selectors[-1].items()
     kinds = cluster["available_node_types"]
     assert condition == "!no"
     assert {name for name, kind in kinds.items() if kind.get("labels", {}).get(label) == "no"} == {"gpu_worker"}
     worker = kinds["cpu_worker"]["resources"]
     assert worker["CPU"] * asked.requests[-1]["memory"] <= worker["memory"]
+    assert worker["CPU"] * TASK_BYTES <= worker["memory"]  # of features
 
 
 @pytest.mark.parametrize("counts", GROWN)

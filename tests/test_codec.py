@@ -147,6 +147,14 @@ def test_rgb_windows_equal_the_slices_of_a_whole_decode(name: RGBCodec, fps: flo
         assert np.array_equal(decode_rgb(data, start=start, stop=start + 5), whole[start : start + 5]), start
 
 
+@pytest.mark.parametrize("name", FLOW_CODECS)
+def test_negated_codes_are_those_of_the_opposite_flow(name: FlowCodec) -> None:
+    scale = CodecSettings(flow_codec=name).flow_scale
+    codes = quantise(np.linspace(-20, 20, 999, dtype=np.float32), scale)
+    assert negate(codes, scale).dtype == codes.dtype
+    np.testing.assert_allclose(dequantise(negate(codes, scale), scale), -dequantise(codes, scale), atol=1e-4)
+
+
 AREAS = [None, Area(top=0, left=0, height=32, width=48), Area(top=7, left=5, height=20, width=31)]
 
 
@@ -158,7 +166,7 @@ def test_chosen_frames_and_areas_are_those_of_the_whole_video(frames: list[int],
     expected = decode_rgb(rgb)[frames][:, rows, columns]
     assert np.array_equal(decode_rgb_frames(rgb, frames, area), expected)
     assert np.array_equal(decode_rgb_frames(rgb, frames, area, mirrored=True), expected[:, :, ::-1])
-    for name in ("h264", "jpeg"):
+    for name in FLOW_CODECS:
         settings = CodecSettings(flow_codec=name)
         data, convention = encode_flow(make_flow(40, 32, 48), settings), settings.flow_convention()
         whole = decode_flow_levels(data, convention)

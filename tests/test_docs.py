@@ -18,7 +18,7 @@ import tyro
 from docs import generate_cli
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HAND_WRITTEN = [page for page in PAGES if page.name != "cli.md"]
 
 
@@ -62,7 +62,8 @@ def test_python_names_on_the_api_page_exist() -> None:
 
 def test_every_page_is_in_the_site() -> None:
     configured = (ROOT / "zensical.toml").read_text()
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f'"{page.name}"' not in configured] == []
+    pages = [str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f'"{page}"' not in configured] == []
 
 
 class Parsed(BaseException):

@@ -23,7 +23,7 @@ from pipelines import records
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import DataError, NetworkError
-from pipelines.evaluation import features, scoring
+from pipelines.evaluation import scoring
 from pipelines.pages.evaluation import render_evaluation
 from pipelines.pages.mistakes import choose_mistakes
 from pipelines.training.trained_network import Network, load_network
@@ -200,36 +200,6 @@ def test_a_gpu_that_computes_wrong_ends_an_evaluation_in_one_sentence(
         list(scoring.unless_refused([{"place": 0, "refusal": ""}, row]))
 
 
-@pytest.mark.parametrize("stream", ["rgb", "flow"])
-@pytest.mark.parametrize("kind", ["shards", "files"])
-def test_frames_for_features_are_decoded_apart_from_the_networks(
-    index: VideoIndex, motion_shards: str, tmp_path: Path, kind: str, stream: str
-) -> None:
-    """Of raw files flow is computed where the networks are; all else comes cropped from where it was decoded."""
-    usable = index.usable()
-    file = str(Path(motion_shards).parent / "videos" / "test" / "up" / "up_0002.mp4")
-    read = features.ReadVideo(usable if kind == "shards" else [file], flow_preset="fast")
-    source = scoring.NetworkSource(name=stream, uri=save_network(tmp_path, stream, index.classes), stream=stream)
-    wanted = features.want({stream: source.load()})
-    row = features.DecodeVideo(read, wanted)({"id": 0})
-    later = kind == "files" and stream == "flow"
-    assert row[f"frames_{stream}"].shape[2:] == ((54, 3) if later else (32, 3 if stream == "rgb" else 2))
-    windows = features.Windows(window=16, step=8)
-    for precision in ("fp32", "bf16"):
-        extractor = features.Extractor(sources=(source,), windows=windows, precision=precision)
-        found = features.ComputeFeatures(extractor, read)(row)
-        assert (found["error"], found["refusal"], found[f"features_{stream}"].shape[1]) == ("", "", 128)
-
-
-def test_a_video_that_cannot_be_decoded_is_told_without_features(index: VideoIndex, tmp_path: Path) -> None:
-    source = scoring.NetworkSource(name="rgb", uri=save_network(tmp_path, "rgb", index.classes), stream="rgb")
-    read = features.ReadVideo([str(tmp_path / "nothing.mp4")])
-    row = features.DecodeVideo(read, features.want({"rgb": source.load()}))({"id": 0})
-    found = features.ComputeFeatures(features.Extractor(sources=(source,), windows=features.Windows()), read)(row)
-    assert found["error"] == "VideoError: there is no such file"
-    assert found["features_rgb"].shape == (0, 0)
-
-
 def test_evaluate_writes_what_it_prints_and_agrees_with_predict(
     motion_shards: str, index: VideoIndex, tmp_path: Path
 ) -> None:
@@ -261,23 +231,3 @@ def test_mistakes_are_one_line(motion_shards: str, tmp_path: Path, words: list[s
     done = run_here("evaluate", "--data", motion_shards, "--output", tmp_path / "out", *words, *NO_GPUS)
     assert done.returncode == 1
     assert message in done.stderr
-
-
-@pytest.mark.parametrize("kind", ["parquet", "npy"])
-def test_features_come_with_the_time_they_belong_to(
-    motion_shards: str, index: VideoIndex, tmp_path: Path, kind: str
-) -> None:
-    flags = ["--rgb", save_network(tmp_path, "rgb", index.classes), "--window", "16", "--step", "4", "--format", kind]
-    videos = Path(motion_shards).parent / "videos" / "test" / "up"
-    given = [videos / "up_0002.mp4", videos / "broken.mp4"] if kind == "npy" else ["--data", motion_shards]
-    succeed("extract_features", *given, *flags, "--output", tmp_path / "out", "--num-workers", "1", *NO_GPUS)
-    rows = pq.read_table(tmp_path / "out" / "features" / "00000.parquet").to_pylist()
-    first = [row for row in rows if row["id"] == rows[0]["id"]]
-    assert [row["start_s"] for row in first] == [0, 0.16, 0.32]  # of 25 frames
-    assert [row["end_s"] for row in first] == [0.64, 0.8, 0.96]
-    if kind == "npy":
-        assert np.load(tmp_path / "out" / "features" / "up_0002.rgb.npy").shape == (3, 128)
-        failed = pq.read_table(tmp_path / "out" / "failed.parquet").to_pylist()
-        assert [row["id"] for row in failed] == ["broken"]
-    else:
-        assert (len(rows), len(rows[0]["features"])) == (18 * 3, 128)

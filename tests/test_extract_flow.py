@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from fixtures_jobs import NO_GPUS, run_here, succeed
 
-from jobs.extract_flow import ExtractFlow, place, print_catalog
+from jobs.extract_flow import ExtractFlow
+from jobs.extraction import place, print_catalog
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
@@ -139,7 +140,7 @@ def test_a_second_run_finds_nothing_to_do_and_leaves_the_same_bytes(undisturbed:
 def test_what_needs_no_ray_starts_none(
     undisturbed: Path, videos: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("jobs.extract_flow.connect", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.extraction.connect", lambda **_: pytest.fail("Ray was started"))
     extract(videos, undisturbed, *more)
 
 

@@ -18,8 +18,8 @@ from jobs.extraction_log import (
 )
 from pipelines.datasets.records import Dataset, ShardConvention, SplitCounts, StoredFlowError, Totals
 from pipelines.extraction.estimate import Estimate
-from pipelines.extraction.graph import Placement, Remaining
 from pipelines.extraction.tally import Tally
+from pipelines.extraction.tasks import Placement, Remaining
 from pipelines.formatting import format_bytes, format_count, format_seconds
 
 

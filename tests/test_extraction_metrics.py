@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from fixtures_features import save_networks
 from fixtures_jobs import NO_GPUS, succeed
 
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
@@ -45,7 +46,7 @@ def test_each_step_counts_its_own_time_only(monkeypatch: pytest.MonkeyPatch) -> 
         work(0.25)
         for _ in clock.through("flow", flow(clock.through("decode", decode()))):
             work(100)
-    assert clock.seconds == {"fetch": 0, "decode": 3, "flow": 30.5, "encode": 300.25, "commit": 0}
+    assert clock.seconds == {"fetch": 0, "decode": 3, "flow": 30.5, "encode": 300.25, "features": 0, "commit": 0}
 
 
 def test_the_time_of_a_step_that_fails_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,10 +75,12 @@ def test_the_dashboard_names_only_metrics_and_labels_that_exist() -> None:
 
 
 @pytest.mark.slow
-def test_prometheus_gets_the_counters_of_an_extraction(ray_here: None, tmp_path: Path) -> None:
+def test_prometheus_gets_the_counters_of_an_extraction_and_of_features(ray_here: None, tmp_path: Path) -> None:
     write_motion_videos(tmp_path / "videos", videos_per_class=1, seed=0, num_frames=6, size=(48, 32))
     write_broken_videos(tmp_path / "videos" / "train" / "broken")
-    succeed("extract_flow", "--videos", tmp_path / "videos", "--output", tmp_path / "out", *NO_GPUS)
+    videos = ("--videos", tmp_path / "videos", *NO_GPUS)
+    succeed("extract_flow", *videos, "--output", tmp_path / "out")
+    succeed("extract_features", *videos, *save_networks(tmp_path), "--window", "16", "--output", tmp_path / "features")
     (node,) = ray.nodes()
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     deadline = time.monotonic() + 60

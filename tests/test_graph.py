@@ -28,17 +28,10 @@ from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import OutageError, RunError
 from pipelines.extraction import flow_pool, manifest
 from pipelines.extraction.flow_actor import FlowActor
-from pipelines.extraction.graph import (
-    OtherKernelError,
-    Placement,
-    Steps,
-    build_graph,
-    configure_ray_data,
-    extract,
-    run_graph,
-    start_actors,
-)
-from pipelines.extraction.plan import ExtractionSettings, Plan, find_committed, find_work, iter_blocks, make_plan
+from pipelines.extraction.graph import Steps, extract, start_actors
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.tasks import OtherKernelError, Placement, build_graph, configure_ray_data, run_graph
+from pipelines.extraction.work import find_committed, find_work, iter_blocks
 from pipelines.media import codec
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings

@@ -15,7 +15,7 @@ PACKAGES = ("jobs", "pipelines", "models")
 FLOORS = (
     {"jobs"},
     {"pages", "sharing"},
-    {"evaluation", "search"},
+    {"evaluation", "features", "search"},
     {"training"},
     {"clips", "extraction"},
     {"datasets"},

@@ -23,7 +23,7 @@ from pipelines.datasets.motion_videos import write_broken_videos, write_motion_v
 from pipelines.extraction import manifest
 from pipelines.extraction.fleet import CPU_FLOW
 from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import begin_output, iter_blocks
+from pipelines.extraction.work import begin_output, iter_blocks
 
 pytestmark = pytest.mark.slow
 

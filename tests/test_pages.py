@@ -17,6 +17,7 @@ from page_folders import (
     PAPER,
     make_evaluation,
     make_extraction,
+    make_features,
     make_lost,
     make_search,
     make_training,
@@ -75,14 +76,16 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
     "training": make_training,
     "evaluation": lambda folder: make_evaluation(folder, ["clap", LONG, "x" * 120, "jump", "wave", "push"]),
     "search": make_search,
+    "features": lambda folder: make_features(folder, mixed_videos()),
     "extraction without labels": lambda folder: make_extraction(folder, unlabelled_videos()),
+    "features of nothing": lambda folder: make_features(folder, lost_videos()),
     "extraction of nothing": lambda folder: make_extraction(folder, lost_videos()),
     "training just begun": begun,
     "evaluation of one class": lambda folder: make_evaluation(folder, ["wave"]),
     "evaluation of 60 classes": lambda folder: make_evaluation(folder, [f"{n} {LONG}" for n in range(60)]),
     "search of one trial": one_trial,
 }
-KINDS = list(MAKERS)[:4]
+KINDS = list(MAKERS)[:5]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +129,7 @@ def test_a_page_needs_nothing_else(folders: dict[str, Path], name: str) -> None:
     assert {url.partition(":")[0] for url in urls if ":" in url} == {"data"}
 
 
-@pytest.mark.parametrize("file", [None, "run.json", "sweep.json", "evaluation.json", "dataset.json"])
+@pytest.mark.parametrize("file", [None, "run.json", "sweep.json", "evaluation.json", "dataset.json", "features.json"])
 @pytest.mark.parametrize("content", ["{}", "[]", "no JSON"])
 def test_what_no_job_wrote_is_refused_in_a_sentence(tmp_path: Path, file: str | None, content: str) -> None:
     if file:

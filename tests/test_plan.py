@@ -21,14 +21,8 @@ from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import SettingsChangedError, SettingsError
 from pipelines.extraction import plan as plan_module
-from pipelines.extraction.plan import (
-    ExtractionSettings,
-    Plan,
-    begin_output,
-    find_committed,
-    iter_blocks,
-    make_plan,
-)
+from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
+from pipelines.extraction.work import begin_output, find_committed, iter_blocks
 from pipelines.media import codec as codec_module
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
+import ray.data
 
 from jobs.cluster import MEMORY_DEATHS
-from pipelines.errors import RunError
-from pipelines.ray_data import MAX_WORKER_DEATHS, plain_errors, polled_actor
+from pipelines.errors import OutageError, RunError
+from pipelines.ray_data import MAX_WORKER_DEATHS, ON_CPU, plain_errors, polled_actor, quieten
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +24,23 @@ def test_a_users_error_is_found_in_what_ray_puts_around_it() -> None:
     account.__cause__ = ray.exceptions.RayTaskError("extract", "Traceback …", RunError("the shard has changed"))
     with pytest.raises(RunError, match=r"^the shard has changed$"), plain_errors():
         raise account
+
+
+@pytest.mark.parametrize("kind", [RunError, OutageError])
+def test_a_users_error_of_a_task_arrives_as_it_was_raised(ray_here: None, kind: type[Exception]) -> None:
+    """Whatever it was raised from: of that nothing but text would travel."""
+
+    def fail(batch: pa.Table) -> pa.Table:
+        try:
+            raise ValueError("what was met")
+        except ValueError as error:
+            raise kind("s3://bucket is away") from error
+
+    quieten()
+    graph = ray.data.from_arrow([pa.table({"x": [1]})]).map_batches(fail, batch_format="pyarrow", **ON_CPU)
+    with pytest.raises(kind, match=r"^s3://bucket is away$") as caught, plain_errors():
+        graph.take_all()
+    assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from typing import NamedTuple
 import pytest
 import s3fs
 from faulty_s3 import running_proxy
-from fixtures_jobs import run_here
+from fixtures_features import save_networks
+from fixtures_jobs import NO_GPUS, run_here, succeed
 from seaweed import Seaweed
 
 from pipelines import storage
 from pipelines.media.decoder_process import ROOT
 
+MADE = ("features", "windows", "commits", "videos", "quarantine", "plan")  # what does not depend on the clock
 SHARE = 0.04  # of the extraction's requests that something happens to
 
 
@@ -60,8 +62,13 @@ def jobs_elsewhere() -> Iterator[RunJob]:
 
 
 @pytest.fixture(scope="module")
-def jobs(motion_shards: str, seaweed: Seaweed) -> Iterator[Jobs]:
-    """Extraction (while faults are drawn from a seed), verification, training, evaluation, all on s3://."""
+def network_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.fixture(scope="module")
+def jobs(motion_shards: str, seaweed: Seaweed, network_folder: Path) -> Iterator[Jobs]:
+    """Extraction and features (while faults are drawn from a seed), verification, training, evaluation, on s3://."""
     folder = "s3://data/jobs"
     with (
         # Ray's sockets lie in its folder, and their names may be 107 bytes long.
@@ -84,6 +91,10 @@ def jobs(motion_shards: str, seaweed: Seaweed) -> Iterator[Jobs]:
             printed["train"] = run("train", *data, *flow, "--num-workers", "1", "--output", f"{folder}/run")
             score = ("--flow", f"{folder}/run", "--num-workers", "1", "--output", f"{folder}/evaluation")
             printed["evaluate"] = run("evaluate", *data, *score)
+            networks = save_networks(network_folder)
+            proxy.share = SHARE
+            printed["extract_features"] = run("extract_features", *features(folder, networks))
+            proxy.share = 0.0
         yield Jobs(folder, Path(ray), printed, made, faults)
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -100,6 +111,13 @@ def extraction(folder: str, output: str = "") -> tuple[str, ...]:
     return (*videos, "--output", output or f"{folder}/shards")
 
 
+def features(folder: str, networks: list[str], output: str = "") -> tuple[str, ...]:
+    """The flags of a run over features of the test split."""
+    windows = ("--window", "16", "--stride", "4", "--layout", "npy", "--split", "test", "--videos-per-shard", "3")
+    videos = ("--videos", f"{folder}/videos", "--annotations", f"{folder}/list.csv", *networks)
+    return (*videos, *windows, "--output", output or f"{folder}/features")
+
+
 def hashes(output: str) -> dict[str, str]:
     """Of whatever of a data set does not depend on the clock."""
     paths = (file.path for file in storage.list_files(output))
@@ -114,6 +132,20 @@ def test_s3_and_disk_hold_the_same_bytes_though_the_network_fails(jobs: Jobs, mo
     assert jobs.faults >= 3
     assert jobs.hashes == hashes(motion_shards)
     assert not storage.exists(f"{jobs.folder}/shards/lock.json")
+
+
+@pytest.mark.slow
+def test_features_on_s3_and_disk_are_the_same_bytes(
+    jobs: Jobs, motion_shards: str, network_folder: Path, tmp_path: Path
+) -> None:
+    networks = [word for stream in ("rgb", "flow") for word in (f"--{stream}", str(network_folder / stream))]
+    succeed("extract_features", *features(str(Path(motion_shards).parent), networks, str(tmp_path / "out")), *NO_GPUS)
+    made = {path for path in storage.list_files(f"{jobs.folder}/features") if path.path.startswith(MADE)}
+    assert len(made) > 10
+    for file in made:
+        here = (tmp_path / "out" / file.path).read_bytes()
+        assert storage.read_bytes(f"{jobs.folder}/features/{file.path}") == here, file.path
+    assert not storage.exists(f"{jobs.folder}/features/lock.json")
 
 
 @pytest.mark.slow

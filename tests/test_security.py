@@ -288,10 +288,10 @@ TRAIN = {"data": "d", "output": "o", "settings": DEBUG}
         (Predict, {"video": KEYED, "rgb": "r"}),
         *[(Predict, {"video": "v", "rgb": "r", name: KEYED}) for name in ("rgb", "flow", "classes")],
         (Predict, {"clips": (KEYED,), "rgb": "r"}),
-        (ExtractFeatures, {"videos": (KEYED,), "output": "o", "rgb": "r"}),
+        (ExtractFeatures, {"videos": KEYED, "output": "o", "rgb": "r"}),
         *[
             (ExtractFeatures, {"data": "d", "output": "o", "rgb": "r", name: KEYED})
-            for name in ("data", "output", "rgb")
+            for name in ("data", "output", "rgb", "flow")
         ],
         (Verify, {"data": KEYED}),
         (Verify, {"data": "d", "videos": KEYED}),

@@ -20,7 +20,8 @@ from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import OutageError
 from pipelines.extraction import manifest
 from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import ExtractionSettings, begin_output, find_committed, iter_blocks, make_plan
+from pipelines.extraction.plan import ExtractionSettings, make_plan
+from pipelines.extraction.work import begin_output, find_committed, iter_blocks
 from pipelines.media.decode import DecodeSettings
 
 PASSING = ["busy", "broken", "cut request", "cut answer", "lost answer", "busy answer", "slow"]

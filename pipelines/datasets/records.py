@@ -41,6 +41,13 @@ class ShardConvention(Record):
     sampling: Mapping[str, object] = field(default_factory=dict)
     members: Mapping[str, str] = field(default_factory=dict)
 
+    def to_json(self) -> Values:
+        """The record as plain values; a sampling that an earlier version did not say is not said."""
+        values = super().to_json()
+        if not self.sampling:
+            del values["sampling"]
+        return values
+
     @classmethod
     def from_json(cls, values: object, *, where: str) -> ShardConvention:
         """As `Record.from_json`; another schema version, or none, is a RecordError too."""
@@ -143,7 +150,8 @@ class Dataset(Record):
 
     def to_json(self) -> Values:
         """The record as plain values; without a usable video there are no totals."""
-        return super().to_json() | ({} if self.totals.frames else {"totals": {}})
+        values = {**super().to_json(), "convention": self.convention.to_json()}
+        return values if self.totals.frames else {**values, "totals": {}}
 
     @classmethod
     def from_json(cls, values: object, *, where: str) -> Dataset:

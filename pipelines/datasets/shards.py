@@ -19,7 +19,6 @@ import hashlib
 import io
 import itertools
 import json
-import secrets
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,17 +30,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines import records, storage
+from pipelines.datasets import commits
+from pipelines.datasets.commits import CommitRecord, StoredFile
 from pipelines.datasets.records import ShardConvention
 from pipelines.errors import DataError, SettingsError
 from pipelines.formatting import format_count
-from pipelines.records import Record, Values
+from pipelines.records import Values
 
 ShardFormat = Literal["parquet", "webdataset"]
 Row = dict[str, Any]
 Sink = IO[bytes] | storage.Draft
 T = TypeVar("T")
+C = TypeVar("C", bound=CommitRecord)
 
-PENDING = ".pending"  # ending of the record of a shard that is being put
 COMMITS_PER_ROW_GROUP = 512  # of videos.parquet: bounds what is held while it is written
 
 # What is known of a video that became a row of a shard. The two blobs come last.
@@ -122,10 +123,6 @@ def shard_uri(output: str, name: str, extension: str) -> str:
     return storage.join(output, "shards", f"{name}.{extension}")
 
 
-def commit_uri(output: str, name: str) -> str:
-    return storage.join(output, "commits", f"{name}.json")
-
-
 def digest(value: object) -> str:
     """Sha256 of a value's canonical JSON."""
     return hashlib.sha256(records.encode(value)).hexdigest()
@@ -187,7 +184,7 @@ def _as_bytes(value: object) -> bytes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commit(Record):
+class Commit(CommitRecord):
     """What vouches for a shard: written after it, read at a restart and when the data set is assembled."""
 
     shard: str
@@ -198,6 +195,19 @@ class Commit(Record):
     sha256: str | None
     fingerprint: str
     videos: list[Row]
+
+    @property
+    def name(self) -> str:
+        """The shard's name."""
+        return self.shard
+
+    @property
+    def stored(self) -> tuple[StoredFile, ...]:
+        """The shard's file; none where no video of it could be used."""
+        if self.file is None:
+            return ()
+        assert self.sha256 is not None
+        return (StoredFile(path=self.file, num_bytes=self.num_bytes, sha256=self.sha256),)
 
     def to_json(self) -> Values:
         """The record as plain values, whose rows are not copies."""
@@ -217,9 +227,6 @@ def commit_shard(
 
     rows: one for each video that was planned, with all fields of VIDEO_SCHEMA, and with its blobs where its status is
     "ok". Each goes into the file as it comes: no more than one is held.
-
-    Whoever is stopped in between, or meets another who writes the same shard, leaves a pending record, which is put
-    first and says what the file was to be; by it `settle` finds the record that fits the file.
     """
     file = f"shards/{name}.{settings.extension}"
     videos: list[Row] = []
@@ -235,16 +242,8 @@ def commit_shard(
             fingerprint=fingerprint,
             videos=videos,
         )
-        record, pending = records.encode(commit), f"{name}.{secrets.token_hex(8)}{PENDING}"
-        storage.put(storage.join(output, "commits", pending), record)
-        if num_rows:
-            draft.put()
-        else:  # whoever reads the folder without its records must not meet a shard that an interrupted run left
-            storage.delete(storage.join(output, file))
-        storage.put(commit_uri(output, name), record)
-    # Between two writers of other bytes the last record may be of the one, and the last file of the other.
-    if storage.list_names(storage.join(output, "commits"), f"{name}.", PENDING) == [pending]:
-        storage.delete(storage.join(output, "commits", pending))
+        # Whoever reads the folder without its records must not meet a shard that an interrupted run left.
+        commits.put_commit(output, commit, draft.put if num_rows else lambda: storage.delete(draft.uri))
     return commit
 
 
@@ -264,34 +263,13 @@ def describe(row: Row) -> Row:
 
 
 def settle(output: str) -> None:
-    """Let each shard that was left with a pending record have the record that fits it; the caller holds the lock.
-
-    A shard that no record fits has none afterwards, so that it is made again.
-    """
-    for uri in _list_commits(output, PENDING):
-        pending = _read_commit(uri, storage.read_bytes(uri))
-        if pending.file is not None and fits(output, pending):
-            storage.put(commit_uri(output, pending.shard), records.encode(pending))
-        elif not _is_vouched_for(output, pending.shard):
-            storage.delete(commit_uri(output, pending.shard))
-        storage.delete(uri)
-
-
-def _is_vouched_for(output: str, name: str) -> bool:
-    try:
-        return fits(output, read_commit(output, name))
-    except FileNotFoundError:
-        return False
+    """Let each shard that was left with a pending record have the record that fits it; the caller holds the lock."""
+    commits.settle(output, Commit)
 
 
 def fits(output: str, commit: Commit) -> bool:
     """Whether the shard that a record vouches for is there, to the byte; a record without a shard vouches for none."""
-    if commit.file is None:
-        return True
-    try:
-        return storage.hash_file(storage.join(output, commit.file)) == commit.sha256
-    except FileNotFoundError:
-        return False
+    return commits.fits(output, commit)
 
 
 def list_shards(output: str) -> dict[str, int]:
@@ -300,42 +278,29 @@ def list_shards(output: str) -> dict[str, int]:
     return {f"shards/{file.path}": file.size for file in storage.list_files(folder)} if storage.is_dir(folder) else {}
 
 
-def _list_commits(output: str, ending: str) -> list[str]:
-    folder = storage.join(output, "commits")
-    files = storage.list_files(folder) if storage.is_dir(folder) else ()
-    return [storage.join(folder, file.path) for file in files if file.path.endswith(ending)]
-
-
-def _read_commit(uri: str, data: bytes) -> Commit:
-    return Commit.from_json(records.parse(data, uri), where=uri)
-
-
 def read_commit(output: str, name: str) -> Commit:
     """The commit record of one shard. Raises FileNotFoundError where there is none."""
-    uri = commit_uri(output, name)
-    return _read_commit(uri, storage.read_bytes(uri))
+    return commits.read_commit(output, name, Commit)
 
 
 def read_commits(output: str) -> Iterator[Commit]:
     """The commit records of an output in order of shard name; none where nothing was committed yet."""
-    uris = _list_commits(output, ".json")
-    for uri, data in zip(uris, storage.read_many(uris), strict=True):
-        yield _read_commit(uri, data)
+    return commits.read_commits(output, Commit)
 
 
-def write_tables(output: str, commits: Iterable[Commit]) -> Iterator[Commit]:
+def write_tables(output: str, commits: Iterable[C], schema: pa.Schema = VIDEO_SCHEMA) -> Iterator[C]:
     """Write videos.parquet and quarantine.parquet from commit records, which are passed on one by one on the way.
 
-    The files are put when the last record has passed.
+    The files are put when the last record has passed; `schema` is that of the records' videos.
     """
-    quarantine_schema = pa.schema([VIDEO_SCHEMA.field(name) for name in QUARANTINE_COLUMNS])
+    quarantine_schema = pa.schema([schema.field(name) for name in QUARANTINE_COLUMNS])
     sinks = {"videos": pa.BufferOutputStream(), "quarantine": pa.BufferOutputStream()}
     with (
-        pq.ParquetWriter(sinks["videos"], VIDEO_SCHEMA) as videos,
+        pq.ParquetWriter(sinks["videos"], schema) as videos,
         pq.ParquetWriter(sinks["quarantine"], quarantine_schema) as quarantine,
     ):
         for some in _chunks(commits, COMMITS_PER_ROW_GROUP):
-            table = pa.Table.from_pylist([row for commit in some for row in commit.videos], schema=VIDEO_SCHEMA)
+            table = pa.Table.from_pylist([row for commit in some for row in commit.videos], schema=schema)
             videos.write_table(table)
             failed = table.filter(pc.equal(table["status"], "quarantined"))
             quarantine.write_table(failed.select(list(QUARANTINE_COLUMNS)))

@@ -5,7 +5,6 @@ One Ray Data graph reads clips and runs the network; what cannot be decoded, or 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -44,7 +43,7 @@ from pipelines.media.codec import DECODING_ERRORS
 from pipelines.media.decode import DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 from pipelines.ray_data import quieten
-from pipelines.training.trained_network import load_network
+from pipelines.training.trained_network import hash_weights, load_network
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
 Clips = npt.NDArray[np.uint8]  # (clips, T, H, W, 3) RGB
@@ -146,7 +145,7 @@ class Embedder:
 
     def __init__(self, embedding: Embedding, model: I3D | TorchScriptI3D) -> None:
         self.embedding, self.dialect = embedding, DIALECTS[embedding.dialect]
-        self.hash = model.sha256 if isinstance(model, TorchScriptI3D) else _hash_state(model)
+        self.hash = model.sha256 if isinstance(model, TorchScriptI3D) else hash_weights(model)
         self.model: nn.Module = model
         self.device = torch.device("cpu")
 
@@ -182,15 +181,6 @@ class Embedder:
         prepared = prepare_clips(clips, self.dialect)
         # The folded copy keeps its class's methods, and type checkers take a module's for tensors.
         return self.model.pooled_features(prepared) if self.dialect.output == "features" else self.model(prepared)  # type: ignore[operator]
-
-
-def _hash_state(model: nn.Module) -> str:
-    """SHA-256 of a network's tensors with their names: the same weights from any kind of file give the same."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        sha.update(tensor.detach().contiguous().numpy().tobytes())
-    return sha.hexdigest()
 
 
 def find_videos(uri: str, split: str | None = None) -> tuple[VideoSet, dict[str, str]]:

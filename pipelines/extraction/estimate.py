@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 from pipelines.datasets.shards import Row
 from pipelines.errors import SettingsError
-from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import Plan
-
-WARM_UP_S = 0.5  # of video
+from pipelines.extraction.tasks import TaskSteps
+from pipelines.extraction.work import PlannedWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +25,7 @@ class Estimate:
     num_bytes: int
 
 
-def estimate(plan: Plan, steps: Steps, *, num_samples: int, enough_s: float = 30.0) -> Estimate:
+def estimate(plan: PlannedWork, steps: TaskSteps, *, num_samples: int, enough_s: float = 30.0) -> Estimate:
     """Extract `num_samples` videos, evenly spread over those that are there, in this process, and extrapolate.
 
     After `enough_s` seconds no further video is begun.
@@ -37,9 +35,7 @@ def estimate(plan: Plan, steps: Steps, *, num_samples: int, enough_s: float = 30
     present = plan.table.filter(plan.table["path"].is_valid())
     count = min(num_samples, len(present))
     rows = present.take([i * len(present) // count for i in range(count)]).to_pylist()
-    # Loads libraries and compiles the kernel, which every node does once; the start of a video is enough for that.
-    begins = rows[0]["start"] or 0.0
-    steps.extract({**rows[0], "start": begins, "end": begins + WARM_UP_S})
+    steps.warm_up(rows[0])
     seconds: list[float] = []
     done: list[Row] = []
     for row in rows:
@@ -60,5 +56,5 @@ def estimate(plan: Plan, steps: Steps, *, num_samples: int, enough_s: float = 30
         core_seconds=scale * sum(seconds),
         core_seconds_low=len(present) * min(seconds),
         core_seconds_high=len(present) * max(seconds),
-        num_bytes=round(scale * sum(len(row["rgb"]) + len(row["flow"]) for row in usable)),
+        num_bytes=round(scale * sum(map(steps.count_bytes, usable))),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,14 @@ class Fleet:
     others: Mapping[str, str]  # node id → kernel
 
 
-def find_fleet(backend: str, planned: str | None) -> Fleet:
-    """Ask each node for its kernel, which compiles it there. Waits for a node to come where there is none.
+def load_kernel(backend: str) -> str:
+    """Load the flow kernel in this process, compiled for this machine; what it is compiled for."""
+    tvl1.prewarm(backend)
+    return tvl1.kernel_target(backend)
+
+
+def find_fleet(backend: str, planned: str | None, load: Callable[[str], str] = load_kernel) -> Fleet:
+    """Ask each node for its kernel by `load`, which compiles it there. Waits for a node where there is none.
 
     The fleet is of the `planned` kernel where a node has it, else of the one that most CPUs have.
     Raises RunError where no node can tell, time after time, and what loading the kernel raised.
@@ -44,18 +50,18 @@ def find_fleet(backend: str, planned: str | None) -> Fleet:
     for _ in range(MAX_WORKER_DEATHS + 1):
         nodes = list(_list_nodes())
         if not nodes:
-            kernel = _receive(ray.remote(load_kernel).options(label_selector=select_nodes()).remote(backend))
+            kernel = _receive(ray.remote(load).options(label_selector=select_nodes()).remote(backend))
             return Fleet(kernel=kernel, others={})
-        if kernels := _ask(nodes, backend):
+        if kernels := _ask(nodes, backend, load):
             return _choose(kernels, {node["NodeID"]: node["Resources"]["CPU"] for node in nodes}, planned)
     raise RunError("no node could load the flow kernel: Ray's logs say why. The same command tries again")
 
 
-def _ask(nodes: Iterable[Mapping[str, Any]], backend: str) -> dict[str, str]:
+def _ask(nodes: Iterable[Mapping[str, Any]], backend: str, load: Callable[[str], str]) -> dict[str, str]:
     """Kernel of each node, by its id, but for those that were lost meanwhile."""
     # Without a CPU of theirs: others' tasks may hold all of them.
     asked = {
-        node["NodeID"]: ray.remote(load_kernel)
+        node["NodeID"]: ray.remote(load)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         .remote(backend)
         for node in nodes
@@ -73,12 +79,6 @@ def _choose(kernels: Mapping[str, str], cpus: Mapping[str, float], planned: str 
     else:
         chosen = min(totals, key=lambda kernel: (-totals[kernel], kernel))
     return Fleet(kernel=chosen, others={node: kernel for node, kernel in kernels.items() if kernel != chosen})
-
-
-def load_kernel(backend: str) -> str:
-    """Load the kernel in this process, compiled for this machine; what it is compiled for."""
-    tvl1.prewarm(backend)
-    return tvl1.kernel_target(backend)
 
 
 def _list_nodes() -> Iterator[dict[str, Any]]:

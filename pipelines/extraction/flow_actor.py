@@ -85,7 +85,7 @@ class FlowActor:
         try:
             levels, counts, sample = self.solver.solve(frames, num_samples)
         except Exception as error:
-            if _is_fatal(error):  # a GPU that has failed fails every later call of this process, too
+            if is_fatal(error):  # a GPU that has failed fails every later call of this process, too
                 logger.exception("the GPU has failed; the actor starts anew")
                 os._exit(1)
             raise
@@ -95,7 +95,7 @@ class FlowActor:
 Solved = tuple[codec.Levels, list[codec.FlowCounts], npt.NDArray[np.float32]]
 
 
-def _is_fatal(error: Exception) -> bool:
+def is_fatal(error: Exception) -> bool:
     """An error of the GPU itself, such as an illegal address; no room is none."""
     import torch
 

@@ -36,22 +36,22 @@ class OtherGPUsError(FlowLostError):
     """There are GPUs, but none of the kind that the data set is made on."""
 
 
-class FlowPool:
-    """Actors that compute flow; travels to the workers, which talk to those of their own node first."""
+class ActorPool:
+    """Actors that compute on GPUs; travels to the workers, which talk to those of their own node first."""
 
-    def __init__(self, actors: list[Any], batch_pixels: int = BATCH_PIXELS, wanted: str | None = None) -> None:
-        self.actors, self.batch_pixels = actors, batch_pixels
-        self.wanted = wanted  # the kernel that flow is computed by: actors that have another get no batches
+    def __init__(self, actors: list[Any], wanted: str | None = None) -> None:
+        self.actors = actors
+        self.wanted = wanted  # the kernel that is computed by: actors that have another get no work
         self._asked: dict[Any, Any] = {}  # reference to an answer that has not come → its actor
         self._nodes: dict[Any, tuple[str, str]] = {}  # actor that has answered → its kernel and its node
         self._turn = os.getpid()  # workers begin with different actors
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is asked, and who has answered, is of this process only.
-        return FlowPool, (self.actors, self.batch_pixels, self.wanted)
+        return type(self), (self.actors, self.wanted)
 
     def kernel(self, planned: str | None = None) -> str:
-        """What computes the flow from now on: `planned` where an actor has it, else what the first that is up has.
+        """What computes from now on: `planned` where an actor has it, else what the first that is up has.
 
         A cluster may have GPUs of several kinds. Raises FlowLostError where no actor can start.
         """
@@ -66,21 +66,6 @@ class FlowPool:
             self._nodes = {actor: about for actor, about in self._nodes.items() if about[0] == self.wanted}
         return self.wanted
 
-    def stream(self, frames: Iterable[GreyFrames], num_samples: int) -> Iterator[FlowBatch]:
-        """Flow of each frame (H, W) uint8 to the next in batches, in order, the first samples also as floats.
-
-        Raises what a solve raised, and FlowLostError where the actors are gone.
-        """
-        # In order: an encoder takes frames one after another, whichever batch is done first.
-        waiting: deque[_Sent] = deque()
-        for batch in iter_batches(frames, self.batch_pixels):
-            waiting.append(self._send(batch, num_samples))
-            num_samples = max(0, num_samples - len(batch) + 1)
-            if len(waiting) > IN_FLIGHT:
-                yield self._receive(waiting.popleft())
-        while waiting:
-            yield self._receive(waiting.popleft())
-
     def busy_seconds(self, timeout_s: float = 5.0) -> list[float]:
         """Seconds that each actor computed so far, of those that answer in time."""
         self._listen(timeout_s=timeout_s)
@@ -88,26 +73,19 @@ class FlowPool:
         answered, _ = ray.wait(requests, num_returns=len(requests), timeout=timeout_s) if requests else ([], [])
         return [ray.get(reference) for reference in answered]
 
-    def _send(self, batch: GreyFrames, num_samples: int) -> _Sent:
+    def pick(self) -> Any:
+        """An actor that is up, of this node where one is; waits for one."""
         self._listen()
         here = ray.get_runtime_context().get_node_id()
         near = [actor for actor, (_, node) in self._nodes.items() if node == here] or list(self._nodes)
         self._turn += 1
-        actor = near[self._turn % len(near)]
-        return _Sent(batch, num_samples, actor, actor.solve.options(max_task_retries=0).remote(batch, num_samples))
+        return near[self._turn % len(near)]
 
-    def _receive(self, sent: _Sent) -> FlowBatch:
-        for deaths in itertools.count(1):
-            try:
-                return receive(sent.answer)
-            except ray.exceptions.ActorUnavailableError as error:
-                if deaths > MAX_DEATHS:
-                    raise FlowLostError(f"{deaths} flow actors died while they had the same batch: {error}") from error
-            self._nodes.pop(sent.actor, None)
-            if sent.actor not in self._asked.values():
-                self._asked[sent.actor.about.remote()] = sent.actor  # answers when it is back
-            sent = self._send(sent.batch, sent.num_samples)
-        raise AssertionError("counts for ever")
+    def pass_over(self, actor: Any) -> None:
+        """Pick an actor that did not answer no more until it does."""
+        self._nodes.pop(actor, None)
+        if actor not in self._asked.values():
+            self._asked[actor.about.remote()] = actor  # answers when it is back
 
     def _listen(self, timeout_s: float | None = None) -> None:
         """Learn which actors are up; waits, for ever or so long, until one is."""
@@ -125,6 +103,47 @@ class FlowPool:
                 return
         if not self._nodes:
             raise OtherGPUsError(f"no flow actor computes by {self.wanted}, as the data set is made: add such GPUs")
+
+
+class FlowPool(ActorPool):
+    """Actors that compute flow."""
+
+    def __init__(self, actors: list[Any], batch_pixels: int = BATCH_PIXELS, wanted: str | None = None) -> None:
+        super().__init__(actors, wanted)
+        self.batch_pixels = batch_pixels
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.actors, self.batch_pixels, self.wanted)
+
+    def stream(self, frames: Iterable[GreyFrames], num_samples: int) -> Iterator[FlowBatch]:
+        """Flow of each frame (H, W) uint8 to the next in batches, in order, the first samples also as floats.
+
+        Raises what a solve raised, and FlowLostError where the actors are gone.
+        """
+        # In order: an encoder takes frames one after another, whichever batch is done first.
+        waiting: deque[_Sent] = deque()
+        for batch in iter_batches(frames, self.batch_pixels):
+            waiting.append(self._send(batch, num_samples))
+            num_samples = max(0, num_samples - len(batch) + 1)
+            if len(waiting) > IN_FLIGHT:
+                yield self._receive(waiting.popleft())
+        while waiting:
+            yield self._receive(waiting.popleft())
+
+    def _send(self, batch: GreyFrames, num_samples: int) -> _Sent:
+        actor = self.pick()
+        return _Sent(batch, num_samples, actor, actor.solve.options(max_task_retries=0).remote(batch, num_samples))
+
+    def _receive(self, sent: _Sent) -> FlowBatch:
+        for deaths in itertools.count(1):
+            try:
+                return receive(sent.answer)
+            except ray.exceptions.ActorUnavailableError as error:
+                if deaths > MAX_DEATHS:
+                    raise FlowLostError(f"{deaths} flow actors died while they had the same batch: {error}") from error
+            self.pass_over(sent.actor)
+            sent = self._send(sent.batch, sent.num_samples)
+        raise AssertionError("counts for ever")
 
 
 @dataclass(frozen=True)
@@ -150,13 +169,20 @@ def receive(reference: Any) -> Any:
 @contextmanager
 def open_pool(task: FlowTask, *, num_actors: int, gpus_per_actor: float) -> Iterator[FlowPool]:
     """Actors that come up in the background; gone at the end."""
+    with start_actors(FlowActor, task, num_actors=num_actors, gpus_per_actor=gpus_per_actor) as actors:
+        yield FlowPool(actors)
+
+
+@contextmanager
+def start_actors(kind: type, task: Any, *, num_actors: int, gpus_per_actor: float) -> Iterator[list[Any]]:
+    """Actors `kind(task)` that come up in the background; gone at the end."""
     # The arguments are few bytes, so that they travel with the actor: from the object store a restart would miss them.
-    remote = ray.remote(**actor_options(gpus_per_actor))(FlowActor)
+    remote = ray.remote(**actor_options(gpus_per_actor))(kind)
     actors = [remote.remote(task) for _ in range(num_actors)]
     for actor in actors:
         actor.prewarm.remote()
     try:
-        yield FlowPool(actors)
+        yield actors
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -10,7 +10,8 @@ from pipelines.datasets import shards
 from pipelines.datasets.records import DATASET, Dataset, ListedShard, SplitCounts, StoredFlowError, Totals
 from pipelines.datasets.shards import Commit, Row
 from pipelines.errors import RunError
-from pipelines.extraction.plan import Plan, make_convention, read_own_commits
+from pipelines.extraction.plan import Plan, make_convention
+from pipelines.extraction.work import read_own_commits
 from pipelines.formatting import format_count
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
@@ -85,7 +86,9 @@ def assemble(plan: Plan) -> Dataset:
     sizes = shards.list_shards(plan.output)
     tally = _Tally()
     # In one pass: the rows of a large catalog are never held all at once.
-    committed = {commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan)))}
+    committed = {
+        commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan, Commit)))
+    }
     # A graph that ended without an error is not taken for one that made every shard; others may write here, too.
     lost = {shard.file for shard in tally.shards if sizes.get(shard.file) != shard.bytes}
     if unfinished := sorted({*(plan.spans.keys() - committed), *lost}):

@@ -1,4 +1,4 @@
-"""What an extraction tells Prometheus: counters that Ray's agent on each node offers at the node's metrics port.
+"""What extractions tell Prometheus: counters that Ray's agent on each node offers at the node's metrics port.
 
 Ray puts `ray_` before each name and `_total` after it. A task that is repeated counts its videos again.
 """
@@ -12,7 +12,7 @@ from typing import Literal, TypeVar, get_args
 
 from ray.util.metrics import Counter
 
-Step = Literal["fetch", "decode", "flow", "encode", "commit"]
+Step = Literal["fetch", "decode", "flow", "encode", "features", "commit"]
 STEPS: tuple[Step, ...] = get_args(Step)
 # Name → what it counts, and the labels that it has.
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {

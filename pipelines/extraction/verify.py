@@ -24,8 +24,8 @@ from pipelines.datasets.shards import Commit, Row
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import RecordError, VideoError
 from pipelines.extraction.batches import BATCH_PIXELS, iter_batches
-from pipelines.extraction.plan import hash_catalog
 from pipelines.extraction.records import PLAN, PlanRecord
+from pipelines.extraction.work import hash_catalog
 from pipelines.formatting import format_count
 from pipelines.media.codec import DECODING_ERRORS, decode_flow, decode_flow_levels, decode_rgb, flow_error, scale_of
 from pipelines.media.decode import DAY_S, MAX_LIMIT, DecodeSettings

@@ -265,7 +265,9 @@ def dequantise(levels: Levels, scale: FlowScale) -> npt.NDArray[np.float32]:
 
 def negate(levels: Levels, scale: FlowScale) -> Levels:
     """The codes of the opposite flow, same shape and dtype."""
-    return np.subtract(round(2 * scale.zero_code), levels, dtype=levels.dtype)
+    # Modulo what the type holds, as it computes anyway: twice the zero code of `lossless`, 256, is no uint8.
+    twice_zero = round(2 * scale.zero_code) % (np.iinfo(levels.dtype).max + 1)
+    return np.subtract(twice_zero, levels, dtype=levels.dtype)
 
 
 def stack_components(levels: Levels) -> Levels:

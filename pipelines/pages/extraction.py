@@ -6,7 +6,7 @@ The page is made from what the extraction wrote: videos.parquet, the shards (for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def render_extraction(
             runs=runs,
             cards=cards,
             classes=classes,
-            splits=sorted(dataset.splits, key=lambda name: (_SPLIT_ORDER.get(name, 3), name)),
+            splits=order_splits(dataset.splits),
             total=sum((entry.total for entry in classes), Count()),
             widest={
                 split: max(entry.splits.get(split, Count()).expected for entry in classes) for split in dataset.splits
@@ -118,6 +118,11 @@ def render_extraction(
             num_runs=NUM_RUNS,
         )
     )
+
+
+def order_splits(names: Iterable[str]) -> list[str]:
+    """train, val, test, then others by name."""
+    return sorted(names, key=lambda name: (_SPLIT_ORDER.get(name, 3), name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import nn
 
 from models import checkpoint
 from models.input_spec import VideoModel
@@ -67,6 +69,15 @@ def _check_finite(model: VideoModel) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has values that are infinite or not a number: its training has diverged")
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of a network's tensors with their names: the same weights from any kind of file give the same."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        sha.update(tensor.detach().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _explain(error: Exception) -> str:
