@@ -194,7 +194,9 @@ def test_the_exit_status_and_one_line_say_it(copy: Path) -> None:
     bad = run_here("verify", copy, "--samples", "0")
     assert (bad.returncode, bad.stderr) == (1, "")
     assert "WRONG" in bad.stdout
-    assert "repair      run the command that extracted it once more, with all the flags it had and --verify" in bad.stdout
+    assert (
+        "repair      run the command that extracted it once more, with all the flags it had and --verify" in bad.stdout
+    )
     (copy / "dataset.json").unlink()
     unfinished = run_here("verify", copy)
     assert unfinished.returncode == 1
