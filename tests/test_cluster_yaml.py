@@ -251,7 +251,7 @@ def test_on_an_empty_cluster_a_training_asks_how_many_workers(empty: Head, motio
     flags = ("--stream", "flow", "--preset", "debug", "--data", motion_shards, "--output", str(tmp_path / "run"))
     status, text = empty.submit("jobs/train.py", *flags)
     assert status == 1
-    assert "ray         a cluster of 1 nodes, 0 CPUs, 0 GPUs; tasks wait for workers to come" in text
+    assert "ray         a cluster of 1 node, 0 CPUs, 0 GPUs; tasks wait for workers to come" in text
     assert "error: the cluster has no workers now" in text
     assert "Traceback" not in text
 
@@ -264,6 +264,6 @@ def test_on_an_empty_cluster_an_extraction_makes_workers_come(empty: Head, motio
     words = ("jobs/extract_flow.py", *flags, "--videos", str(made.parent / "videos"), "--output", str(shards))
     status, text = empty.submit(*words)
     assert status == 0, text
-    assert "ray         a cluster of 1 nodes, 0 CPUs, 0 GPUs; tasks wait for workers to come" in text
+    assert "ray         a cluster of 1 node, 0 CPUs, 0 GPUs; tasks wait for workers to come" in text
     for path in sorted(made.glob("shards/*")):
         assert (shards / "shards" / path.name).read_bytes() == path.read_bytes()

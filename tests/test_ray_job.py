@@ -78,7 +78,7 @@ def check_log(text: str) -> None:
 def test_an_extraction_says_what_it_does(extracted: tuple[Path, str]) -> None:
     output, text = extracted
     check_log(text)
-    assert "ray         a cluster of 1 nodes, 2 CPUs, 0 GPUs" in text
+    assert "ray         a cluster of 1 node, 2 CPUs, 0 GPUs" in text
     assert re.search(r"18 of 18 videos, \d+ frames/s, \d+ shards left\n", text)
     splits = json.loads((output / "dataset.json").read_text())["splits"]
     assert {name: counts["ok"] for name, counts in splits.items()} == {"train": 12, "test": 6}
