@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -30,7 +32,7 @@ from jobs.extract_features import ExtractFeatures, Source
 from models import cuda
 from pipelines import storage, tvl1
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
-from pipelines.errors import OutageError, RunError
+from pipelines.errors import OutageError, RunError, VideoError
 from pipelines.extraction import flow_pool
 from pipelines.extraction.flow_pool import FlowLostError
 from pipelines.extraction.tasks import Placement, run_graph
@@ -655,6 +657,81 @@ def test_a_session_that_an_actor_does_not_know_is_lost(videos: Path, networks: l
     with pytest.raises(SessionLostError):
         actor.finish("a", 2)
     assert actor.busy() > 0
+
+
+class Here:
+    """A method of an actor that is called in this process, as Ray's are."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+
+    def options(self, **_: object) -> Here:
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        return self.method(*args)
+
+
+@pytest.fixture
+def actor_here(
+    videos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[FeatureActor, pool_module.FeaturePool]:
+    """An actor of this process, and the pool that it is alone in."""
+    actor = FeatureActor((Work(config_of(videos, networks, tmp_path)).source.task, "cpu"))
+    methods = {name: Here(getattr(actor, name)) for name in ("push", "finish", "drop")}
+    pool = pool_module.FeaturePool([])
+    monkeypatch.setattr(pool, "pick", lambda: SimpleNamespace(**methods))
+    monkeypatch.setattr(pool_module, "receive", lambda answer: answer)
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "wait", lambda answers: (answers, []))
+    return actor, pool
+
+
+def test_an_actor_holds_nothing_of_a_video_that_fails_on_the_way(
+    actor_here: tuple[FeatureActor, pool_module.FeaturePool],
+) -> None:
+    """A few hundred corrupt videos would else fill the GPU, whose windows wait for a whole batch."""
+    actor, pool = actor_here
+    frames = np.zeros((3, 40, 54, 3), np.uint8)
+
+    def open_corrupt() -> Any:
+        yield "video", frames
+        yield "video", frames
+        raise VideoError("corrupt", "most of its frames are lost")
+
+    with pytest.raises(VideoError, match="most of its frames are lost"):
+        pool.compute(open_corrupt)
+    assert not actor.sessions
+    features, _ = pool.compute(lambda: iter([("video", frames)]))
+    assert features["rgb"].shape == (1, 128)
+    assert not actor.sessions
+
+
+def test_an_actor_begins_many_videos_at_a_time(actor_here: tuple[FeatureActor, pool_module.FeaturePool]) -> None:
+    """Its calls run in threads, which all open sessions and look for those that are left."""
+    actor, _ = actor_here
+    failures: list[BaseException] = []
+
+    def begin_and_drop(name: str) -> None:
+        try:
+            for number in range(2000):
+                actor._find(f"{name} {number}", 0)
+                actor.drop(f"{name} {number - 40}")
+        except RuntimeError as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=begin_and_drop, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
 
 
 def test_the_job_computes_on_the_gpus_that_are_there(ray_here: None, videos: Path, networks: list[str]) -> None:
