@@ -32,13 +32,15 @@ from jobs.extract_features import ExtractFeatures, Source
 from models import cuda
 from pipelines import storage, tvl1
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
-from pipelines.errors import OutageError, RunError, VideoError
+from pipelines.errors import OutageError, RunError, SettingsError, VideoError
 from pipelines.extraction import flow_pool
 from pipelines.extraction.flow_pool import FlowLostError
 from pipelines.extraction.tasks import Placement, run_graph
 from pipelines.extraction.work import find_work
+from pipelines.features import frames as frames_module
 from pipelines.features import pool as pool_module
 from pipelines.features.actor import FeatureActor, SessionLostError
+from pipelines.features.frames import StoredVideo
 from pipelines.features.graph import FeatureSteps, extract
 from pipelines.features.manifest import assemble, finish
 from pipelines.features.plan import FeaturePlan
@@ -417,6 +419,28 @@ def test_a_video_too_short_for_a_window_says_so(networks: list[str], tmp_path: P
     assert "12 frames" in done["error_message"]
 
 
+def test_a_stored_stream_of_fewer_frames_than_are_recorded_is_refused(
+    videos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its windows would be of another length of video than those of the other stream."""
+    task = Work(config_of(videos, networks, tmp_path)).source.task
+    settings = codec.CodecSettings(flow_codec="jpeg")
+    encoder = codec.FlowEncoder(settings, height=40, width=54, fps=25)
+    for flow in np.zeros((19, 40, 54, 2), np.float32):
+        encoder.write(flow)
+    convention = SimpleNamespace(flow=settings.flow_convention())
+    row = {"rgb": b"", "flow": encoder.close(), "convention": convention}
+    monkeypatch.setattr(frames_module, "_read_stored", lambda *_: row)
+    stored_task = dataclasses.replace(task, data=("data", "fingerprint"))
+    for recorded in (20, 21, 100):
+        stored = StoredVideo({"num_frames": recorded}, stored_task)
+        if recorded == 20:
+            assert [len(batch) for batch in stored.read("flow")] == [19]
+        else:
+            with pytest.raises(VideoError, match=f"flow ends after 19 of {recorded - 1} frames"):
+                list(stored.read("flow"))
+
+
 def test_weights_that_are_replaced_under_a_run_end_it(videos: Path, tmp_path: Path) -> None:
     flags = save_networks(tmp_path)
     work = Work(config_of(videos, flags, tmp_path / "out"))
@@ -741,3 +765,5 @@ def test_the_job_computes_on_the_gpus_that_are_there(ray_here: None, videos: Pat
     assert place(config, "nowhere", lambda: 2.0) == ("torch", Placement(flow_actors=2))
     assert place(dataclasses.replace(config, num_gpus=0), "nowhere", lambda: 2.0)[0] == "cpu"
     assert place(config, "nowhere", lambda: 0.0)[0] == "cpu"
+    with pytest.raises(SettingsError, match=r"leave no actor: .*, or take --num-gpus 0 for another --output$"):
+        place(dataclasses.replace(config, num_gpus=0.5), "nowhere", lambda: 2.0)
