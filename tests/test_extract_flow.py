@@ -282,16 +282,12 @@ def test_a_run_whose_lock_is_lost_settles_nothing_at_its_end(tmp_path: Path, job
     lock = OutputLock(str(tmp_path))
     lock.lost = True
     source: Any = SimpleNamespace(config=SimpleNamespace(output="out"), describe=lambda kernel: {})
-    finish: Any = (
-        partial(extract_flow.finish, plan, "out")
-        if job == "flow"
-        else partial(
-            extract_features.finish,
-            source,
-            plan,  # type: ignore[arg-type]
-        )
-    )
+    given: Any = plan
+    finish = {
+        "flow": partial(extract_flow.finish, plan, "out"),
+        "features": partial(extract_features.finish, source, given),
+    }
     with pytest.raises(OutputLockedError, match="taken over by another run"):
-        finish(lock)
+        finish[job](lock)
     assert pending.exists()
     assert not (tmp_path / "videos.parquet").exists()
