@@ -72,6 +72,7 @@ class ExtractFeatures(ExtractionFlags):
     """Write I3D's features of the windows of videos."""
 
     LAYOUT_FLAG: ClassVar[str] = "--folder-layout"
+    ON_CPUS: ClassVar[str] = "--num-gpus 0"
 
     videos: str | None = None
     """Folder of videos, or one file, on disk or s3://. Give this or --data."""
@@ -282,6 +283,7 @@ def finish(source: Source, plan: FeaturePlan, lock: OutputLock, log: RunLog | No
 
     given = source.config.output
     assert given is not None
+    lock.check()  # before what this run leaves of its own is settled: it may be another's by now
     page = storage.join(plan.output, "report.html")
     drawn = log is None and storage.exists(page) and storage.exists(storage.join(plan.output, SIDECAR))
     found = manifest.assemble(plan, source.describe(plan.kernel))

@@ -161,6 +161,7 @@ def finish(plan: Plan, given: str, lock: OutputLock, log: RunLog | None = None) 
     from pipelines.extraction import manifest
     from pipelines.pages import extraction
 
+    lock.check()  # before what this run leaves of its own is settled: it may be another's by now
     page = storage.join(plan.output, "report.html")
     drawn = log is None and storage.exists(page) and storage.exists(storage.join(plan.output, DATASET))
     described = manifest.assemble(plan)

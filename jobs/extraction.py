@@ -36,6 +36,7 @@ class ExtractionFlags:
     """Which videos, where to, on what, and what of it again."""
 
     LAYOUT_FLAG: ClassVar[str] = "--layout"
+    ON_CPUS: ClassVar[str] = "--flow-backend cpu"  # what has a new output computed on CPUs
 
     videos: str | None = None
     """Folder of videos, or one file, on disk or s3://. None: make a few videos under out/debug and use them."""
@@ -78,9 +79,10 @@ class ExtractionFlags:
             )
         if self.num_cpus is not None and self.num_cpus < 1:
             raise SettingsError(f"--num-cpus is {self.num_cpus}: give at least 1, or leave it out for all")
-        if not self.gpus_per_actor > 0:
+        # Ray gives shares of one GPU, or whole ones.
+        if not self.gpus_per_actor > 0 or (self.gpus_per_actor > 1 and self.gpus_per_actor % 1):
             raise SettingsError(
-                f"--gpus-per-actor is {self.gpus_per_actor}: give a share of a GPU above 0, such as 0.5"
+                f"--gpus-per-actor is {self.gpus_per_actor}: give a share of a GPU, such as 0.5, or a whole number"
             )
         if self.dry_run and self.retry_quarantined:
             raise SettingsError("--dry-run and --retry-quarantined exclude each other: the estimate is of a whole run")
@@ -168,7 +170,7 @@ def describe_output(plan: PlannedWork) -> str:
 
 
 def place(config: ExtractionFlags, output: str, count_gpus: Callable[[], float]) -> tuple[str, Placement]:
-    """The flow backend that --flow-backend means where there are so many GPUs, and where the steps run."""
+    """The backend that the flags mean where there are so many GPUs, and where the steps run."""
     from pipelines.extraction.tasks import Placement
 
     wanted = config.backend
@@ -185,10 +187,10 @@ def place(config: ExtractionFlags, output: str, count_gpus: Callable[[], float])
         return wanted, Placement(num_cpus=config.num_cpus)
     actors = int(gpus / config.gpus_per_actor)
     if actors < 1:
-        reason = "the output was begun with flow on GPUs" if begun else "flow is wanted on GPUs"
+        reason = "the output was begun on GPUs" if begun else "GPUs are asked for"
         raise SettingsError(
-            f"{reason}, and {gpus:g} GPUs with --gpus-per-actor {config.gpus_per_actor:g} leave no flow actor: say by "
-            "--num-gpus how many GPUs the cluster will scale up to, or take --flow-backend cpu for another --output"
+            f"{reason}, and {gpus:g} GPUs with --gpus-per-actor {config.gpus_per_actor:g} leave no actor: say by "
+            f"--num-gpus how many GPUs the cluster will scale up to, or take {config.ON_CPUS} for another --output"
         )
     return "torch", Placement(num_cpus=config.num_cpus, flow_actors=actors, gpus_per_actor=config.gpus_per_actor)
 

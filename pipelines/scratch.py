@@ -40,13 +40,18 @@ def folder(purpose: str) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
-def _make(purpose: str) -> tuple[Path, int]:
+def _make(purpose: str) -> tuple[Path, int | None]:
+    """A new folder, and what holds its lock; None where the file system has no locks, as some of clusters have none."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
-        handle = _lock(path)
+        try:
+            handle = _lock(path)
+        except OSError:  # nor will others get its lock, and take it for abandoned
+            return path, None
         if handle is not None and path.exists():
             return path, handle
         if handle is not None:  # another process took it for abandoned before it was locked
@@ -56,22 +61,29 @@ def _make(purpose: str) -> tuple[Path, int]:
 def remove_abandoned() -> None:
     """Remove the folders of processes that have died."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if (handle := _lock(path)) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(handle)
+        with contextlib.suppress(OSError):  # without locks nobody can tell
+            if (handle := _lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the folder's lock; None where another process does, or the folder is another user's."""
+    """A descriptor that holds the folder's lock; None where another process does, or the folder is another user's.
+
+    Raises OSError where the file system has no locks.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(handle)
         return None
+    except OSError:
+        os.close(handle)
+        raise
     return handle
 
 

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -30,13 +32,15 @@ from jobs.extract_features import ExtractFeatures, Source
 from models import cuda
 from pipelines import storage, tvl1
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
-from pipelines.errors import OutageError, RunError
+from pipelines.errors import OutageError, RunError, SettingsError, VideoError
 from pipelines.extraction import flow_pool
 from pipelines.extraction.flow_pool import FlowLostError
 from pipelines.extraction.tasks import Placement, run_graph
 from pipelines.extraction.work import find_work
+from pipelines.features import frames as frames_module
 from pipelines.features import pool as pool_module
 from pipelines.features.actor import FeatureActor, SessionLostError
+from pipelines.features.frames import StoredVideo
 from pipelines.features.graph import FeatureSteps, extract
 from pipelines.features.manifest import assemble, finish
 from pipelines.features.plan import FeaturePlan
@@ -415,6 +419,28 @@ def test_a_video_too_short_for_a_window_says_so(networks: list[str], tmp_path: P
     assert "12 frames" in done["error_message"]
 
 
+def test_a_stored_stream_of_fewer_frames_than_are_recorded_is_refused(
+    videos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its windows would be of another length of video than those of the other stream."""
+    task = Work(config_of(videos, networks, tmp_path)).source.task
+    settings = codec.CodecSettings(flow_codec="jpeg")
+    encoder = codec.FlowEncoder(settings, height=40, width=54, fps=25)
+    for flow in np.zeros((19, 40, 54, 2), np.float32):
+        encoder.write(flow)
+    convention = SimpleNamespace(flow=settings.flow_convention())
+    row = {"rgb": b"", "flow": encoder.close(), "convention": convention}
+    monkeypatch.setattr(frames_module, "_read_stored", lambda *_: row)
+    stored_task = dataclasses.replace(task, data=("data", "fingerprint"))
+    for recorded in (20, 21, 100):
+        stored = StoredVideo({"num_frames": recorded}, stored_task)
+        if recorded == 20:
+            assert [len(batch) for batch in stored.read("flow")] == [19]
+        else:
+            with pytest.raises(VideoError, match=f"flow ends after 19 of {recorded - 1} frames"):
+                list(stored.read("flow"))
+
+
 def test_weights_that_are_replaced_under_a_run_end_it(videos: Path, tmp_path: Path) -> None:
     flags = save_networks(tmp_path)
     work = Work(config_of(videos, flags, tmp_path / "out"))
@@ -657,6 +683,81 @@ def test_a_session_that_an_actor_does_not_know_is_lost(videos: Path, networks: l
     assert actor.busy() > 0
 
 
+class Here:
+    """A method of an actor that is called in this process, as Ray's are."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.method = method
+
+    def options(self, **_: object) -> Here:
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        return self.method(*args)
+
+
+@pytest.fixture
+def actor_here(
+    videos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[FeatureActor, pool_module.FeaturePool]:
+    """An actor of this process, and the pool that it is alone in."""
+    actor = FeatureActor((Work(config_of(videos, networks, tmp_path)).source.task, "cpu"))
+    methods = {name: Here(getattr(actor, name)) for name in ("push", "finish", "drop")}
+    pool = pool_module.FeaturePool([])
+    monkeypatch.setattr(pool, "pick", lambda: SimpleNamespace(**methods))
+    monkeypatch.setattr(pool_module, "receive", lambda answer: answer)
+    context = SimpleNamespace(get_node_id=lambda: "node")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "wait", lambda answers: (answers, []))
+    return actor, pool
+
+
+def test_an_actor_holds_nothing_of_a_video_that_fails_on_the_way(
+    actor_here: tuple[FeatureActor, pool_module.FeaturePool],
+) -> None:
+    """A few hundred corrupt videos would else fill the GPU, whose windows wait for a whole batch."""
+    actor, pool = actor_here
+    frames = np.zeros((3, 40, 54, 3), np.uint8)
+
+    def open_corrupt() -> Any:
+        yield "video", frames
+        yield "video", frames
+        raise VideoError("corrupt", "most of its frames are lost")
+
+    with pytest.raises(VideoError, match="most of its frames are lost"):
+        pool.compute(open_corrupt)
+    assert not actor.sessions
+    features, _ = pool.compute(lambda: iter([("video", frames)]))
+    assert features["rgb"].shape == (1, 128)
+    assert not actor.sessions
+
+
+def test_an_actor_begins_many_videos_at_a_time(actor_here: tuple[FeatureActor, pool_module.FeaturePool]) -> None:
+    """Its calls run in threads, which all open sessions and look for those that are left."""
+    actor, _ = actor_here
+    failures: list[BaseException] = []
+
+    def begin_and_drop(name: str) -> None:
+        try:
+            for number in range(2000):
+                actor._find(f"{name} {number}", 0)
+                actor.drop(f"{name} {number - 40}")
+        except RuntimeError as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=begin_and_drop, args=(name,)) for name in "abcd"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
 def test_the_job_computes_on_the_gpus_that_are_there(ray_here: None, videos: Path, networks: list[str]) -> None:
     from jobs.extraction import place
 
@@ -664,3 +765,5 @@ def test_the_job_computes_on_the_gpus_that_are_there(ray_here: None, videos: Pat
     assert place(config, "nowhere", lambda: 2.0) == ("torch", Placement(flow_actors=2))
     assert place(dataclasses.replace(config, num_gpus=0), "nowhere", lambda: 2.0)[0] == "cpu"
     assert place(config, "nowhere", lambda: 0.0)[0] == "cpu"
+    with pytest.raises(SettingsError, match=r"leave no actor: .*, or take --num-gpus 0 for another --output$"):
+        place(dataclasses.replace(config, num_gpus=0.5), "nowhere", lambda: 2.0)

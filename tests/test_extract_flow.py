@@ -10,18 +10,24 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fixtures_jobs import NO_GPUS, run_here, succeed
+from test_plan import catalog_of, commit, plan_of
 
+from jobs import extract_features, extract_flow
 from jobs.extract_flow import ExtractFlow
 from jobs.extraction import place, print_catalog
 from pipelines.datasets import shards
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.records import read_dataset
-from pipelines.errors import SettingsError
+from pipelines.errors import OutputLockedError, SettingsError
+from pipelines.lock import OutputLock
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB = str(ROOT / "jobs" / "extract_flow.py")
@@ -94,6 +100,8 @@ def test_help_explains_every_flag() -> None:
         (2, ("--videos", "nowhere"), ("--output is not",)),
         (2, ("--short-side", "255"), ("--short-side is 255", "even")),
         (2, ("--num-cpus", "0"), ("--num-cpus is 0",)),
+        (2, ("--gpus-per-actor", "0"), ("--gpus-per-actor is 0",)),
+        (2, ("--gpus-per-actor", "1.5"), ("--gpus-per-actor is 1.5", "a whole number")),
         (2, ("--layout", "flat", "--annotations", "list.csv"), ("--layout flat", "leave one out")),
         (2, ("--codec", "mpeg2"), ("--codec", "mpeg2", "h264", "lossless", "jpeg")),
     ],
@@ -160,7 +168,7 @@ def test_an_output_goes_on_with_the_backend_that_it_was_begun_with(undisturbed: 
     (tmp_path / "plan.json").write_text('{"settings": {"kernel": "torch 2.13 sm_90"}}')
     backend, placement = place(config, str(tmp_path), lambda: 2)
     assert (backend, placement.flow_actors) == ("torch", 2)
-    with pytest.raises(SettingsError, match="the output was begun with flow on GPUs, and 0 GPUs"):
+    with pytest.raises(SettingsError, match="the output was begun on GPUs, and 0 GPUs"):
         place(replace(config, num_gpus=0), str(tmp_path), lambda: 2)
     for other in ("[]", '{"settings": {"kernel": "another"}}'):
         (tmp_path / "plan.json").write_text(other)
@@ -262,3 +270,24 @@ def test_a_laptop_that_is_not_linux_makes_the_same_data_set(videos: Path, undist
     said = run("--videos", videos, "--output", "out", *FLAGS, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert "does not limit the memory of decoders" in said
     assert hashes(tmp_path / "out") == hashes(undisturbed)
+
+
+@pytest.mark.parametrize("job", ["flow", "features"])
+def test_a_run_whose_lock_is_lost_settles_nothing_at_its_end(tmp_path: Path, job: str) -> None:
+    """What is pending is that of the run which took the output over."""
+    plan = plan_of(catalog_of({"train": 1}), tmp_path)
+    commit(plan, "train-00000", {"train0": "quarantined"})
+    pending = tmp_path / "commits" / "train-00000.0123456789abcdef.pending"
+    pending.write_bytes((tmp_path / "commits" / "train-00000.json").read_bytes())
+    lock = OutputLock(str(tmp_path))
+    lock.lost = True
+    source: Any = SimpleNamespace(config=SimpleNamespace(output="out"), describe=lambda kernel: {})
+    given: Any = plan
+    finish = {
+        "flow": partial(extract_flow.finish, plan, "out"),
+        "features": partial(extract_features.finish, source, given),
+    }
+    with pytest.raises(OutputLockedError, match="taken over by another run"):
+        finish[job](lock)
+    assert pending.exists()
+    assert not (tmp_path / "videos.parquet").exists()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from test_decode import write_video
+from test_plan import catalog_of
 
 import models
 from models import checkpoint
@@ -23,10 +24,11 @@ from models.checkpoint import Metadata
 from models.input_spec import STREAMS, Stream
 from pipelines import records
 from pipelines.clips.sampling import ClipSettings, resize_frames
-from pipelines.errors import NetworkError, SettingsError, VideoError
+from pipelines.errors import NetworkError, RunError, SettingsError, VideoError
 from pipelines.features.compute import BATCH, FeatureNetworks
 from pipelines.features.crops import crop_frame
 from pipelines.features.layouts import VideoFacts, file_name, list_files, make_files, make_rows, make_schema
+from pipelines.features.plan import FeaturePlan, Limits, make_task, plan_videos
 from pipelines.features.presets import PRESETS, list_overridden, resolve
 from pipelines.features.settings import FeatureSettings, FlowEnd, Layout, Pad
 from pipelines.features.sidecar import describe_features
@@ -35,6 +37,7 @@ from pipelines.media import codec
 from pipelines.training.trained_network import hash_weights
 
 SCALE = codec.CodecSettings().flow_scale
+CLIPS = ClipSettings()
 PADS: tuple[Pad, ...] = ("loop", "drop", "repeat", "zeros")
 FLOW_ENDS: tuple[FlowEnd, ...] = ("repeat", "zero", "shorten")
 SMALL = FeatureSettings(window=9, stride=4, resize="40")
@@ -45,13 +48,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def save(folder: Path, stream: Stream, **settings: Any) -> str:
+def save(folder: Path, stream: Stream, *, clips: ClipSettings = CLIPS, **settings: Any) -> str:
     """A checkpoint of an I3D that sees 32 px, with random weights."""
     torch.manual_seed(STREAMS.index(stream))
     settings = {"width": 0.0625, "size": 32, "frames": 16, "bn_momentum": 1.0} | settings
     model = models.build("i3d", num_classes=5, stream=stream, **settings)
     model(torch.randn(4, 3 if stream == "rgb" else 2, 16, 32, 32) / 2)  # batch norm that fits, so nothing dies
-    checkpoint.save(folder, model, Metadata(classes=tuple("abcde"), clips=ClipSettings().to_json()))
+    checkpoint.save(folder, model, Metadata(classes=tuple("abcde"), clips=clips.to_json()))
     return str(folder)
 
 
@@ -166,6 +169,8 @@ def test_mirrored_flow_has_u_negated(name: codec.FlowCodec) -> None:
         ({"resize": "340*256"}, "--resize is '340"),
         ({"resize": "341x256"}, "even numbers"),
         ({"resize": "0"}, "--resize is '0'"),
+        ({"resize": "2050"}, "--resize is '2050'"),  # what no video is decoded at
+        ({"resize": "2048x224"}, "--resize is '2048x224'"),
         ({"crops": 10, "layout": "video-features"}, "no axis for crops"),
         ({"crops": 5, "layout": "npy-transposed"}, "no axis for crops"),
         ({"streams": ()}, "--streams is empty"),
@@ -214,6 +219,31 @@ def test_a_flag_wins_over_its_preset() -> None:
         resolve("thumos15", {})
     with pytest.raises(SettingsError, match="no axis for crops"):
         resolve("ten-crop", {"layout": "video-features"})
+
+
+def test_what_networks_see_is_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of the same weights may be given other windows, crops and scales."""
+
+    def plan(name: str, clips: ClipSettings, **settings: Any) -> FeaturePlan:
+        uris: dict[Stream, str] = {"flow": save(tmp_path / name, "flow", clips=clips, **settings)}
+        networks = FeatureNetworks.load(uris, replace(SMALL, window=16))
+        task = make_task(
+            networks, uris, limits=Limits(), flow_preset="fast", which="last", precision="fp32", stored=None
+        )
+        found = catalog_of({"train": 2})
+        return plan_videos(found, task, networks, videos="/videos", output="out", kernel="cpu", size=2)
+
+    plain = plan("plain", ClipSettings())
+    others = [
+        plan("step", ClipSettings(), frame_step=2),
+        plan("square", ClipSettings(resize="square")),
+        plan("bound", ClipSettings(flow_bound=8.0)),
+    ]
+    assert {str(other.record.settings["weights"]) for other in others} == {str(plain.record.settings["weights"])}
+    assert len({plan.fingerprint for plan in (plain, *others)}) == 4
+    assert plan("again", ClipSettings()).fingerprint == plain.fingerprint
+    monkeypatch.setitem(BATCH, "cuda", 8)
+    assert plan("batch", ClipSettings()).fingerprint != plain.fingerprint
 
 
 # Vectors
@@ -288,6 +318,31 @@ def test_larger_batches_as_on_gpus_give_the_same_but_for_rounding(
     many = compute(FeatureNetworks.load(uris, networks.settings), draw_video(30))
     for stream in STREAMS:
         np.testing.assert_allclose(many[stream], one[stream], atol=1e-5 * np.abs(one[stream]).max(), rtol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])  # the last is infinity in float16
+def test_vectors_that_are_no_finite_numbers_end_the_run(
+    uris: dict[Stream, str], monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    networks = FeatureNetworks.load({"rgb": uris["rgb"]}, replace(SMALL, dtype="float16"))
+    model = networks.networks["rgb"].model
+    monkeypatch.setattr(model, "pooled_features", lambda clips: torch.full((len(clips), 64), value))
+    with pytest.raises(RunError, match=r"^the network of --rgb gives NaN or infinity: .* --dtype float32"):
+        compute(networks, draw_video(10))
+
+
+@pytest.mark.parametrize("said", ["cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", "can't allocate memory"])
+def test_a_network_that_fails_ends_the_run_and_is_no_fault_of_the_video(
+    uris: dict[Stream, str], monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    networks = FeatureNetworks.load({"rgb": uris["rgb"]}, SMALL)
+
+    def fail(_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(networks.networks["rgb"].model, "pooled_features", fail)
+    with pytest.raises(RunError, match=f"^the network of --rgb failed on cpu: {said}$"):
+        compute(networks, draw_video(10))
 
 
 @pytest.mark.slow

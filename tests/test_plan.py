@@ -19,7 +19,7 @@ from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import ShardSettings
-from pipelines.errors import SettingsChangedError, SettingsError
+from pipelines.errors import RunError, SettingsChangedError, SettingsError
 from pipelines.extraction import plan as plan_module
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.extraction.work import begin_output, find_committed, iter_blocks
@@ -321,3 +321,25 @@ def test_a_shard_that_is_not_as_it_was_committed_is_made_again(tmp_path: Path, h
     spoil(tmp_path / "shards" / "train-00000.parquet", how)
     assert find_committed(plan).keys() == ({"train-00000"} if how == "flipped" else set())  # bytes are not read
     assert find_committed(plan, verify=True) == {}
+
+
+@pytest.mark.parametrize("how", ["lost", "cut off", "flipped"])
+def test_a_damaged_shard_is_not_made_again_without_the_files_of_its_videos(tmp_path: Path, how: str) -> None:
+    """Made again it would be replaced by a shard without them, or by none: whatever of it is whole would be lost."""
+    rows = [make_row(CodecSettings(), index, id=f"train{index}") for index in range(3)]
+    before = plan_of(catalog_of({"train": 3}), tmp_path)
+    put_shard(before, "train-00000", [{**row, "status": "ok"} for row in rows])
+    now = plan_of(catalog_of({"train": 3}, missing=["train1", "train2"]), tmp_path)
+    assert find_committed(now, verify=True).keys() == {"train-00000"}
+    spoil(tmp_path / "shards" / "train-00000.parquet", how)
+    with pytest.raises(RunError, match=r"the files of 2 videos in it are gone, such as that of train1\.") as refusal:
+        find_committed(now, verify=True)
+    Path(str(refusal.value).rpartition(" delete ")[2]).unlink()  # as it says
+    assert find_committed(now, verify=True) == {}
+
+
+def test_a_damaged_shard_is_made_again_where_only_videos_that_it_lacked_have_no_file(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 3}, missing=["train1"]), tmp_path)
+    commit(plan, "train-00000", {"train0": "ok", "train1": "missing", "train2": "ok"})
+    spoil(tmp_path / "shards" / "train-00000.parquet", "lost")
+    assert find_committed(plan) == {}

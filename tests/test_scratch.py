@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -53,6 +54,30 @@ def limit_disk(monkeypatch: pytest.MonkeyPatch, here: Path, size: int) -> None:
         return SimpleNamespace(total=size, used=used, free=size - used)
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
+
+
+def test_a_file_system_without_locks_has_folders_that_nobody_removes(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Lustre is often mounted on clusters."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    made: list[str] = []
+    make = tempfile.mkdtemp
+
+    def count(**named: str) -> str:
+        assert len(made) < 2, "it makes one folder after another"
+        made.append(make(**named))
+        return made[-1]
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", count)
+    with scratch.folder("video") as first, scratch.folder("video") as second:
+        assert {str(first), str(second)} == set(made)
+        assert sorted(here.iterdir()) == sorted([first, second])
+    assert not list(here.iterdir())
 
 
 def test_the_folder_of_a_killed_process_goes_and_that_of_a_living_one_stays(here: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,22 @@ def test_an_unknown_split_is_refused_with_the_known_ones(motion_shards: str) -> 
 
 def test_a_folder_without_a_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished data set"):
+        read_index(str(tmp_path))
+
+
+@pytest.mark.parametrize("how", ["unlisted", "shorter"])
+def test_tables_of_another_moment_than_the_list_of_shards_are_refused(
+    motion_shards: str, tmp_path: Path, how: str
+) -> None:
+    """As whoever reads a data set meets it while a retry ends there: videos would be looked for at others' places."""
+    shutil.copy(Path(motion_shards) / "videos.parquet", tmp_path)
+    values = json.loads((Path(motion_shards) / "dataset.json").read_text())
+    if how == "unlisted":
+        del values["shards"][0]
+    else:
+        values["shards"][0]["rows"] -= 1
+    (tmp_path / "dataset.json").write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"videos.parquet and dataset.json differ about shard \w+-00000\. If"):
         read_index(str(tmp_path))
 
 

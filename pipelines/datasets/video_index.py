@@ -91,6 +91,7 @@ def read_index(data: str) -> VideoIndex:
     _check_names(given, table["id"].to_pylist(), [shard.file for shard in dataset.shards])
     # videos.parquet names shards without folder and extension.
     listed = {posixpath.splitext(posixpath.basename(shard.file))[0]: shard for shard in dataset.shards}
+    _check_listed(given, table, listed)
     return VideoIndex(
         data=data,
         table=_locate(table, data, listed),
@@ -142,6 +143,17 @@ def _check_names(data: str, ids: Sequence[object], files: Sequence[str]) -> None
         raise DataError(
             f"{data} was not written by jobs/extract_flow.py: {len(wrong)} names of videos or shards are not as that "
             f"makes them, such as {str(wrong[0])[:80]!r}. Extract again"
+        )
+
+
+def _check_listed(data: str, table: pa.Table, listed: Mapping[str, ListedShard]) -> None:
+    """DataError where the table's videos are not those of the listed shards: one of both is of another moment."""
+    rows = Counter(table.filter(pc.equal(table["status"], "ok"))["shard"].to_pylist())
+    counts = {name: shard.rows for name, shard in listed.items()}
+    if other := sorted(name for name in rows.keys() | counts.keys() if rows[name] != counts.get(name, 0)):
+        raise DataError(
+            f"{data}: videos.parquet and dataset.json differ about shard {other[0]}. If an extraction is under way "
+            "there, wait for its end; else run its command again, which writes both anew"
         )
 
 

@@ -19,7 +19,9 @@ import pyarrow.compute as pc
 from pipelines import records, storage
 from pipelines.datasets import commits, shards
 from pipelines.datasets.commits import CommitRecord
+from pipelines.errors import RunError
 from pipelines.extraction.records import PLAN, RUNS, PlanRecord
+from pipelines.formatting import format_count
 from pipelines.resume import was_begun
 from pipelines.tvl1 import BACKENDS
 
@@ -159,15 +161,29 @@ def find_committed(plan: PlannedWork, *, verify: bool = False) -> dict[str, froz
     """The shards of this plan that are there as their commit records say, each with the ids of the videos it holds.
 
     A shard that was lost, or cut off, since it was committed is none of them, so that it is made again. With `verify`
-    neither is one of other bytes, for which every shard is read.
+    neither is one of other bytes, for which every shard is read. Raises RunError where one cannot be made again.
     """
     sizes = plan.list_files()
-    return {
-        commit.name: frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
-        for commit in read_own_commits(plan, plan.commit_kind)
-        if commits.has_sizes(commit, sizes)
-        if not verify or commits.fits(plan.output, commit)
-    }
+    committed = {}
+    for commit in read_own_commits(plan, plan.commit_kind):
+        held = frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
+        if commits.has_sizes(commit, sizes) and (not verify or commits.fits(plan.output, commit)):
+            committed[commit.name] = held
+        else:
+            _check_sources(plan, commit.name, held)
+    return committed
+
+
+def _check_sources(plan: PlannedWork, shard: str, held: frozenset[str]) -> None:
+    """Raises RunError where a damaged shard holds videos whose files are gone: made again it would lose them all."""
+    rows = plan.rows(shard).select(["id", "status"]).to_pylist()
+    if gone := [row["id"] for row in rows if row["status"] == "missing" and row["id"] in held]:
+        record = commits.commit_uri(plan.output, shard)
+        raise RunError(
+            f"shard {shard} of {plan.output} is not there as it was committed, and cannot be made again: the files of "
+            f"{format_count(len(gone), 'video')} in it are gone, such as that of {gone[0]}. Put them back, or restore "
+            f"the shard from a copy; to give these videos up, delete {record}"
+        )
 
 
 def iter_blocks(plan: PlannedWork, committed: Mapping[str, frozenset[str]], *, retry: bool) -> Iterator[pa.Table]:

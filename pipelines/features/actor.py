@@ -25,7 +25,7 @@ from pipelines.extraction.flow_actor import DeviceFlow, FlowTask, HostFlow, is_f
 from pipelines.features.compute import FeatureNetworks
 from pipelines.features.task import Features, FeatureTask, VideoFeatures, find_kernel
 
-IDLE_S = 3600.0  # after which the task of a session is taken to be gone; a decoder is given up long before
+IDLE_S = 3600.0  # after which the task of a session is taken to have died; a decoder is given up long before
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class FeatureActor:
         self.device = torch.device("cuda" if backend == "torch" and torch.cuda.is_available() else "cpu")
         self.sessions: dict[str, _Session] = {}
         self.lock = threading.Lock()  # of the networks: several batches at once would need the memory of as many
-        self.clock = threading.Lock()
+        self.books = threading.Lock()  # of sessions and times
         self.active, self.since, self.seconds = 0, 0.0, 0.0
         self.refusal: UserError | None = None
         self.networks: FeatureNetworks | None = None
@@ -83,7 +83,7 @@ class FeatureActor:
 
     def busy(self) -> float:
         """Seconds in which a batch was computed on."""
-        with self.clock:
+        with self.books:
             return self.seconds + (time.perf_counter() - self.since if self.active else 0.0)
 
     def push(self, key: str, number: int, source: Source, frames: npt.NDArray[Any]) -> None:
@@ -103,21 +103,27 @@ class FeatureActor:
         """The features of a video of so many batches, and the kernel that made them."""
         with self._work():
             session = self._find(key, number)
-            del self.sessions[key]
+            self.drop(key)
             with self.lock:
                 return session.video.finish(), self.kernel
 
+    def drop(self, key: str) -> None:
+        """Forget a session: its video failed, so that nobody will finish it."""
+        with self.books:
+            self.sessions.pop(key, None)
+
     def _find(self, key: str, number: int) -> _Session:
         now = time.monotonic()
-        if number == 0:
-            for old in [other for other, session in self.sessions.items() if now - session.touched > IDLE_S]:
-                self.sessions.pop(old, None)
-            assert self.networks is not None, "about() refuses before"
-            self.sessions[key] = _Session(video=VideoFeatures(self.networks, self.task.scales))
-        session = self.sessions.get(key)
-        if session is None or session.number != number:
-            raise SessionLostError(f"batch {number} comes first")
-        session.touched = now
+        with self.books:
+            if number == 0:
+                for old in [other for other, session in self.sessions.items() if now - session.touched > IDLE_S]:
+                    del self.sessions[old]
+                assert self.networks is not None, "about() refuses before"
+                self.sessions[key] = _Session(video=VideoFeatures(self.networks, self.task.scales))
+            session = self.sessions.get(key)
+            if session is None or session.number != number:
+                raise SessionLostError(f"batch {number} comes first")
+            session.touched = now
         return session
 
     def _push_video(self, session: _Session, frames: npt.NDArray[np.uint8]) -> None:
@@ -141,7 +147,7 @@ class FeatureActor:
     def _work(self) -> Iterator[None]:
         """Count the time, and die where the GPU has failed: it fails every later call of this process, too."""
         cv2.setNumThreads(1)
-        with self.clock:
+        with self.books:
             self.since = self.since if self.active else time.perf_counter()
             self.active += 1
         try:
@@ -156,7 +162,7 @@ class FeatureActor:
                 os._exit(1)
             raise
         finally:
-            with self.clock:
+            with self.books:
                 self.active -= 1
                 if not self.active:
                     self.seconds += time.perf_counter() - self.since

@@ -29,7 +29,7 @@ from pipelines.clips.sampling import (
     resize_frames,
     scale_clips,
 )
-from pipelines.errors import NetworkError, SettingsError, VideoError
+from pipelines.errors import NetworkError, RunError, SettingsError, VideoError
 from pipelines.features.crops import crop_frame
 from pipelines.features.settings import FeatureSettings, FrameSize
 from pipelines.features.windows import Windows, count_frames
@@ -309,6 +309,22 @@ class StreamFeatures:
             scaled = scale_clips(self.stream, part, self.network.clips.bound, self._scale)
             if zero.any():
                 scaled.masked_fill_(zero[:, None, :, None, None], 0)
-            vectors = self.network.model.pooled_features(scaled).float().cpu().numpy()
-            self._vectors += vectors.astype(self.settings.dtype).tobytes()
+            self._vectors += self._show_to_network(scaled).tobytes()
         self._clips, self._missing = [clips[done:]], [missing[done:]]
+
+    def _show_to_network(self, clips: Tensor) -> npt.NDArray[np.floating]:
+        """(clips, channels) in the settings' dtype. Raises RunError where the network fails: no fault of the video."""
+        try:
+            vectors = self.network.model.pooled_features(clips).float().cpu().numpy()
+        except (torch.AcceleratorError, torch.OutOfMemoryError):
+            raise  # whoever holds the device knows what to do
+        except RuntimeError as error:  # as cuDNN's, and that of a machine without memory
+            raise RunError(f"the network of --{self.stream} failed on {self.device}: {error}") from error
+        with np.errstate(over="ignore"):
+            written = vectors.astype(self.settings.dtype)
+        if not np.isfinite(written).all():
+            raise RunError(
+                f"the network of --{self.stream} gives NaN or infinity: if its weights are finite, take --precision "
+                "fp32 and --dtype float32 with another --output"
+            )
+        return written

@@ -67,12 +67,14 @@ class StoredVideo:
         """Batches of frames (n, H, W, 3), or of flow's stacked codes (n, 2H, W)."""
         num_frames = self.length - (stream == "flow")
         for start in range(0, num_frames, WINDOW):
+            stop = min(start + WINDOW, num_frames)
             try:
-                frames = self._decode(stream, start, min(start + WINDOW, num_frames))
+                frames = self._decode(stream, start, stop)
             except DECODING_ERRORS as error:
                 raise VideoError("corrupt", f"its stored {stream} cannot be decoded: {error}") from error
-            if not len(frames):
-                raise VideoError("truncated", f"its stored {stream} ends after {start} of {num_frames} frames")
+            if len(frames) < stop - start:
+                found = start + len(frames)
+                raise VideoError("truncated", f"its stored {stream} ends after {found} of {num_frames} frames")
             yield frames
 
     def _decode(self, stream: Stream, start: int, stop: int) -> npt.NDArray[Any]:

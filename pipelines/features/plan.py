@@ -21,7 +21,7 @@ from pipelines.errors import DataError, SettingsError
 from pipelines.extraction.plan import LIMITS, find_libraries, list_decoding_constants
 from pipelines.extraction.records import PlannedCatalog, PlanRecord
 from pipelines.extraction.work import PLAN_SCHEMA, PlannedWork, hash_catalog, lay_out, name_shards
-from pipelines.features.compute import FeatureNetworks
+from pipelines.features.compute import BATCH, FeatureNetworks, StreamNetwork
 from pipelines.features.records import SCHEMA_VERSION, FeatureCommit
 from pipelines.features.task import FeatureTask
 from pipelines.media.codec import CodecSettings, check_convention, scale_of
@@ -216,7 +216,7 @@ def _plan(
 ) -> FeaturePlan:
     record = PlanRecord(
         schema_version=SCHEMA_VERSION,
-        settings={**_name_settings(task), "videos_per_shard": size, "kernel": kernel},
+        settings={**_name_settings(task, networks), "videos_per_shard": size, "kernel": kernel},
         derived=_derive(task),
         catalog=PlannedCatalog(videos=len(table), classes=classes, sha256=hash_catalog(table)),
     )
@@ -232,7 +232,7 @@ def _plan(
     )
 
 
-def _name_settings(task: FeatureTask) -> Values:
+def _name_settings(task: FeatureTask, networks: FeatureNetworks) -> Values:
     """All that decides about bytes, by the names that a refusal says."""
     decode = asdict(task.decode)
     for limit in LIMITS:
@@ -240,16 +240,24 @@ def _name_settings(task: FeatureTask) -> Values:
     return {
         "features": {**asdict(task.settings), "streams": list(task.streams)},
         "weights": {stream: sha256 for stream, _, sha256 in task.networks},
+        "seen": {stream: _name_input(network) for stream, network in networks.networks.items()},
         "precision": task.precision,
         **({"decode": decode, "flow_preset": task.flow_preset} if task.data is None else {"data": task.data[1]}),
         **({"flow_scale": asdict(task.scale)} if "flow" in task.streams else {}),
     }
 
 
+def _name_input(network: StreamNetwork) -> Values:
+    """What a network sees of a window, which its weights do not say."""
+    seen: Values = {"crop": network.input_spec.size, "frame_step": network.frame_step, "resize": network.clips.resize}
+    return seen if network.stream == "rgb" else {**seen, "flow_bound": network.clips.bound}
+
+
 def _derive(task: FeatureTask) -> Values:
     """What names among the settings stand for in this version, and the libraries that make the bytes."""
     videos = {"tvl1": asdict(tvl1.PRESETS[task.flow_preset]), "decoding": list_decoding_constants()}
-    return {**(videos if task.data is None else {}), "libraries": {**find_libraries(), "torch": torch.__version__}}
+    libraries = {**find_libraries(), "torch": torch.__version__}
+    return {**(videos if task.data is None else {}), "clips_at_a_time": dict(BATCH), "libraries": libraries}
 
 
 def _estimate_memory(task: FeatureTask, networks: FeatureNetworks, num_frames: float) -> int:

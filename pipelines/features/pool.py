@@ -50,14 +50,21 @@ class FeaturePool(ActorPool):
         self._turn += 1
         key = f"{ray.get_runtime_context().get_node_id()} {os.getpid()} {self._turn}"
         number, answer = 0, None
-        for source, frames in batches:
+        try:
+            for source, frames in batches:
+                if answer is not None:
+                    receive(answer)
+                answer = actor.push.options(max_task_retries=0).remote(key, number, source, frames)
+                number += 1
             if answer is not None:
                 receive(answer)
-            answer = actor.push.options(max_task_retries=0).remote(key, number, source, frames)
-            number += 1
-        if answer is not None:
-            receive(answer)
-        return receive(actor.finish.options(max_task_retries=0).remote(key, number))
+            return receive(actor.finish.options(max_task_retries=0).remote(key, number))
+        except Exception:
+            # Else the actor would hold the windows of each video that fails on the way, for an hour.
+            if answer is not None:
+                ray.wait([answer])  # a batch that comes later than this would begin the session again
+            actor.drop.options(max_task_retries=0).remote(key)
+            raise
 
 
 def iter_batches(frames: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:

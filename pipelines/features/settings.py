@@ -8,6 +8,8 @@ from typing import Literal
 
 from models.input_spec import STREAMS, Stream
 from pipelines.errors import SettingsError
+from pipelines.media.decode import MAX_SHORT_SIDE
+from pipelines.media.resize import MAX_ASPECT_RATIO
 
 Pad = Literal["loop", "drop", "repeat", "zeros"]
 FlowEnd = Literal["repeat", "zero", "shorten"]
@@ -15,7 +17,6 @@ Layout = Literal["parquet", "npy", "npy-streams", "npy-transposed", "video-featu
 FrameSize = int | tuple[int, int]  # the shorter side, or (width, height), in pixels
 
 MAX_WINDOW = 10_000  # frames; beyond it a window's frames do not fit into a worker's memory
-MAX_SIDE = 2160
 FLAT_LAYOUTS: tuple[Layout, ...] = ("npy-transposed", "video-features")  # arrays that have no axis for crops
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 
@@ -75,10 +76,12 @@ class FeatureSettings:
             return None
         found = _SIZE.fullmatch(self.resize)
         sides = [int(side) for side in found.groups() if side] if found else []
-        if not sides or not all(2 <= side <= MAX_SIDE and side % 2 == 0 for side in sides):
+        fits = all(2 <= side <= MAX_SHORT_SIDE and side % 2 == 0 for side in sides)
+        if not sides or not fits or max(sides) > MAX_ASPECT_RATIO * min(sides):
             raise SettingsError(
                 f"--resize is {self.resize!r}: give the shorter side in pixels, such as 256, or WIDTHxHEIGHT, such as "
-                f"340x256; even numbers, 2 to {MAX_SIDE}"
+                f"340x256; even numbers, 2 to {MAX_SHORT_SIDE}, of which one is at most {MAX_ASPECT_RATIO} times the "
+                "other"
             )
         return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
