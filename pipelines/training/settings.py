@@ -49,6 +49,8 @@ class NetworkSettings:
     """Further settings of the network as NAME=VALUE, such as dropout=0.3 or pool_strides=[1,1,1,2]."""
     defaults: Annotated[Mapping[str, object], conf.Suppress, conf.Fixed] = field(default_factory=dict)
     """A preset's settings, for networks that have them."""
+    searched: Annotated[bool, conf.Suppress, conf.Fixed] = False
+    """Whether a search chose the temporal geometry, with the initial weights that there are."""
 
     def configure(self, num_classes: int) -> ModelConfig:
         """The network's settings: the preset's that it knows, then the flags, then --set. Raises SettingsError."""
@@ -137,7 +139,14 @@ def prepare(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> tupl
     Raises SettingsError, DataError and NetworkError.
     """
     run = make_run(settings, index, scale)
-    model = make_model(run.model, settings.initial, run.train.classes, seed=settings.seed, clips=run.clips)
+    model = make_model(
+        run.model,
+        settings.initial,
+        run.train.classes,
+        seed=settings.seed,
+        clips=run.clips,
+        searched=settings.network.searched,
+    )
     return replace(run, model=model.config), model
 
 
