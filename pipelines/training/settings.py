@@ -89,7 +89,7 @@ class Splits:
     train_split: str = "train"
     """Split to train on."""
     validation_split: str | None = None
-    """Split to validate on. None: val if there is one, else test; `none`: no validation."""
+    """Split to validate on. None: val if there is one, else test, but for that trained on; `none`: no validation."""
 
     def train(self, index: VideoIndex) -> VideoIndex:
         """The labelled videos to train on."""
@@ -97,7 +97,8 @@ class Splits:
 
     def validation(self, index: VideoIndex) -> VideoIndex | None:
         """The labelled videos to validate on; None where there are to be none."""
-        splits = set(index.table["split"].to_pylist())
+        # What is trained on tells nothing of other videos; who wants it names it.
+        splits = set(index.table["split"].to_pylist()) - {self.train_split}
         split = self.validation_split or next((name for name in ("val", "test") if name in splits), "none")
         return None if split == "none" else index.of_split(split).usable()
 
@@ -126,6 +127,10 @@ class TrainingSettings:
     """Seed of the initial weights, the order of videos, the clips and dropout."""
     source: Annotated[str, conf.Suppress] = ""
     """Where a preset's numbers are published."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise SettingsError(f"--seed is {self.seed}: give at least 0")
 
     def change(self, *, seed: int | None = None, **groups: Mapping[str, object]) -> TrainingSettings:
         """The same but for some values of some groups: `settings.change(network={"stream": "flow"})`."""
