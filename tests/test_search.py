@@ -383,7 +383,7 @@ def test_a_flag_is_not_replaced_by_what_a_search_found(
 ) -> None:
     searched = replace(SPACE, learning_rate=(0.001, 0.1), paper_learning_rate=0.01)
     book = Book(str(tmp_path), identify(searched.paper()))
-    trial = replace(make_trial(0, [0.5], "finished"), id=identify(searched.paper()), geometry=searched.paper())
+    trial = replace(make_trial(0, [report_of(90, 0.5)]), id=identify(searched.paper()), geometry=searched.paper())
     book.save(trial)
     make_finished(tmp_path, book=book)
     settings = PRESETS["debug"].change(**change)
