@@ -93,6 +93,17 @@ def count_processors(num_workers: int | None, num_gpus: int | None) -> tuple[flo
     return cpus or float(num_workers or gpus), gpus
 
 
+def check_counts(*, num_workers: int | None, num_cpus: int | None, num_gpus: int | None) -> None:
+    """SettingsError for workers, CPUs or GPUs of which there cannot be so few."""
+    for flag, count, least in (
+        ("--num-workers", num_workers, 1),
+        ("--num-cpus", num_cpus, 1),
+        ("--num-gpus", num_gpus, 0),
+    ):
+        if count is not None and count < least:
+            raise SettingsError(f"{flag} is {count}: give at least {least}, or leave it out for all")
+
+
 def check_gpus(wanted: float) -> None:
     """SettingsError where this machine's own Ray has fewer GPUs: none will come, and Ray would wait for them."""
     import ray

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.cluster import check_precision, connect, count_processors, describe_workers
+from jobs.cluster import check_counts, check_precision, connect, count_processors, describe_workers
 from jobs.command import locate_output, run_command
 from pipelines import records, storage
 from pipelines.clips.sampling import PROTOCOLS, EvaluationProtocol, ProtocolName
@@ -73,6 +73,7 @@ class Evaluate:
     """GPUs to use. None: all; 0: score on CPUs."""
 
     def __post_init__(self) -> None:
+        check_counts(num_workers=self.num_workers, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
         if (self.model is None) == (self.rgb is None and self.flow is None):
             raise SettingsError("give --rgb, --flow or both, or else --model")
         for uri in (self.data, self.output, self.rgb, self.flow, self.model, *self.annotations):
@@ -116,6 +117,7 @@ def run(config: Evaluate) -> Evaluation:
         if len(rows) % max(1, len(usable) // 10) == 0:
             print(f"scored      {len(rows):,} of {format_count(len(usable), 'video')}", flush=True)
     table = scoring.tabulate(index, usable, rows, list(networks))
+    scoring.check_scored(index, table)
     evaluation = scoring.summarise(
         table,
         list(networks),

@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from jobs.command import locate_output, run_command
+from models import checkpoint
 from pipelines import storage
 from pipelines.datasets.records import DATASET
 from pipelines.errors import OutputError, SettingsError
@@ -75,6 +76,7 @@ def run(config: Export) -> None:
     if kind == "dataset" and (config.evaluation is not None or config.which != "last"):
         raise SettingsError(f"--evaluation and --which are of networks, and {config.source} is a data set")
     if config.push is not None and (folder / "README.md").is_file():
+        check_export(folder, kind)
         print(f"kept        {folder} as it lies, its README.md too; remove it to have it written anew", flush=True)
     elif folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{folder} is not empty: what lies there would be shared too. Give a new folder")
@@ -84,6 +86,16 @@ def run(config: Export) -> None:
             print("no licence  nobody may use it: say which by --license", flush=True)
     if config.push is not None:
         print(f"pushed      {push(folder, config.push, kind, private=not config.public)}")
+
+
+def check_export(folder: Path, kind: RepoType) -> None:
+    """OutputError where a folder that is to be pushed as it lies was not written by this job, for what it is now."""
+    names = (DATASET,) if kind == "dataset" else checkpoint.HUB
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise OutputError(
+            f"{folder} has a README.md and no {' and no '.join(absent)}: it is no exported {kind}, and all that lies "
+            "there would be shared. Give a new folder"
+        )
 
 
 def write(config: Export, source: str, folder: Path, kind: RepoType) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.cluster import connect, count_processors, describe_workers
+from jobs.cluster import check_counts, connect, count_processors, describe_workers
 from jobs.command import locate_output, run_command
 from pipelines import records, storage
 from pipelines.errors import DataError, SettingsError
@@ -66,6 +66,7 @@ class FrechetVideoDistance:
     """GPUs to use. None: all; 0: compute on CPUs."""
 
     def __post_init__(self) -> None:
+        check_counts(num_workers=self.num_workers, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
         if self.weights is None and not (is_statistics(self.real) and is_statistics(self.generated)):
             raise SettingsError("no network is given: name one by --weights; only two .npz of statistics need none")
         if self.max_videos is not None and self.max_videos < 1:

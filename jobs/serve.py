@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,13 +92,23 @@ async def listen(app: web.Application, port: int, *, on_up: Callable[[str], None
     await runner.setup()
     try:
         site = web.TCPSite(runner, HOST, port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
+            raise SettingsError(f"--port is {port}: {reason}. Give another, or 0 for any that is free") from error
         (address, *_) = runner.addresses
-        app[HOSTS].update(f"{name}:{address[1]}" for name in (HOST, "localhost"))
+        app[HOSTS].update(name_hosts(address[1]))
         on_up(f"open        http://{HOST}:{address[1]}")
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()
+
+
+def name_hosts(port: int) -> set[str]:
+    """What a browser calls this server, which leaves out the port that is HTTP's own."""
+    names = {HOST, "localhost"}
+    return {f"{name}:{port}" for name in names} | (names if port == 80 else set())
 
 
 def make_app(config: Serve) -> web.Application:

@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.cluster import connect, count_own_gpus, count_processors, is_submitted
+from jobs.cluster import check_counts, connect, count_own_gpus, count_processors, is_submitted
 from jobs.command import as_given, locate_output, run_command, with_preset
 from models import cuda
 from pipelines import storage
@@ -25,7 +25,7 @@ from pipelines.errors import SettingsError
 from pipelines.formatting import format_count
 from pipelines.lock import lock_output
 from pipelines.search.records import read_outcome
-from pipelines.search.space import describe_geometry, with_geometry
+from pipelines.search.space import check_given, describe_geometry, with_geometry
 from pipelines.training.config import Run, Scale
 from pipelines.training.records import RESULT
 from pipelines.training.results import Result, find_result
@@ -51,6 +51,9 @@ class Workers:
     """Compile the network by torch.compile (GPUs only): faster steps, after more than a minute of compiling."""
 
     def __post_init__(self) -> None:
+        check_counts(num_workers=self.num_workers, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
+        if self.max_failures < 0:
+            raise SettingsError(f"--max-failures is {self.max_failures}: give 0 or more")
         if self.min_workers is not None and not 1 <= self.min_workers <= (self.num_workers or self.min_workers):
             raise SettingsError(f"--min-workers is {self.min_workers}: give 1 up to --num-workers")
 
@@ -121,6 +124,7 @@ def run(config: Train) -> list[Result]:
 def take_best(settings: TrainingSettings, search: str) -> TrainingSettings:
     """The settings, with the best geometry of a search in place of theirs."""
     best = read_outcome(storage.absolute(search)).best
+    check_given(settings, best.geometry)
     print(f"geometry    {describe_geometry(best.geometry)}: top-1 {best.top1:.1%} in {search}")
     return with_geometry(settings, best.geometry)
 

@@ -25,7 +25,7 @@ from pipelines.formatting import format_count
 from pipelines.lock import lock_output
 from pipelines.resume import was_begun
 from pipelines.search.records import SETTINGS, Outcome, SearchSettings, Trial
-from pipelines.search.space import Geometry, Space, describe_geometry, identify, with_geometry
+from pipelines.search.space import PAPER, Geometry, Space, describe_geometry, identify, searched_words, with_geometry
 from pipelines.training.config import Run, Scale
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, make_run
 from pipelines.training.settings import prepare as prepare_run
@@ -79,8 +79,21 @@ class Tune:
             raise SettingsError(f"--model is {settings.network.model}: only i3d has the geometry that is searched")
         if min(self.trials, self.rungs, self.confirm_seeds) < 1 or self.reduction < 2 or self.confirm < 0:
             raise SettingsError("--trials, --rungs and --confirm-seeds are at least 1, --reduction at least 2")
+        if self.concurrent is not None and self.concurrent < 1:
+            raise SettingsError(f"--concurrent is {self.concurrent}: give at least 1, or leave it out")
         if self.space.inflation and settings.initial.source != "imagenet":
             raise SettingsError("--search-inflation chooses how 2-D weights are inflated: give --init imagenet")
+        if words := searched_words(settings):
+            raise SettingsError(
+                f"--set {' '.join(words)} is what is searched: give the --search-… flag of it, or --frames"
+            )
+        kernels = set(self.space.conv1_kernels) | {PAPER.conv1_kernel}
+        # Of 2-D weights kernels of any length are made; these have the length that they have.
+        if settings.initial.source in ("kinetics", "checkpoint") and len(kernels) > 1:
+            raise SettingsError(
+                f"--search-conv1-kernels is {' '.join(map(str, self.space.conv1_kernels))}, and the weights of --init "
+                f"{settings.initial.source} are of one length: give --search-conv1-kernels {PAPER.conv1_kernel}"
+            )
         if self.workers.min_workers is not None:
             raise SettingsError("--min-workers is for jobs/train.py: trials on fewer workers could not be compared")
         settings.schedule.resolve(1)
@@ -139,7 +152,7 @@ def run(config: Tune) -> Outcome:
                     f"note        {len(failed)} trainings from other seeds failed; a geometry with fewer seeds than "
                     f"others is not chosen. Run the search again to try them again: {names}"
                 )
-        outcome = conclude(book, search, num_best=max(1, config.confirm))
+        outcome = conclude(book, search, num_best=max(1, config.confirm), num_seeds=config.confirm_seeds)
         if outcome is None:
             reasons = "; ".join(sorted({trial.reason for trial in book.trials.values() if trial.reason})[:2])
             raise RunError(f"no trial came to its end: {reasons}")

@@ -103,6 +103,16 @@ def test_storage_that_is_away_is_no_wrong_answer(index: VideoIndex, tmp_path: Pa
     assert "FileNotFoundError" in row["error"]
 
 
+def test_an_accuracy_of_no_video_at_all_is_refused(index: VideoIndex) -> None:
+    usable = index.usable()
+    rows = [{"place": n, "error": "FileNotFoundError: gone", "logits_rgb": []} for n in range(len(usable))]
+    table = scoring.tabulate(index, usable, rows, ["rgb"])
+    with pytest.raises(DataError, match=r"none of 8 videos could be scored: .*failed.*\(FileNotFoundError: gone\)"):
+        scoring.check_scored(index, table)
+    rows[0] |= {"error": "", "logits_rgb": [0.0] * 6}
+    scoring.check_scored(index, scoring.tabulate(index, usable, rows, ["rgb"]))
+
+
 def test_a_split_without_labels_is_refused(index: VideoIndex) -> None:
     column = index.table.schema.get_field_index("label")
     unlabelled = replace(index, table=index.table.set_column(column, "label", pa.array([-1] * 8, pa.int32())))
@@ -164,6 +174,15 @@ def test_scores_of_frames_at_another_rate_come_with_a_word(index: VideoIndex, tm
     assert note.startswith("--rgb was trained on 25 frames a second, ")
     settings = network.settings.of_frames(native.sampling)
     assert scoring.check_networks(native, {"rgb": replace(network, settings=settings)}) == []
+
+
+@pytest.mark.parametrize(("stored", "words"), [(20.0, []), (8.0, ["takes flow of up to ± 20 px"])])
+def test_flow_that_was_cut_off_comes_with_a_word(index: VideoIndex, stored: float, words: list[str]) -> None:
+    network = Network(model=models.build("i3d", num_classes=6, stream="flow", width=0.125, size=32, frames=16))
+    convention = replace(index.convention, flow={**index.convention.flow, "bound_px": stored})
+    notes = scoring.check_networks(replace(index, convention=convention), {"flow": network})
+    assert [any(word in note for note in notes) for word in words] == [True] * len(words)
+    assert len(notes) == len(words)
 
 
 def test_networks_are_kept_for_one_call_and_no_longer() -> None:

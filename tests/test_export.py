@@ -191,6 +191,18 @@ def test_a_card_that_was_completed_is_pushed_as_it_lies(hub: Hub, run: Path, tmp
     assert hub.created[0]["visibility"] == "public"
 
 
+def test_a_folder_that_only_has_a_card_is_not_pushed(hub: Hub, run: Path, tmp_path: Path) -> None:
+    """Such as one's own project, or an export of another kind."""
+    for name in ("project", "dataset"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text("Mine.")
+    (tmp_path / "dataset" / "dataset.json").write_text("{}")
+    for name in ("project", "dataset"):
+        done = run_here("export", run, tmp_path / name, "--push", "me/net")
+        assert (done.returncode, "it is no exported model" in done.stderr) == (1, True)
+    assert not hub.created
+
+
 NOBODY = "http://127.0.0.1:1"  # a port at which nobody listens
 
 

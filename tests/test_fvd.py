@@ -229,6 +229,23 @@ def test_videos_that_are_away_end_the_run(motion_shards: str, tmp_path: Path) ->
         list(unless_away([row]))
 
 
+def test_a_folder_that_went_away_ends_the_run(tmp_path: Path) -> None:
+    """A mount that is gone leaves an empty folder, or none; one file that is gone costs that file."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.mp4").write_bytes(b"no video")
+    videos, _ = fvd.find_videos(str(folder))
+    (folder / "a.mp4").unlink()
+    row = fvd.ReadClips(videos, ClipChoice())({"id": 0})
+    assert list(unless_away([row])) == [row]
+    (folder / "b.mp4").unlink()
+    for leave in (lambda: None, folder.rmdir):
+        leave()
+        with pytest.raises(OutageError, match="videos"):
+            list(unless_away([fvd.ReadClips(videos, ClipChoice())({"id": 0})]))
+
+
 def test_vectors_that_are_not_finite_are_no_distance(sets: Path) -> None:
     embedder = fvd.Embedding(weights=str(sets / "weights"), dialect="videogpt", choice=ClipChoice()).load()
     rows = [{"place": n, "error": "", "vectors": np.full((1, 5), value)} for n, value in enumerate((1.0, np.nan))]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +23,7 @@ from models.input_spec import ModelConfig
 from pipelines.clips.sampling import ClipSettings
 from pipelines.errors import NetworkError
 from pipelines.media.codec import CodecSettings
-from pipelines.training.initial_weights import InitialWeights, make_model
+from pipelines.training.initial_weights import InitialWeights, Source, make_model
 
 SMALL = {"width": 0.125, "size": 32, "frames": 16}
 
@@ -70,6 +74,58 @@ def test_another_network_or_width_is_refused(saved: tuple[str, dict[str, torch.T
         make_model(models.configure("c3d", num_classes=3), initial, ("a", "b", "c"), seed=0)
     with pytest.raises(ValueError, match="tensors do not fit"):
         make_model(config_of(width=0.25), initial, ("a", "b", "c"), seed=0)
+
+
+def spoil_folder(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def spoil_weights(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(b"no weights")
+
+
+def spoil_settings(folder: Path) -> None:
+    (folder / "model.json").write_text("{}{")
+
+
+def spoil_clips(folder: Path) -> None:
+    described = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**described, "clips": {"unheard": 1}}))
+
+
+def spoil_numbers(folder: Path) -> None:
+    model, metadata = checkpoint.load(folder)
+    torch.nn.init.constant_(next(model.parameters()), math.nan)
+    checkpoint.save(folder, model, metadata)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_folder, "holds no checkpoint"),
+        (spoil_weights, "the file is damaged"),
+        (spoil_settings, "Extra data"),
+        (spoil_clips, "unheard"),
+        (spoil_numbers, "its training has diverged"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_begun_with_is_one_sentence(
+    saved: tuple[str, dict[str, torch.Tensor]], spoil: Callable[[Path], None], words: str
+) -> None:
+    spoil(Path(saved[0]))
+    initial = InitialWeights(source="checkpoint", weights=saved[0])
+    with pytest.raises(NetworkError, match=rf"^--weights \S+saved: .*{words}"):
+        make_model(config_of(), initial, ("a", "b", "c"), seed=0, clips=ClipSettings())
+
+
+@pytest.mark.parametrize("source", ["imagenet", "kinetics"])
+@pytest.mark.parametrize("content", [None, b"hello", b""])
+def test_files_that_are_no_weights_are_one_sentence(tmp_path: Path, source: Source, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "weights.pt").write_bytes(content)
+    initial = InitialWeights(source=source, weights=str(tmp_path / "weights.pt"))
+    with pytest.raises(NetworkError, match=r"^--weights \S+weights.pt: "):
+        make_model(config_of(), initial, ("a", "b", "c"), seed=0, clips=ClipSettings())
 
 
 def save_cut(folder: Path, stream: str, clips: ClipSettings, **settings: object) -> InitialWeights:

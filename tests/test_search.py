@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fixtures_jobs import NO_GPUS, run_here, succeed
@@ -22,17 +23,25 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 import models
-from jobs.tune import Tune, make_search
+from jobs.train import take_best
+from jobs.tune import Tune, make_prepare, make_search
+from models import checkpoint
 from models.cost import count_flops
 from models.input_spec import ModelConfig
-from pipelines.errors import RunError
+from pipelines.clips.sampling import ClipSettings
+from pipelines.datasets.records import FrameSampling, ShardConvention
+from pipelines.datasets.video_index import VideoIndex
+from pipelines.errors import NetworkError, RunError, SettingsError
+from pipelines.media.codec import CodecSettings
 from pipelines.pages.search import write_search_report
 from pipelines.search.records import Trial, read_outcome
 from pipelines.search.results import conclude, confirmed_scores, count_cost, find_front, list_confirmations
-from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings
+from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings, with_geometry
 from pipelines.search.trials import Book, BookKeeper, Proposals, Rungs, TrialJob, chosen_few, missing_confirmations
 from pipelines.training.config import Scale
+from pipelines.training.initial_weights import make_model
 from pipelines.training.settings import PRESETS
+from pipelines.training.settings import prepare as prepare_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINED = ("epoch", "learning_rate", "loss", "top1", "clips_per_s", "wait_share")  # what a line of a training has
@@ -290,6 +299,101 @@ def test_a_lucky_seed_does_not_win_over_means_when_confirmations_fail(tmp_path: 
     assert confirmed_scores(book, best, list_confirmations(book)) == [0.8, 0.8]  # also of the seed after the gap
 
 
+def test_seeds_of_an_earlier_start_that_asked_for_more_keep_no_trial_from_being_chosen(tmp_path: Path) -> None:
+    book = make_book(tmp_path)
+    best, second = book.finished()[:2]
+    for trial, seeds, score in ((best, range(1, 5), 0.2), (second, range(1, 3), 0.7)):
+        for seed in seeds:
+            run = tmp_path / "confirm" / f"{trial.id}-seed-{seed}"
+            run.mkdir(parents=True)
+            scored = vars(report_of(90, score))
+            run.joinpath("result.json").write_text(json.dumps({"last": "a", "best": "a", "metrics": scored}))
+    assert missing_confirmations(book, num_best=2, num_seeds=3)[0]["id"].startswith(PAPER)
+    outcome = conclude(book, SEARCH, num_best=2, num_seeds=3)
+    assert outcome is not None
+    assert (outcome.best.id, len(outcome.best.seeds)) == (second.id, 3)
+
+
+def small_index() -> VideoIndex:
+    """Six videos of two classes, which lie nowhere."""
+    columns = {"label": [0, 1] * 3, "split": ["train"] * 4 + ["test"] * 2, "status": ["ok"] * 6}
+    return VideoIndex(
+        data="nowhere",
+        table=pa.table({"id": list("uvwxyz"), **columns}),
+        classes=("a", "b"),
+        convention=ShardConvention(flow=CodecSettings().flow_convention()),
+        sampling=FrameSampling(fps=25.0, short_side=40),
+    )
+
+
+def begun_with(weights: Path, **network: Any) -> Tune:
+    """A search that begins with a checkpoint."""
+    settings = PRESETS["debug"].change(
+        network={"stream": "rgb", **network},
+        initial={"source": "checkpoint", "weights": str(weights)},
+        schedule={"steps": 6},
+    )
+    return Tune(data="nowhere", output="out", space=Space(conv1_kernels=(7,)), settings=settings)
+
+
+def save_network(folder: Path, **settings: Any) -> None:
+    config = {"stream": "rgb", "width": 0.125, "size": 32, "frames": 16, **settings}
+    model = models.build("i3d", num_classes=2, **config)
+    checkpoint.save(folder, model, checkpoint.Metadata(classes=("a", "b"), clips=ClipSettings().to_json()))
+
+
+@pytest.mark.parametrize("gamma", [True, False])
+def test_a_search_records_the_batch_norm_that_its_weights_have(tmp_path: Path, gamma: bool) -> None:
+    save_network(tmp_path / "weights", bn_gamma=gamma)
+    config = begun_with(tmp_path / "weights", set=(f"bn_gamma={json.dumps(not gamma)}",))
+    search = make_search(config, Scale(num_workers=1), 1)
+    prepare = make_prepare(config, small_index(), search)
+    trained = {**search.space.paper(), "frame_step": 2}
+    for geometry, seed in ((search.space.paper(), 0), (trained, 0), (trained, 1)):
+        prepared = prepare(geometry, seed)
+        assert prepared.run.describe()["model"]["bn_gamma"] is gamma
+        # As the trial's process makes it, whose run.json is held against this when it is taken up again.
+        model = make_model(prepared.run.model, prepared.initial, prepared.run.train.classes, seed=0)
+        assert model.config == prepared.run.model
+
+
+def test_what_a_search_found_for_weights_is_trained_with_these_weights(tmp_path: Path) -> None:
+    """A frame step that was searched is no mistake, and --set could not undo it."""
+    save_network(tmp_path / "weights")
+    config = begun_with(tmp_path / "weights")
+    found = {**make_search(config, Scale(num_workers=1), 1).space.paper(), "frame_step": 2}
+    run, _ = prepare_run(with_geometry(config.settings, found), small_index(), Scale(num_workers=1))
+    assert run.model.frame_step == 2  # type: ignore[attr-defined]
+    asked = config.settings.change(network={"set": ("frame_step=2",)})
+    with pytest.raises(NetworkError, match="frame_step"):
+        prepare_run(asked, small_index(), Scale(num_workers=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"network": {"frames": 32}}, "--frames 32 and --from-sweep"),
+        ({"network": {"set": ("dropout=0.1", "conv1_kernel=5")}}, "--set conv1_kernel=5 and --from-sweep"),
+        ({"schedule": {"learning_rate": 0.1}}, "--learning-rate 0.1 and --from-sweep"),
+        ({"network": {"frames": 16}, "schedule": {"learning_rate": 0.01}}, None),
+    ],
+)
+def test_a_flag_is_not_replaced_by_what_a_search_found(
+    tmp_path: Path, change: dict[str, Any], words: str | None
+) -> None:
+    searched = replace(SPACE, learning_rate=(0.001, 0.1), paper_learning_rate=0.01)
+    book = Book(str(tmp_path), identify(searched.paper()))
+    trial = replace(make_trial(0, [report_of(90, 0.5)]), id=identify(searched.paper()), geometry=searched.paper())
+    book.save(trial)
+    make_finished(tmp_path, book=book)
+    settings = PRESETS["debug"].change(**change)
+    if words is None:
+        assert take_best(settings, str(tmp_path)).network.frames == 16
+        return
+    with pytest.raises(SettingsError, match=words):
+        take_best(settings, str(tmp_path))
+
+
 def test_a_search_without_a_validation_split_is_refused_before_it_begins(motion_shards: str, tmp_path: Path) -> None:
     done = run_here("tune", *tune(motion_shards, tmp_path / "out", "--validation-split", "none")[2:])
     assert done.returncode == 1
@@ -319,6 +423,10 @@ def tune(data: str, output: Path, *more: str) -> list[str]:
         (["--model", "c3d"], "only i3d has the geometry"),
         (["--search-inflation", "center"], "give --init imagenet"),
         (["--reduction", "1"], "--reduction at least 2"),
+        (["--concurrent", "0"], "--concurrent is 0"),
+        (["--num-workers", "-1"], "--num-workers is -1"),
+        (["--set", "frame_step=2"], "--set frame_step=2 is what is searched"),
+        (["--init", "kinetics", "--weights", "flow.pt"], "give --search-conv1-kernels 7"),
     ],
 )
 def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], words: str) -> None:

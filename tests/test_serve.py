@@ -10,6 +10,7 @@ import io
 import json
 import os
 import queue
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from aiohttp import web
 from fixtures_browser import DESKTOP, PHONE, Browser, wait_until
 from test_predict import build_small
 
@@ -175,6 +177,22 @@ def test_the_pages_of_other_sites_are_not_answered(server: str, headers: dict[st
     for method, path in (("GET", "/"), ("POST", "/api/predict")):
         status, text = ask(server, method, path, b"", **headers)
         assert (status, "pages of its own only" in text) == (403, True)
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    app = web.Application()
+    app[serve.HOSTS] = set()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"^--port is {port}: .* in use. Give another"):
+            asyncio.run(serve.listen(app, port))
+
+
+def test_at_port_80_browsers_leave_the_port_out() -> None:
+    assert {"127.0.0.1", "localhost", "localhost:80"} <= serve.name_hosts(80)
+    assert serve.name_hosts(8000) == {"127.0.0.1:8000", "localhost:8000"}
 
 
 def test_more_than_a_few_do_not_wait(server: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

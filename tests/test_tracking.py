@@ -85,6 +85,30 @@ def test_a_server_that_goes_away_costs_points_and_no_training(monkeypatch: pytes
         follow("wandb")
 
 
+def test_a_server_that_keeps_its_caller_waiting_is_not_asked_at_each_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = [0.0], []
+    monkeypatch.setattr(tracking, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def time_out(values: dict[str, Any]) -> None:
+        asked.append(values["step"])
+        clock[0] += 240  # MLflow's seven tries
+        raise TimeoutError("no answer")
+
+    run = SimpleNamespace(define_metric=lambda *names, **options: None, log=time_out, finish=lambda **options: None)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: run))
+    with track("wandb", "out/run", RUN) as send:
+        for step in range(1_000):
+            clock[0] += 1
+            send({"kind": "train", "step": step, "loss": 0.5})
+    assert asked == [0]
+    assert clock[0] < 1_300
+    with track("wandb", "out/run", RUN) as send:
+        send({"kind": "train", "step": 0, "loss": 0.5})
+        clock[0] += 2_401
+        send({"kind": "train", "step": 20, "loss": 0.5})
+    assert asked == [0, 0, 20]
+
+
 @pytest.mark.parametrize("name", ["mlflow", "wandb"])
 def test_a_tracker_whose_package_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, name: TrackerName) -> None:
     monkeypatch.setitem(sys.modules, name, None)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from jobs.command import run_command, with_preset
+from jobs.evaluate import Evaluate
 from jobs.train import Train, Workers
 from pipelines.datasets.video_index import read_index
 from pipelines.errors import DataError, SettingsError
@@ -74,6 +78,11 @@ def test_an_unknown_preset_is_refused_with_those_there_are(
     assert "kinetics400_rgb" in capsys.readouterr().err
 
 
+def test_a_seed_below_zero_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--seed is -1"):
+        DEBUG.change(seed=-1)
+
+
 def test_lists_and_words_can_be_set() -> None:
     model = DEBUG.change(network={"set": ("pool_strides=[1,1,1,2]", "conv1_kernel=5")}).network.configure(6)
     assert (model.pool_strides, model.conv1_kernel) == ((1, 1, 1, 2), 5)  # type: ignore[attr-defined]
@@ -101,6 +110,12 @@ def test_flags_that_do_not_go_together(flags: dict[str, Any], message: str) -> N
         ({"schedule": {"drops": (0.5,)}}, "--drops divides --steps"),
         ({"reporting": {"validation_clips": 0}}, "--validation-clips is 0"),
         ({"optimisation": {"batch": 0}}, "--batch is 0"),
+        ({"optimisation": {"momentum": -0.1}}, "--momentum is -0.1"),
+        ({"optimisation": {"weight_decay": math.nan}}, "--weight-decay is nan"),
+        ({"optimisation": {"clip_norm": math.nan}}, "--clip-norm is nan"),
+        ({"schedule": {"steps": 0}}, "--steps is 0: give at least 1"),
+        ({"schedule": {"learning_rate": 0.0}}, "--learning-rate is 0.0: give a rate above 0"),
+        ({"schedule": {"learning_rate": math.inf}}, "--learning-rate is inf"),
     ],
 )
 def test_settings_that_cannot_be(group: dict[str, Any], message: str) -> None:
@@ -144,6 +159,32 @@ def test_the_run_knows_its_videos_and_its_flow(motion_shards: str) -> None:
     assert make_run(settings.change(splits={"validation_split": "none"}), index, CPUS).validation is None
     with pytest.raises(DataError, match="no split 'dev'"):
         make_run(settings.change(splits={"train_split": "dev"}), index, CPUS)
+
+
+def test_no_network_is_chosen_by_the_videos_it_was_trained_on(motion_shards: str) -> None:
+    index = read_index(motion_shards)
+    assert make_run(DEBUG.change(splits={"train_split": "test"}), index, CPUS).validation is None
+    named = make_run(DEBUG.change(splits={"train_split": "test", "validation_split": "test"}), index, CPUS)
+    assert len(named.validation or ()) == len(named.train)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"num_workers": 0}, "--num-workers is 0: give at least 1"),
+        ({"num_cpus": -1}, "--num-cpus is -1: give at least 1"),
+        ({"num_gpus": -1}, "--num-gpus is -1: give at least 0"),
+    ],
+)
+@pytest.mark.parametrize("job", [Workers, partial(Evaluate, data="d", output="o", model="m")])
+def test_so_few_workers_cannot_be(job: Callable[..., object], flags: dict[str, int], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        job(**flags)
+
+
+def test_a_run_cannot_fail_less_than_never() -> None:
+    with pytest.raises(SettingsError, match="--max-failures is -1"):
+        Workers(max_failures=-1)
 
 
 def test_a_preset_is_the_same_run_on_any_number_of_workers(motion_shards: str) -> None:

@@ -27,7 +27,7 @@ from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.records import DATASET
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, read_index
-from pipelines.errors import DataError, NetworkError, SettingsError, VideoError
+from pipelines.errors import DataError, NetworkError, OutageError, SettingsError, VideoError
 from pipelines.evaluation.frechet import FeatureStatistics, describe_features
 from pipelines.evaluation.fvd_clips import DIALECTS, ClipChoice, DialectName, prepare_clips
 from pipelines.evaluation.records import SetCounts
@@ -216,9 +216,19 @@ class ReadClips:
         try:
             return {"place": place, "error": "", "clips": self.videos.read(place, self.choice)}
         except READING_ERRORS as error:
-            reason = describe_error(error, self.videos.index.data if self.videos.index is not None else None)
             # All columns in every row: blocks of different columns would not join.
-            return {"place": place, "error": reason, "clips": np.zeros((0, 0, 0, 0, 3), np.uint8)}
+            return {"place": place, "error": self._describe(error), "clips": np.zeros((0, 0, 0, 0, 3), np.uint8)}
+
+    def _describe(self, error: Exception) -> str:
+        if self.videos.index is not None:
+            return describe_error(error, self.videos.index.data)
+        try:
+            if not isinstance(error, ShortVideoError):
+                # Without its folder any video looks broken, and the distance would be of those read before.
+                storage.check_answers(self.videos.name)
+        except OutageError as away:
+            error = away
+        return describe_error(error, None)
 
 
 class EmbedClips:

@@ -8,6 +8,7 @@ weight (the paper's). Other weights are shown beside it, and that they were trie
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,7 +30,7 @@ from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_
 from pipelines.datasets.records import describe_rate
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels
-from pipelines.errors import NetworkError, OutageError, RunError
+from pipelines.errors import DataError, NetworkError, OutageError, RunError
 from pipelines.evaluation import metrics
 from pipelines.evaluation.records import Accuracy, Evaluation, FusionAccuracy, NetworkAccuracy
 from pipelines.formatting import format_count
@@ -89,6 +90,12 @@ def check_networks(index: VideoIndex, networks: Mapping[str, Network]) -> list[s
             )
         if "flow" in network.streams:
             check_convention(index.convention.flow)
+            stored, bound = float(index.convention.flow["bound_px"]), network.settings.bound
+            if stored < bound:
+                notes.append(
+                    f"--{name} takes flow of up to ± {bound:g} px, {index.given or index.data} holds ± {stored:g} px: "
+                    "faster motion looks slower than what it has learned"
+                )
         trained_at = network.settings.fps or FRAMES_PER_SECOND
         if trained_at != index.sampling.fps:
             notes.append(
@@ -289,6 +296,18 @@ def tabulate(index: VideoIndex, usable: VideoIndex, rows: Sequence[Row], names: 
     }
     columns = {key: [row[key] for row in table] for key in table[0]}
     return pa.table({key: pa.array(values, kinds.get(key)) for key, values in columns.items()})
+
+
+def check_scored(index: VideoIndex, table: pa.Table) -> None:
+    """DataError where not one video was scored: zero right ones of them would be no score of a network's."""
+    fates = Counter(table["status"].to_pylist())
+    if not fates["ok"]:
+        said = ", ".join(f"{count} {fate}" for fate, count in sorted(fates.items()))
+        reason = next((f" ({error})" for error in table["error"].to_pylist() if error), "")
+        raise DataError(
+            f"{index.given or index.data}: none of {format_count(len(table), 'video')} could be scored: "
+            f"{said}{reason}. The extraction's report.html says what it holds"
+        )
 
 
 def _place(logits: list[Any], label: int) -> Row:

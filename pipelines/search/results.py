@@ -96,11 +96,15 @@ def rank_importance(book: Book, space: Space) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: (-item[1], item[0])))
 
 
-def conclude(book: Book, search: Search, *, num_best: int) -> Outcome | None:
-    """What the finished trials say; None where none has finished."""
+def conclude(book: Book, search: Search, *, num_best: int, num_seeds: int | None = None) -> Outcome | None:
+    """What the finished trials say, by `num_seeds` seeds each (None: all); None where none has finished."""
     if not book.finished():
         return None
-    confirmations = list_confirmations(book)
+    # An earlier start may have asked for more seeds: the mean over them does not compare with one over fewer.
+    confirmations = {
+        name: [seed for seed in seeds if num_seeds is None or seed < num_seeds]
+        for name, seeds in list_confirmations(book).items()
+    }
     scored = {trial.id: _score_seeds(book, trial, confirmations) for trial in book.finished()}
     # Of those trained from several seeds only: the best of many single scores is partly luck. Where a training from
     # another seed failed, a mean of fewer would be luckier than the others.

@@ -26,6 +26,8 @@ Geometry = Mapping[str, int | float | str]
 
 PAPER = TemporalExtents()
 POOL_CHOICES = tuple(name.split("_")[1] for name in POOLS)  # 2a, 3a, 4a, 5a
+# Settings of I3DConfig that follow from a geometry.
+SEARCHED = ("frames", "frame_step", "test_frames", "conv1_kernel", "conv1_stride", "pool_kernels", "pool_strides")
 TEST_SPAN = 250  # frames of a test video that are looked at, whatever the stride
 
 
@@ -128,10 +130,30 @@ def with_geometry(settings: TrainingSettings, geometry: Geometry) -> TrainingSet
     network, rate, inflation = settings.network, settings.schedule.learning_rate, settings.initial.inflation
     return settings.change(
         # Last: of two values that --set gives one name the later counts.
-        network={"frames": int(geometry["frames"]), "set": (*network.set, *chosen)},
+        network={"frames": int(geometry["frames"]), "set": (*network.set, *chosen), "searched": True},
         schedule={"learning_rate": geometry.get("learning_rate", rate)},
         initial={"inflation": geometry.get("inflation", inflation)},
     )
+
+
+def check_given(settings: TrainingSettings, geometry: Geometry) -> None:
+    """SettingsError where a flag of the settings says otherwise than a search, whose geometry would take its place."""
+    frames, rate = settings.network.frames, settings.schedule.learning_rate
+    refused = [f"--set {word}" for word in searched_words(settings)]
+    if frames is not None and frames != geometry["frames"]:
+        refused.append(f"--frames {frames}")
+    if rate is not None and rate != geometry.get("learning_rate", rate):
+        refused.append(f"--learning-rate {rate:g}")
+    if refused:
+        raise SettingsError(
+            f"{' '.join(refused)} and --from-sweep both say it, and the search found {describe_geometry(geometry)}: "
+            "leave one of them out"
+        )
+
+
+def searched_words(settings: TrainingSettings) -> list[str]:
+    """The words of --set for what a search chooses."""
+    return [word for word in settings.network.set if word.partition("=")[0] in SEARCHED]
 
 
 def describe_geometry(geometry: Geometry) -> str:

@@ -6,6 +6,7 @@ A run's settings decide about its weights; its scale (workers, failures) only ab
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -53,7 +54,12 @@ class Optimisation:
     def __post_init__(self) -> None:
         if min(self.batch, self.accumulate) < 1:
             raise SettingsError(f"--batch is {self.batch}, --accumulate {self.accumulate}: give at least 1 each")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if not 0 <= self.momentum < 1:
+            raise SettingsError(f"--momentum is {self.momentum}: give a share, 0 up to but not 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise SettingsError(f"--weight-decay is {self.weight_decay}: give a penalty, 0 for none")
+        # Not `<=`: what is no number compares with nothing.
+        if self.clip_norm is not None and not self.clip_norm > 0:
             raise SettingsError(f"--clip-norm is {self.clip_norm}: give a positive norm, or leave it out for none")
         if not 0 <= self.label_smoothing < 1:
             raise SettingsError(f"--label-smoothing is {self.label_smoothing}: give a share, 0 up to but not 1")

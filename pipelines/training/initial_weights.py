@@ -20,6 +20,7 @@ from models.input_spec import ModelConfig, VideoModel
 from models.pretrained import load_released, read_released
 from pipelines.clips.sampling import ClipSettings, settings_of
 from pipelines.errors import NetworkError, SettingsError
+from pipelines.training.trained_network import check_finite, plain_loading
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
 Source = Literal["scratch", "imagenet", "kinetics", "checkpoint"]
@@ -69,33 +70,40 @@ def make_model(
     *,
     seed: int,
     clips: ClipSettings | None = None,
+    searched: bool = False,
 ) -> VideoModel:
     """A new network with its initial weights; what is drawn follows from the seed.
 
-    Released weights and checkpoints decide about batch norm's gamma. Raises NetworkError where the weights are of
-    another network, of other shapes, of other classes whose classifier is to be kept or, where `clips` are given, of
-    frames that were cut otherwise.
+    Released weights and checkpoints decide about batch norm's gamma. Raises NetworkError where the weights cannot be
+    read, are of another network, of other shapes, of other classes whose classifier is to be kept or, where `clips`
+    are given, of frames that were cut otherwise; of a `searched` geometry the frame step may be another.
     """
     # Set in any case: a new classifier, or what an ImageNet file lacks, is drawn as well.
     torch.manual_seed(seed)
     if initial.weights is None:
         return models.build_from(config)
-    uri = find_checkpoint(initial.weights)
-    with local_checkpoint(uri) as path:
-        if initial.source == "imagenet":
-            model = models.build_from(config)
-            inflate(model, read_released(path), mode=initial.inflation)
-            return model
-        if initial.source == "kinetics":
-            # DeepMind released I3D only.
-            if not isinstance(config, I3DConfig):
-                raise NetworkError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
-            released = load_released(path, stream=config.stream)
-            _check_cutting(uri, released.config, ClipSettings(), config, clips)
-            return _transfer(released, config, new_head=initial.new_head)
-        source, metadata = checkpoint.load(path)
-    _check_cutting(uri, source.config, settings_of(metadata.clips, metadata.flow_convention), config, clips)
-    if not initial.new_head and metadata.classes != classes:
+    # DeepMind released I3D only.
+    if initial.source == "kinetics" and not isinstance(config, I3DConfig):
+        raise NetworkError(f"released Kinetics weights are of i3d; the model is {models.name_of(config)}")
+    source: VideoModel
+    known, source_clips = None, ClipSettings()
+    with plain_loading(f"--weights {initial.weights}"):
+        uri = find_checkpoint(initial.weights)
+        with local_checkpoint(uri) as path:
+            if initial.source == "imagenet":
+                model = models.build_from(config)
+                inflate(model, read_released(path), mode=initial.inflation)
+                check_finite(model)
+                return model
+            if isinstance(config, I3DConfig) and initial.source == "kinetics":
+                source = load_released(path, stream=config.stream)
+            else:
+                source, metadata = checkpoint.load(path)
+                known, source_clips = metadata.classes, settings_of(metadata.clips, metadata.flow_convention)
+        check_finite(source)
+    if clips is not None:
+        _check_cutting(uri, source.config, source_clips, config, clips, searched=searched)
+    if known is not None and not initial.new_head and known != classes:
         raise NetworkError(
             f"the classes of {uri} are not those of the data: --finetune full or head draws a classifier"
         )
@@ -103,15 +111,20 @@ def make_model(
 
 
 def _check_cutting(
-    uri: str, source: ModelConfig, source_clips: ClipSettings, config: ModelConfig, clips: ClipSettings | None
+    uri: str,
+    source: ModelConfig,
+    source_clips: ClipSettings,
+    config: ModelConfig,
+    clips: ClipSettings,
+    *,
+    searched: bool,
 ) -> None:
     """NetworkError where the network would see clips that were cut otherwise than those its weights have learned."""
-    if clips is None:
-        return
     wanted: list[tuple[str, str, str]] = [("--resize", source_clips.resize, clips.resize)]
     if "flow" in models.input_spec_of(config).train.streams:
         wanted.append(("--flow-bound", f"{source_clips.bound:g}", f"{clips.bound:g}"))
-    if hasattr(config, "frame_step") and hasattr(source, "frame_step"):
+    # A search has tried other steps with these very weights, and found that this one is better.
+    if not searched and hasattr(config, "frame_step") and hasattr(source, "frame_step"):
         wanted.append(("--set frame_step", str(source.frame_step), str(config.frame_step)))
     different = [(flag, theirs, ours) for flag, theirs, ours in wanted if theirs != ours]
     if different:

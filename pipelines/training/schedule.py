@@ -30,8 +30,11 @@ class Schedule:
     warmup_steps: int = 0
 
     def __post_init__(self) -> None:
-        if not self.phases or any(steps < 1 or rate <= 0 for steps, rate in self.phases):
-            raise SettingsError(f"--phases {self.phases}: give pairs of steps (at least 1) and learning rate (above 0)")
+        if not self.phases or any(steps < 1 or not 0 < rate < math.inf for steps, rate in self.phases):
+            raise SettingsError(
+                f"the schedule's phases are {self.phases}: they are pairs of steps (at least 1) and learning rate "
+                "(above 0)"
+            )
         if self.reference_batch < 1:
             raise SettingsError(f"the reference batch is {self.reference_batch}: it must be at least 1 clip")
         if not 0 <= self.warmup_steps <= self.reference_steps:
@@ -87,6 +90,10 @@ class ScheduleSettings:
     reference_batch: Annotated[int, conf.Suppress] = 0
 
     def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise SettingsError(f"--steps is {self.steps}: give at least 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise SettingsError(f"--learning-rate is {self.learning_rate}: give a rate above 0")
         if self.drops is not None and self.steps is None:
             raise SettingsError("--drops divides --steps, which is not given; a preset has phases of its own")
 

@@ -49,6 +49,8 @@ class NetworkSettings:
     """Further settings of the network as NAME=VALUE, such as dropout=0.3 or pool_strides=[1,1,1,2]."""
     defaults: Annotated[Mapping[str, object], conf.Suppress, conf.Fixed] = field(default_factory=dict)
     """A preset's settings, for networks that have them."""
+    searched: Annotated[bool, conf.Suppress, conf.Fixed] = False
+    """Whether a search chose the temporal geometry, with the initial weights that there are."""
 
     def configure(self, num_classes: int) -> ModelConfig:
         """The network's settings: the preset's that it knows, then the flags, then --set. Raises SettingsError."""
@@ -87,7 +89,7 @@ class Splits:
     train_split: str = "train"
     """Split to train on."""
     validation_split: str | None = None
-    """Split to validate on. None: val if there is one, else test; `none`: no validation."""
+    """Split to validate on. None: val if there is one, else test, but for that trained on; `none`: no validation."""
 
     def train(self, index: VideoIndex) -> VideoIndex:
         """The labelled videos to train on."""
@@ -95,7 +97,8 @@ class Splits:
 
     def validation(self, index: VideoIndex) -> VideoIndex | None:
         """The labelled videos to validate on; None where there are to be none."""
-        splits = set(index.table["split"].to_pylist())
+        # What is trained on tells nothing of other videos; who wants it names it.
+        splits = set(index.table["split"].to_pylist()) - {self.train_split}
         split = self.validation_split or next((name for name in ("val", "test") if name in splits), "none")
         return None if split == "none" else index.of_split(split).usable()
 
@@ -125,6 +128,10 @@ class TrainingSettings:
     source: Annotated[str, conf.Suppress] = ""
     """Where a preset's numbers are published."""
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise SettingsError(f"--seed is {self.seed}: give at least 0")
+
     def change(self, *, seed: int | None = None, **groups: Mapping[str, object]) -> TrainingSettings:
         """The same but for some values of some groups: `settings.change(network={"stream": "flow"})`."""
         changed = {name: replace(getattr(self, name), **values) for name, values in groups.items()}
@@ -137,7 +144,14 @@ def prepare(settings: TrainingSettings, index: VideoIndex, scale: Scale) -> tupl
     Raises SettingsError, DataError and NetworkError.
     """
     run = make_run(settings, index, scale)
-    model = make_model(run.model, settings.initial, run.train.classes, seed=settings.seed, clips=run.clips)
+    model = make_model(
+        run.model,
+        settings.initial,
+        run.train.classes,
+        seed=settings.seed,
+        clips=run.clips,
+        searched=settings.network.searched,
+    )
     return replace(run, model=model.config), model
 
 

@@ -22,6 +22,9 @@ PROJECT = "two-stream-i3d"  # in which runs appear there
 MOST_PARAMS = 100  # that MLflow takes at a time
 MOST_CHARACTERS = 500  # of a parameter's value
 
+AT_ONCE_S = 1.0  # within which a server that answers does so
+PAUSE = 10  # times as long as a call was waited for that failed
+
 logger = logging.getLogger(__name__)
 
 
@@ -105,19 +108,35 @@ def track(name: TrackerName, output: str, described: Mapping[str, Any]) -> Itera
         raise SettingsError(f"--tracker {name} needs its package: pip install -e '.[{name}]' ({error})") from error
     except Exception as error:  # each library has exceptions of its own
         raise SettingsError(f"--tracker {name}: no run could be opened: {error}") from error
-    finished = False
+    finished, patience = False, _Patience()
     try:
-        yield lambda line: _shield(lambda: tracker.log(scalars_of(line), line["step"]))
+        yield lambda line: patience.try_call(lambda: tracker.log(scalars_of(line), line["step"]))
         finished = True
     finally:
-        _shield(lambda: tracker.close(finished=finished))
+        _Patience().try_call(lambda: tracker.close(finished=finished))
 
 
-def _shield(call: Callable[[], None]) -> None:
-    try:
-        call()
-    except Exception as error:  # a curve with a gap is better than a training that ends
-        logger.warning("the tracker took nothing this time: %s", error)
+class _Patience:
+    """Calls a tracker, and leaves it alone for a while after it has kept its caller waiting for nothing.
+
+    A library tries a server that is away for minutes, and a training has thousands of lines: waited for at each, they
+    would hold up its end for days.
+    """
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+    def try_call(self, call: Callable[[], None]) -> None:
+        started = time.monotonic()
+        if started < self.until:
+            return
+        try:
+            call()
+        except Exception as error:  # a curve with a gap is better than a training that ends
+            now = time.monotonic()
+            if now - started > AT_ONCE_S:
+                self.until = now + PAUSE * (now - started)
+            logger.warning("the tracker took nothing this time: %s", error)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,20 +43,27 @@ def load_network(uri: str, *, stream: str | None = None, which: Which = "last") 
 
     With `stream` it must be a network of that stream alone; released weights need it. Raises NetworkError.
     """
-    try:
+    with plain_loading(uri):
         network = _load(find_checkpoint(uri, which), stream)
-    except LOADING_ERRORS as error:
-        raise NetworkError(f"{uri}: {_explain(error)}") from error
     if stream is not None and network.streams != [stream]:
         raise NetworkError(f"{uri}: this is a network of {' and '.join(network.streams)}, needed is one of {stream}")
     return network
+
+
+@contextlib.contextmanager
+def plain_loading(uri: str) -> Iterator[None]:
+    """What reading the file that a user has named raises, as a NetworkError of one sentence."""
+    try:
+        yield
+    except LOADING_ERRORS as error:
+        raise NetworkError(f"{uri}: {_explain(error)}") from error
 
 
 def _load(uri: str, stream: str | None) -> Network:
     if any(storage.exists(storage.join(uri, layout.description)) for layout in checkpoint.LAYOUTS):
         with local_checkpoint(uri) as path:
             model, metadata = checkpoint.load(path)
-        _check_finite(model)
+        check_finite(model)
         return Network(
             model=model, classes=metadata.classes, settings=settings_of(metadata.clips, metadata.flow_convention)
         )
@@ -64,8 +73,8 @@ def _load(uri: str, stream: str | None) -> Network:
         return Network(model=load_released(path, stream=stream))
 
 
-def _check_finite(model: VideoModel) -> None:
-    # Refused here, for every job: its scores would look like those of a network that is merely bad.
+def check_finite(model: VideoModel) -> None:
+    """ValueError for values that are no numbers: the scores would look like those of a network that is merely bad."""
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has values that are infinite or not a number: its training has diverged")
