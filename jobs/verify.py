@@ -53,7 +53,7 @@ def main() -> None:
 def run(config: Verify) -> list[Finding]:
     """All checks; prints what each of them found."""
     output = storage.absolute(config.data)
-    index = read_index(output)
+    index = read_index(output, agreeing=False)  # what differs is a finding
     dataset = read_dataset(output)
     samples = verify.choose_samples(index, config.samples, config.seed)
     # Generators, each of which does its work when its line is about to be printed.

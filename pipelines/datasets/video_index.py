@@ -78,8 +78,12 @@ def check_labels(index: VideoIndex) -> None:
         )
 
 
-def read_index(data: str) -> VideoIndex:
-    """The index of a finished data set, on disk or s3://. Raises DataError where there is none."""
+def read_index(data: str, *, agreeing: bool = True) -> VideoIndex:
+    """The index of a finished data set, on disk or s3://.
+
+    Raises DataError where there is none, and, for whoever must have them `agreeing`, where its files say different
+    things about its shards.
+    """
     given, data = data, storage.absolute(data)
     try:
         dataset = read_dataset(data)
@@ -91,7 +95,8 @@ def read_index(data: str) -> VideoIndex:
     _check_names(given, table["id"].to_pylist(), [shard.file for shard in dataset.shards])
     # videos.parquet names shards without folder and extension.
     listed = {posixpath.splitext(posixpath.basename(shard.file))[0]: shard for shard in dataset.shards}
-    _check_listed(given, table, listed)
+    if agreeing:
+        _check_listed(given, table, listed)
     return VideoIndex(
         data=data,
         table=_locate(table, data, listed),
@@ -161,7 +166,7 @@ def _locate(table: pa.Table, data: str, listed: Mapping[str, ListedShard]) -> pa
     """The table with the file, version and row of each usable video; a shard's rows are in the table's order."""
     rows, places, uris, versions = Counter[str](), [], [], []
     for name, status in zip(table["shard"].to_pylist(), table["status"].to_pylist(), strict=True):
-        usable = status == "ok"
+        usable = status == "ok" and name in listed
         uris.append(storage.join(data, listed[name].file) if usable else None)
         versions.append(listed[name].sha256 if usable else None)
         places.append(rows[name] if usable else None)
