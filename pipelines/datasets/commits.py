@@ -27,16 +27,17 @@ class StoredFile:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
 class CommitRecord(Record):
-    """What vouches for a part: its files, the settings they were made with, and the fate of each planned video."""
+    """What vouches for a shard: its files, the settings they were made with, and the fate of each planned video.
 
+    `shard`, such as train-00000, is what the record is called, too.
+    """
+
+    shard: str
+    split: str
     fingerprint: str
     videos: list[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """What the record is called: `train-00000`."""
-        raise NotImplementedError
 
     @property
     def stored(self) -> tuple[StoredFile, ...]:
@@ -54,12 +55,12 @@ def commit_uri(output: str, name: str) -> str:
 
 def put_commit(output: str, commit: CommitRecord, put_files: Callable[[], None]) -> None:
     """Put the files of a part, by `put_files`, then its record."""
-    record, pending = records.encode(commit), f"{commit.name}.{secrets.token_hex(8)}{PENDING}"
+    record, pending = records.encode(commit), f"{commit.shard}.{secrets.token_hex(8)}{PENDING}"
     storage.put(storage.join(output, FOLDER, pending), record)
     put_files()
-    storage.put(commit_uri(output, commit.name), record)
+    storage.put(commit_uri(output, commit.shard), record)
     # Between two writers of other bytes the last record may be of the one, and the last file of the other.
-    if storage.list_names(storage.join(output, FOLDER), f"{commit.name}.", PENDING) == [pending]:
+    if storage.list_names(storage.join(output, FOLDER), f"{commit.shard}.", PENDING) == [pending]:
         storage.delete(storage.join(output, FOLDER, pending))
 
 
@@ -71,9 +72,9 @@ def settle(output: str, kind: type[CommitRecord]) -> None:
     for uri in _list_records(output, PENDING):
         pending = _parse(uri, storage.read_bytes(uri), kind)
         if pending.stored and fits(output, pending):
-            storage.put(commit_uri(output, pending.name), records.encode(pending))
-        elif not _is_vouched_for(output, pending.name, kind):
-            storage.delete(commit_uri(output, pending.name))
+            storage.put(commit_uri(output, pending.shard), records.encode(pending))
+        elif not _is_vouched_for(output, pending.shard, kind):
+            storage.delete(commit_uri(output, pending.shard))
         storage.delete(uri)
 
 

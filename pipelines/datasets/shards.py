@@ -187,19 +187,10 @@ def _as_bytes(value: object) -> bytes:
 class Commit(CommitRecord):
     """What vouches for a shard: written after it, read at a restart and when the data set is assembled."""
 
-    shard: str
-    split: str
     file: str | None  # relative to the output; null where no video of the shard could be used
     num_rows: int
     num_bytes: int
     sha256: str | None
-    fingerprint: str
-    videos: list[Row]
-
-    @property
-    def name(self) -> str:
-        """The shard's name."""
-        return self.shard
 
     @property
     def stored(self) -> tuple[StoredFile, ...]:

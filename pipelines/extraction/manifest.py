@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from pipelines import records, storage
 from pipelines.datasets import shards
@@ -19,6 +19,15 @@ ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_e
 
 class UnfinishedError(RunError):
     """Some planned shards have no commit record, or are not there as it says."""
+
+
+def check_finished(output: str, unfinished: Collection[str]) -> None:
+    """Raises UnfinishedError where some shards are unfinished."""
+    if unfinished:
+        raise UnfinishedError(
+            f"{output} lacks {format_count(len(unfinished), 'shard')}, not made or not there as made, such as "
+            f"{min(unfinished)}: the same command makes them"
+        )
 
 
 class _Tally:
@@ -91,11 +100,7 @@ def assemble(plan: Plan) -> Dataset:
     }
     # A graph that ended without an error is not taken for one that made every shard; others may write here, too.
     lost = {shard.file for shard in tally.shards if sizes.get(shard.file) != shard.bytes}
-    if unfinished := sorted({*(plan.spans.keys() - committed), *lost}):
-        raise UnfinishedError(
-            f"{plan.output} lacks {format_count(len(unfinished), 'shard')}, not made or not there as made, such as "
-            f"{unfinished[0]}: the same command makes them"
-        )
+    check_finished(plan.output, {*(plan.spans.keys() - committed), *lost})
     return Dataset(
         fingerprint=plan.fingerprint,
         settings=plan.record.settings,

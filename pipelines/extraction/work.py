@@ -168,9 +168,9 @@ def find_committed(plan: PlannedWork, *, verify: bool = False) -> dict[str, froz
     for commit in read_own_commits(plan, plan.commit_kind):
         held = frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
         if commits.has_sizes(commit, sizes) and (not verify or commits.fits(plan.output, commit)):
-            committed[commit.name] = held
+            committed[commit.shard] = held
         else:
-            _check_sources(plan, commit.name, held)
+            _check_sources(plan, commit.shard, held)
     return committed
 
 

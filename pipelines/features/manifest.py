@@ -8,12 +8,11 @@ from typing import Any
 
 from pipelines import records, storage
 from pipelines.datasets import commits, shards
-from pipelines.extraction.manifest import UnfinishedError
+from pipelines.extraction.manifest import check_finished
 from pipelines.extraction.work import read_own_commits
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.records import SCHEMA_VERSION, VIDEO_SCHEMA, FeatureCommit, FeatureSet
 from pipelines.features.sidecar import SIDECAR
-from pipelines.formatting import format_count
 from pipelines.records import Values
 
 
@@ -59,11 +58,7 @@ def assemble(plan: FeaturePlan, described: Values) -> FeatureSet:
     found = read_own_commits(plan, FeatureCommit)
     for _ in tally.watch(shards.write_tables(plan.output, found, VIDEO_SCHEMA)):
         pass
-    if unfinished := sorted(plan.spans.keys() - set(tally.made)):
-        raise UnfinishedError(
-            f"{plan.output} lacks {format_count(len(unfinished), 'shard')}, not made or not there as made, such as "
-            f"{unfinished[0]}: the same command makes them"
-        )
+    check_finished(plan.output, plan.spans.keys() - set(tally.made))
     values: dict[str, Any] = {
         **described,
         "schema_version": SCHEMA_VERSION,

@@ -50,16 +50,7 @@ VIDEO_SCHEMA = pa.schema(
 class FeatureCommit(CommitRecord):
     """What vouches for a shard of features: its table and the arrays of its videos."""
 
-    shard: str
-    split: str
     files: tuple[StoredFile, ...]
-    fingerprint: str
-    videos: list[Row]
-
-    @property
-    def name(self) -> str:
-        """The shard's name."""
-        return self.shard
 
     @property
     def stored(self) -> tuple[StoredFile, ...]:
