@@ -39,6 +39,7 @@ from pipelines.extraction.tasks import Placement, run_graph
 from pipelines.extraction.work import find_work
 from pipelines.features import frames as frames_module
 from pipelines.features import pool as pool_module
+from pipelines.features import spool as spool_module
 from pipelines.features.actor import FeatureActor, SessionLostError
 from pipelines.features.frames import StoredVideo
 from pipelines.features.graph import FeatureSteps, extract
@@ -337,6 +338,21 @@ def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
 
 
+@pytest.mark.parametrize("layout", ["parquet", "npy"])
+def test_a_retry_keeps_videos_of_many_row_groups(
+    videos: Path, networks: list[str], tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool_module, "BLOCK_BYTES", 1)
+    work = Work(config_of(videos, networks, tmp_path / "out", layout=layout))
+    work.make_here()
+    before = hashes(tmp_path / "out")
+    files = [file for file in before if file.endswith(".parquet") and file.startswith(("features/", "windows/"))]
+    groups = [pq.ParquetFile(tmp_path / "out" / file).metadata.num_row_groups for file in files]
+    assert sum(groups) > (20 if layout == "parquet" else 5)
+    work.make_here(retry=True)  # broken videos fail again, and the others are kept
+    assert hashes(tmp_path / "out") == before
+
+
 def failing(put: Callable[..., None], lost: str) -> Callable[..., None]:
     """A put that fails for a URI, or the draft of one, with `lost` in it."""
 
@@ -528,8 +544,8 @@ def test_features_of_shards(ray_here: None, motion_shards: str, networks: list[s
     work = Work(config_of(videos, networks, tmp_path / "raw", layout="npy-streams"))
     row = work.steps.extract(dict(work.row("up_0002")))
     for stream, array in arrays.items():
-        raw = np.frombuffer(row["arrays"][f"features/{stream}/{row['id']}.npy"][-array.nbytes :], np.float32)
-        assert np.abs(raw - array.ravel()).max() < 0.1 * np.abs(raw).max()  # but for the codecs
+        raw = row["vectors"][stream][:]
+        assert np.abs(raw - array).max() < 0.1 * np.abs(raw).max()  # but for the codecs
     assert not np.array_equal(arrays["rgb"], arrays["flow"])
     again = succeed("extract_features", *flags, "--output", tmp_path / "out")
     assert "nothing: 7 shards" in again
@@ -587,11 +603,11 @@ class MortalActor(FeatureActor):
     mark = ""
     once = True
 
-    def push(self, key: str, number: int, source: Any, frames: Any) -> None:
+    def push(self, key: str, number: int, source: Any, frames: Any) -> Any:
         if number == 1 and not (self.once and Path(self.mark).exists()):
             Path(self.mark).touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        super().push(key, number, source, frames)
+        return super().push(key, number, source, frames)
 
 
 @pytest.fixture
@@ -677,6 +693,8 @@ def test_a_session_that_an_actor_does_not_know_is_lost(videos: Path, networks: l
             actor.push(key, number, "video", frames)
     features, kernel = actor.finish("a", 2)
     assert {stream: array.shape for stream, array in features.items()} == {"rgb": (1, 128), "flow": (1, 128)}
+    taken = actor.push("c", 0, "video", np.zeros((16 + 8 + 1, 40, 54, 3), np.uint8))
+    assert {stream: len(array) for stream, array in taken.items()} == {"rgb": 2, "flow": 1}  # the last frame waits
     assert kernel == tvl1.kernel_target("cpu")
     with pytest.raises(SessionLostError):
         actor.finish("a", 2)
@@ -727,8 +745,8 @@ def test_an_actor_holds_nothing_of_a_video_that_fails_on_the_way(
     with pytest.raises(VideoError, match="most of its frames are lost"):
         pool.compute(open_corrupt)
     assert not actor.sessions
-    features, _ = pool.compute(lambda: iter([("video", frames)]))
-    assert features["rgb"].shape == (1, 128)
+    spool, _ = pool.compute(lambda: iter([("video", frames)]))
+    assert spool.vectors["rgb"].shape == (1, 128)
     assert not actor.sessions
 
 

@@ -35,9 +35,10 @@ def write_features(folder: Path, name: str) -> None:
     shape = [windows.count(count_frames(settings, num_frames)), *([settings.crops] * (settings.crops > 1)), 1024]
     features = {stream: np.random.default_rng(0).normal(size=shape).astype(np.float32) for stream in STREAMS}
     video = VideoFacts(id=IDS.get(name, "ID"), num_frames=num_frames, fps=fps)
-    for path, data in make_files(settings, windows, video, features).items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
+    for array in make_files(settings, windows, video, features):
+        (folder / array.path).parent.mkdir(parents=True, exist_ok=True)
+        with (folder / array.path).open("wb") as file:
+            array.write(file)
 
 
 def load(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Names:

@@ -14,6 +14,7 @@ from conftest import SHARED_DATA
 from i3d_reference import reference_features, released_variables
 from plain_features import PLAIN, see_with
 from test_decode import write_video
+from test_features import encode
 
 import models
 from models import checkpoint
@@ -95,7 +96,7 @@ def test_a_preset_gives_what_its_plain_form_gives(name: str, clip: Path, folder:
     assert fps == pytest.approx(30 if settings.fps == "native" else 25, abs=0.01)
     networks = FeatureNetworks.load({stream: str(folder / stream) for stream in STREAMS}, settings)
     video = VideoFacts(id="ID", num_frames=len(frames), fps=fps)
-    files = make_files(settings, networks.windows, video, compute(networks, frames, flow))
+    files = encode(make_files(settings, networks.windows, video, compute(networks, frames, flow)))
     plain = PLAIN[name](frames, flow, {stream: see_with(checkpoint.load(folder / stream)[0]) for stream in STREAMS})
     if name == "video-features":
         plain |= {"ID_fps.npy": np.array(fps), "ID_timestamps_ms.npy": np.array([1000 * 64 / fps])}

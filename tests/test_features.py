@@ -6,13 +6,15 @@ import io
 import itertools
 import json
 import runpy
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
 from test_decode import write_video
@@ -25,13 +27,15 @@ from models.input_spec import STREAMS, Stream
 from pipelines import records
 from pipelines.clips.sampling import ClipSettings, resize_frames
 from pipelines.errors import NetworkError, RunError, SettingsError, VideoError
+from pipelines.features import spool as spool_module
 from pipelines.features.compute import BATCH, FeatureNetworks
 from pipelines.features.crops import crop_frame
-from pipelines.features.layouts import VideoFacts, file_name, list_files, make_files, make_rows, make_schema
+from pipelines.features.layouts import ArrayFile, VideoFacts, file_name, list_files, make_files, make_rows, make_schema
 from pipelines.features.plan import FeaturePlan, Limits, make_task, plan_videos
 from pipelines.features.presets import PRESETS, list_overridden, resolve
 from pipelines.features.settings import FeatureSettings, FlowEnd, Layout, Pad
 from pipelines.features.sidecar import describe_features
+from pipelines.features.spool import Spool
 from pipelines.features.windows import NOTHING, Windows, count_frames
 from pipelines.media import codec
 from pipelines.training.trained_network import hash_weights
@@ -39,6 +43,7 @@ from pipelines.training.trained_network import hash_weights
 SCALE = codec.CodecSettings().flow_scale
 CLIPS = ClipSettings()
 PADS: tuple[Pad, ...] = ("loop", "drop", "repeat", "zeros")
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 FLOW_ENDS: tuple[FlowEnd, ...] = ("repeat", "zero", "shorten")
 SMALL = FeatureSettings(window=9, stride=4, resize="40")
 
@@ -408,6 +413,16 @@ def lay_out(layout: Layout, crops: Any = 1, streams: Sequence[Stream] = STREAMS)
     return settings, Windows.of(settings, 1), VideoFacts(id="a~b", num_frames=17, fps=10.0, split="test"), features
 
 
+def encode(files: Iterable[ArrayFile]) -> dict[str, bytes]:
+    """What lies at each path."""
+    found = {}
+    for array in files:
+        sink = io.BytesIO()
+        array.write(sink)
+        found[array.path] = sink.getvalue()
+    return found
+
+
 @pytest.mark.parametrize(
     ("layout", "crops", "shapes"),
     [
@@ -424,15 +439,16 @@ def lay_out(layout: Layout, crops: Any = 1, streams: Sequence[Stream] = STREAMS)
     ],
 )
 def test_arrays_have_the_shapes_of_their_layout(layout: Layout, crops: int, shapes: dict[str, tuple[int, ...]]) -> None:
-    files = make_files(*lay_out(layout, crops))
+    files = encode(make_files(*lay_out(layout, crops)))
     assert {path: np.load(io.BytesIO(data)).shape for path, data in files.items()} == shapes
     assert list(files) == list_files(lay_out(layout, crops)[0], STREAMS, "a~b")
-    assert files == make_files(*lay_out(layout, crops))
+    assert files == encode(make_files(*lay_out(layout, crops)))
 
 
 def test_rgb_comes_before_flow_whatever_the_order() -> None:
     settings, windows, video, features = lay_out("npy")
-    array = np.load(io.BytesIO(make_files(settings, windows, video, dict(reversed(features.items())))["a~b.npy"]))
+    files = encode(make_files(settings, windows, video, dict(reversed(features.items()))))
+    array = np.load(io.BytesIO(files["a~b.npy"]))
     assert array.tolist() == np.concatenate([features["rgb"], features["flow"]], axis=1).tolist()
 
 
@@ -441,7 +457,7 @@ def test_a_row_is_a_window_of_a_stream_and_crop(dtype: Any) -> None:
     settings, windows, video, features = lay_out("parquet", 5)
     settings = replace(settings, dtype=dtype)
     features = {stream: vectors.astype(dtype) for stream, vectors in features.items()}
-    table = make_rows(settings, windows, video, features)
+    table = pa.concat_tables(make_rows(settings, windows, video, features))
     assert table.schema == make_schema(settings)
     rows = table.to_pylist()
     assert len(rows) == 2 * 3 * 5
@@ -451,8 +467,81 @@ def test_a_row_is_a_window_of_a_stream_and_crop(dtype: Any) -> None:
     assert np.array(row["features"], dtype).tolist() == features["flow"][2, 3].tolist()
 
 
+@pytest.mark.parametrize(("layout", "crops"), [*((name, 1) for name in LAYOUTS), ("npy", 5), ("parquet", 10)])
+def test_features_on_disk_are_written_block_by_block_as_those_in_memory(
+    layout: Layout, crops: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of one window, of two, and of more than there are; the vectors come in pieces too."""
+    settings, windows, video, features = lay_out(layout, crops)
+    whole = encode(make_files(settings, windows, video, features))
+    rows = pa.concat_tables(make_rows(settings, windows, video, features))
+    for path, data in whole.items():
+        assert np.lib.format.read_magic(io.BytesIO(data)) == (1, 0)
+        sink = io.BytesIO()
+        np.save(sink, np.load(io.BytesIO(data)))
+        assert sink.getvalue() == data, path
+    spool = Spool()
+    for stream, vectors in features.items():
+        for part in (vectors[:0], vectors[:2], vectors[2:]):
+            spool.add({stream: part})
+    for size in (1, 2 * 4 * 8 * crops, 1 << 20):
+        monkeypatch.setattr(spool_module, "BLOCK_BYTES", size)
+        assert encode(make_files(settings, windows, video, spool.vectors)) == whole
+        tables = list(make_rows(settings, windows, video, spool.vectors))
+        assert pa.concat_tables(tables).equals(rows)
+        assert layout != "parquet" or len(tables) == 2 * {1: 3, 1 << 20: 1}.get(size, 2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_features_of_hours_cost_no_memory(layout: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(spool_module, "BLOCK_BYTES", 1 << 20)
+    settings = replace(SMALL, layout=layout, stride=1)
+    windows = Windows.of(settings, 1)
+    video = VideoFacts(id="ID", num_frames=8000 + 8, fps=30.0)
+    held = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        spool = Spool()
+        for _ in range(80):
+            spool.add({stream: np.ones((100, 1024), np.float32) for stream in STREAMS})
+        for array in make_files(settings, windows, video, spool.vectors):
+            with (tmp_path / Path(array.path).name).open("wb") as file:
+                array.write(file)
+        for table in make_rows(settings, windows, video, spool.vectors):
+            held = max(held, table.nbytes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    total = sum(vectors.shape[0] * 4096 for vectors in spool.vectors.values())
+    assert total == 2 * 8000 * 4096
+    assert peak < total / 8
+    assert held < total / 8
+
+
+def test_vectors_that_are_taken_as_they_come_are_those_of_the_end(uris: dict[Stream, str]) -> None:
+    networks = FeatureNetworks.load(uris, replace(SMALL, crops=5))
+    video = draw_video(60)
+    expected = compute(networks, video)
+    for batch in (1, 3):  # 3: a batch ends within the crops of a window
+        spool, pieces = Spool(), 0
+        for stream in STREAMS:
+            features = networks.open(stream, SCALE if stream == "flow" else None)
+            features.batch = batch
+            for frame in video[stream]:
+                features.push(frame)
+                taken = features.take()
+                pieces += len(taken) > 0
+                spool.add({stream: taken})
+            spool.add({stream: features.finish()})
+        assert pieces > 10
+        for stream in STREAMS:
+            assert spool.vectors[stream].shape == expected[stream].shape
+            tolerance = {1: 0, 3: 1e-4 * np.abs(expected[stream]).max()}[batch]
+            np.testing.assert_allclose(spool.vectors[stream][:], expected[stream], atol=tolerance, rtol=0)
+
+
 def test_beside_arrays_a_row_says_when_a_window_is() -> None:
-    table = make_rows(*lay_out("npy"))
+    (table,) = make_rows(*lay_out("npy"))
     assert table.column_names == ["id", "class_name", "split", "window", "start_s", "end_s"]
     assert table["start_s"].to_pylist() == [0, 0.4, 0.8]
 
@@ -463,7 +552,7 @@ def test_beside_arrays_a_row_says_when_a_window_is() -> None:
 @pytest.mark.parametrize("layout", ["npy", "npy-streams", "npy-transposed", "video-features"])
 def test_no_id_leads_out_of_the_folder(id: str, layout: Layout, tmp_path: Path) -> None:
     settings, windows, video, features = lay_out(layout)
-    for path, data in make_files(settings, windows, replace(video, id=id), features).items():
+    for path, data in encode(make_files(settings, windows, replace(video, id=id), features)).items():
         parts = PurePosixPath(path).parts
         assert len(parts) == (2 if layout == "npy-streams" else 1)
         assert not {"..", ".", "/"} & set(parts)

@@ -86,10 +86,11 @@ class FeatureActor:
         with self.books:
             return self.seconds + (time.perf_counter() - self.since if self.active else 0.0)
 
-    def push(self, key: str, number: int, source: Source, frames: npt.NDArray[Any]) -> None:
+    def push(self, key: str, number: int, source: Source, frames: npt.NDArray[Any]) -> Features:
         """The next batch of a session: `number` 0 begins it. RGB (n, H, W, 3), or codes of flow (n, 2H, W).
 
-        Raises SessionLostError where the batches before are not there, and VideoError.
+        Returns the features of the windows that are complete since the batch before. Raises SessionLostError where the
+        batches before are not there, and VideoError.
         """
         with self._work():
             session = self._find(key, number)
@@ -98,9 +99,11 @@ class FeatureActor:
             else:
                 self._push(session, source, frames)
             session.number = number + 1
+            with self.lock:
+                return session.video.take()
 
     def finish(self, key: str, number: int) -> tuple[Features, str]:
-        """The features of a video of so many batches, and the kernel that made them."""
+        """The last features of a video of so many batches, and the kernel that made them."""
         with self._work():
             session = self._find(key, number)
             self.drop(key)

@@ -1,8 +1,8 @@
 """I3D's vectors of a video's windows, from frames that come one by one.
 
 Of a video only the frames of windows that are not yet complete are kept, cropped and as integers. So they cost the same
-memory whatever its length, and each is decoded, and its flow computed, once, however many windows show it. The vectors
-themselves, 4 KB a window and stream, are held until the video ends.
+memory whatever its length, and each is decoded, and its flow computed, once, however many windows show it. So do the
+vectors, 4 KB a window and stream, where the caller takes them as windows are complete.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class StreamFeatures:
         self.num_pushed += 1
 
     def finish(self) -> npt.NDArray[np.floating]:
-        """(windows, channels), or (windows, crops, channels) of more than one crop; in the settings' dtype.
+        """The vectors that were not taken; see `take`.
 
         Raises VideoError("too_short") where the video has no window: no frames for one, or one frame and so no flow.
         """
@@ -218,9 +218,19 @@ class StreamFeatures:
         for place in range(self._place, self.windows.count(length)):
             self._show(self.windows.frames(place, length))
         self._compute(least=1)
+        return self.take()
+
+    def take(self) -> npt.NDArray[np.floating]:
+        """The vectors that came since the last time, in order, of whole windows.
+
+        (windows, channels), or (windows, crops, channels) of more than one crop; in the settings' dtype.
+        """
         channels, crops = self.network.channels, self.settings.crops
         vectors = np.frombuffer(self._vectors, self.settings.dtype)
-        return vectors.reshape(-1, channels) if crops == 1 else vectors.reshape(-1, crops, channels)
+        whole = len(vectors) // (channels * crops) * channels * crops  # a batch may end within a window's crops
+        self._vectors = bytearray(vectors[whole:].tobytes())
+        taken = vectors[:whole]
+        return taken.reshape(-1, channels) if crops == 1 else taken.reshape(-1, crops, channels)
 
     def _finish_frames(self) -> int:
         """Take what is left of the frames; returns how many frames all streams have."""

@@ -1,8 +1,9 @@
 """What a task makes of a shard's videos: the features of their windows.
 
-A video is one stream of frames through decode, flow and the networks, of which the vectors are held until it ends, and
-no frame. Without GPUs all of it is done in the task; with GPUs the task sends batches of frames to actors (pool.py),
-and makes files of what comes back. How tasks become a graph is in `pipelines.extraction.tasks`.
+A video is one stream of frames through decode, flow and the networks, of which no frame is held; its vectors lie on the
+disk of the task's machine until it ends (spool.py). Without GPUs all of it is done in the task; with GPUs the task
+sends batches of frames to actors (pool.py), and makes files of what comes back. How tasks become a graph is in
+`pipelines.extraction.tasks`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from pipelines.features.plan import STORED_SCHEMA, FeaturePlan
 from pipelines.features.pool import Batch, FeaturePool, iter_batches, start_pool
 from pipelines.features.records import VIDEO_SCHEMA
 from pipelines.features.sidecar import SIDECAR
-from pipelines.features.store import commit_features, encode_video, read_kept
+from pipelines.features.spool import Spool
+from pipelines.features.store import commit_features, describe_vectors, read_kept
 from pipelines.features.task import (
-    Features,
     FeatureTask,
     VideoFeatures,
     compute_features,
@@ -45,9 +46,7 @@ CPU = torch.device("cpu")
 class FeatureSteps(TaskSteps):
     """Decode, flow and networks of one video, frame by frame: no frames are held but those of windows under way."""
 
-    COLUMNS = tuple(
-        dict.fromkeys([*STORED_SCHEMA.names, *VIDEO_SCHEMA.names, "table", "arrays", "kept_files", "kernel"])
-    )
+    COLUMNS = tuple(dict.fromkeys([*STORED_SCHEMA.names, *VIDEO_SCHEMA.names, "vectors", "stored", "kernel"]))
     STAGE = "features"
 
     task: FeatureTask
@@ -88,7 +87,9 @@ class FeatureSteps(TaskSteps):
 
     def commit(self, name: str, rows: Iterable[Row]) -> tuple[int, int]:
         """Put a shard of finished rows, each as it comes, then its record; usable videos and bytes."""
-        commit = commit_features(self.output, name, rows, task=self.task, fingerprint=self.fingerprint)
+        commit = commit_features(
+            self.output, name, rows, task=self.task, windows=self.windows, fingerprint=self.fingerprint
+        )
         usable = sum(video["status"] == "ok" for video in commit.videos)
         return usable, sum(file.num_bytes for file in commit.files)
 
@@ -110,21 +111,20 @@ class FeatureSteps(TaskSteps):
     def work(self, row: Row) -> Row:
         """What becomes of one video that is there: its facts, and its features as they are written."""
         with self.measure() as clock, clock.of("features"):
-            facts, features, kernel = (self._read_video if self.task.data is None else self._read_stored)(row, clock)
-            with clock.of("encode"):
-                encoded = encode_video(self.task.settings, self.windows, {**row, **facts}, features)
-        return {"status": "ok", **facts, **encoded, "kernel": kernel}
+            facts, spool, kernel = (self._read_video if self.task.data is None else self._read_stored)(row, clock)
+        return {"status": "ok", **facts, **describe_vectors(spool.vectors), "kernel": kernel}
 
-    def _read_video(self, row: Row, clock: Stopwatch) -> tuple[Row, Features, str]:
+    def _read_video(self, row: Row, clock: Stopwatch) -> tuple[Row, Spool, str]:
         with ExitStack() as stack:
             with clock.of("fetch"):
                 path = stack.enter_context(fetch(row))
             video = VideoFile(path, row, self.task)
             if self.pool is None:
-                features = self._open()
+                features, spool = self._open(), Spool()
                 solve = solve_here(self.task, self.backend)
-                compute_features(features, clock.through("decode", video), solve, clock)
-                return video.facts(), features.finish(), self.find_kernel()
+                compute_features(features, clock.through("decode", video), solve, spool, clock)
+                spool.add(features.finish())
+                return video.facts(), spool, self.find_kernel()
 
             def open_batches() -> Iterator[Batch]:
                 nonlocal video
@@ -135,7 +135,7 @@ class FeatureSteps(TaskSteps):
             computed, kernel = self.pool.compute(open_batches)
             return video.facts(), computed, kernel
 
-    def _read_stored(self, row: Row, clock: Stopwatch) -> tuple[Row, Features, str]:
+    def _read_stored(self, row: Row, clock: Stopwatch) -> tuple[Row, Spool, str]:
         with clock.of("fetch"):
             stored = StoredVideo(row, self.task)
 
@@ -147,12 +147,14 @@ class FeatureSteps(TaskSteps):
         if self.pool is not None:
             computed, kernel = self.pool.compute(open_batches)
             return {}, computed, kernel
-        features = self._open()
+        features, spool = self._open(), Spool()
         for stream in self.task.streams:
             for batch in clock.through("decode", stored.read(stream)):
                 for frame in batch:
                     features.push(stream, frame)
-        return {}, features.finish(), self.find_kernel()
+                spool.add(features.take())
+        spool.add(features.finish())
+        return {}, spool, self.find_kernel()
 
     def _open(self) -> VideoFeatures:
         networks = keep_networks(self.task, CPU)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ import pyarrow as pa
 from models.input_spec import STREAMS, Stream
 from pipelines.datasets.annotations import is_id, make_id
 from pipelines.features.settings import FeatureSettings
+from pipelines.features.spool import Array, Vectors, split_blocks
 from pipelines.features.windows import Windows, count_frames
+from pipelines.storage import Draft
 
-Features = Mapping[Stream, npt.NDArray[np.floating]]
-Array = npt.NDArray[np.number]
+VideoVectors = Mapping[Stream, Vectors]  # of all windows of a video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,20 +43,41 @@ def make_schema(settings: FeatureSettings) -> pa.Schema:
     return pa.schema([*about, ("stream", pa.string()), ("crop", pa.int8()), *times, ("features", pa.list_(number))])
 
 
-def make_rows(settings: FeatureSettings, windows: Windows, video: VideoFacts, features: Features) -> pa.Table:
-    """The rows of a video, by `make_schema`: stream by stream, window by window, crop by crop."""
+def make_rows(
+    settings: FeatureSettings, windows: Windows, video: VideoFacts, features: VideoVectors
+) -> Iterator[pa.Table]:
+    """The rows of a video, by `make_schema`: stream by stream, window by window, crop by crop; in tables of bounded
+    size, which make one row group each."""
     schema = make_schema(settings)
     times = windows.times(count_frames(settings, video.num_frames), video.fps)
     if settings.layout != "parquet":
-        return _table(schema, video, times, np.arange(len(times)))
-    tables = []
+        yield _table(schema, video, times, np.arange(len(times)))
+        return
     for stream in _streams(features):
-        vectors = features[stream].reshape(len(times), settings.crops, -1)
-        places, crops = np.divmod(np.arange(len(times) * settings.crops), settings.crops)
-        offsets = np.arange(len(places) + 1, dtype=np.int32) * vectors.shape[2]
-        lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
-        tables.append(_table(schema, video, times, places, stream=stream, crop=crops, features=lists))
-    return pa.concat_tables(tables)
+        vectors = features[stream]
+        for block in split_blocks(len(times), _item_bytes(vectors)):
+            yield _make_block(settings, schema, video, times, stream, block, vectors[block])
+
+
+def _make_block(
+    settings: FeatureSettings,
+    schema: pa.Schema,
+    video: VideoFacts,
+    times: npt.NDArray[np.float64],
+    stream: Stream,
+    block: slice,
+    vectors: Array,
+) -> pa.Table:
+    vectors = vectors.reshape(len(vectors) * settings.crops, -1)
+    places, crops = np.divmod(np.arange(len(vectors)), settings.crops)
+    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * vectors.shape[1]
+    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1)))
+    return _table(schema, video, times, block.start + places, stream=stream, crop=crops, features=lists)
+
+
+def _item_bytes(vectors: Vectors) -> int:
+    """Bytes of one window."""
+    return prod(vectors.shape[1:]) * vectors.dtype.itemsize
 
 
 def _table(
@@ -74,12 +97,84 @@ def _table(
     )
 
 
-def make_files(settings: FeatureSettings, windows: Windows, video: VideoFacts, features: Features) -> dict[str, bytes]:
-    """The arrays of a video as relative paths and what lies there; none of the Parquet layout.
+@dataclass(frozen=True, kw_only=True)
+class ArrayFile:
+    """A .npy file: where it lies, the shape (windows or channels first) and type of its array, and how its blocks come.
+
+    Equal arrays are equal bytes. C-contiguous, which all readers take.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    open_blocks: Callable[[], Iterator[Array]]
+
+    def write(self, file: IO[bytes] | Draft) -> None:
+        """Write it block by block."""
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in self.open_blocks():
+            file.write(block.tobytes())
+
+
+def make_files(
+    settings: FeatureSettings, windows: Windows, video: VideoFacts, features: VideoVectors
+) -> Iterator[ArrayFile]:
+    """The arrays of a video, at relative paths; none of the Parquet layout.
 
     Paths never lead out of the folder, whatever the id.
     """
-    return {path: _encode(array) for path, array in _arrays(settings, windows, video, features)}
+    streams = _streams(features)
+    paths = list_files(settings, streams, video.id)
+    match settings.layout:
+        case "parquet":
+            return
+        case "npy":
+            yield _join(paths[0], [features[stream] for stream in streams])
+        case "npy-transposed":
+            yield _transpose(paths[0], [features[stream] for stream in streams])
+        case "npy-streams":
+            for path, stream in zip(paths, streams, strict=True):
+                yield _join(path, [features[stream]])
+        case "video-features":
+            ends = windows.times(count_frames(settings, video.num_frames), video.fps)[:, 1]
+            *of_streams, of_rate, of_times = paths
+            for path, stream in zip(of_streams, streams, strict=True):
+                yield _join(path, [features[stream]])
+            yield _write_whole(of_rate, np.array(video.fps))
+            yield _write_whole(of_times, 1000 * ends)
+
+
+def _write_whole(path: str, array: Array) -> ArrayFile:
+    return ArrayFile(path=path, shape=array.shape, dtype=array.dtype, open_blocks=lambda: iter([array]))
+
+
+def _join(path: str, arrays: list[Vectors]) -> ArrayFile:
+    """Along the last axis."""
+    first, length = arrays[0], len(arrays[0])
+    shape = (*first.shape[:-1], sum(array.shape[-1] for array in arrays)) if len(arrays) > 1 else first.shape
+
+    def open_blocks() -> Iterator[Array]:
+        for block in split_blocks(length, sum(map(_item_bytes, arrays))):
+            parts = [array[block] for array in arrays]
+            yield parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+    return ArrayFile(path=path, shape=shape, dtype=first.dtype, open_blocks=open_blocks)
+
+
+def _transpose(path: str, arrays: list[Vectors]) -> ArrayFile:
+    """(channels, windows), one array below the other. Every window is read once for each block of channels."""
+    first, length = arrays[0], len(arrays[0])
+
+    def open_blocks() -> Iterator[Array]:
+        for array in arrays:
+            for channels in split_blocks(array.shape[1], length * array.dtype.itemsize):
+                parts = [array[block][:, channels].T.copy() for block in split_blocks(length, _item_bytes(array))]
+                yield np.concatenate(parts, axis=1)
+
+    shape = (sum(array.shape[1] for array in arrays), length)
+    return ArrayFile(path=path, shape=shape, dtype=first.dtype, open_blocks=open_blocks)
 
 
 def list_files(settings: FeatureSettings, streams: tuple[Stream, ...], id: str) -> list[str]:
@@ -96,34 +191,8 @@ def list_files(settings: FeatureSettings, streams: tuple[Stream, ...], id: str) 
             return [f"{name}.npy"]
 
 
-def _arrays(
-    settings: FeatureSettings, windows: Windows, video: VideoFacts, features: Features
-) -> Iterator[tuple[str, Array]]:
-    streams = _streams(features)
-    paths = list_files(settings, streams, video.id)
-    match settings.layout:
-        case "parquet":
-            return
-        case "npy-streams":
-            arrays: list[Array] = [features[stream] for stream in streams]
-        case "video-features":
-            ends = windows.times(count_frames(settings, video.num_frames), video.fps)[:, 1]
-            arrays = [*(features[stream] for stream in streams), np.array(video.fps), 1000 * ends]
-        case _:
-            joined = np.concatenate([features[stream] for stream in streams], axis=-1)
-            arrays = [joined.T if settings.layout == "npy-transposed" else joined]
-    yield from zip(paths, arrays, strict=True)
-
-
-def _streams(features: Features) -> tuple[Stream, ...]:
+def _streams(features: VideoVectors) -> tuple[Stream, ...]:
     return tuple(stream for stream in STREAMS if stream in features)
-
-
-def _encode(array: Array) -> bytes:
-    """A .npy file: equal arrays are equal bytes. C-contiguous, which all readers take."""
-    sink = io.BytesIO()
-    np.lib.format.write_array(sink, np.asarray(array, order="C"), version=(1, 0), allow_pickle=False)
-    return sink.getvalue()
 
 
 def file_name(id: str) -> str:

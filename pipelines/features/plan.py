@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from tyro.conf import arg
 
@@ -23,6 +22,8 @@ from pipelines.extraction.records import PlannedCatalog, PlanRecord
 from pipelines.extraction.work import PLAN_SCHEMA, PlannedWork, hash_catalog, lay_out, name_shards
 from pipelines.features.compute import BATCH, FeatureNetworks, StreamNetwork
 from pipelines.features.records import SCHEMA_VERSION, FeatureCommit
+from pipelines.features.settings import FeatureSettings
+from pipelines.features.spool import BLOCK_BYTES
 from pipelines.features.task import FeatureTask
 from pipelines.media.codec import CodecSettings, check_convention, scale_of
 from pipelines.media.decode import DecodeSettings
@@ -50,9 +51,7 @@ FOLDERS = ("features", "features/rgb", "features/flow", "windows")  # of an outp
 
 TASK_BYTES = 1_280 << 20  # of a worker with two networks of width 1, a window of 64 frames in them, and its decoder
 CROP_BYTES = 21  # a pixel of a window, for each crop more: of RGB and flow as they are kept, shown and joined
-VECTOR_COPIES = 3  # of a video's vectors, while they become files
-NATIVE_FPS = 30.0  # of a file whose own rate is kept, as far as memory goes
-LEAST_BYTES_S = 25_000  # of a source, as far as memory goes
+BLOCKS = 3  # of vectors, while they become files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +181,7 @@ def plan_videos(
     """Lay the catalog out in shards, each of at most `size` videos of one split, in catalog order."""
     table = lay_out(catalog.table, videos=videos, videos_per_shard=size)
     given: dict[str, Any] = {"output": output, "kernel": kernel, "size": size}
-    return _plan(table, catalog.classes, task, networks, **given, most_frames=_most_frames(catalog, task))
+    return _plan(table, catalog.classes, task, networks, **given)
 
 
 def plan_stored(
@@ -198,9 +197,8 @@ def plan_stored(
         "status": ["new" if status == "ok" else "missing" for status in found["status"].to_pylist()],
     }
     table = pa.table({name: columns[name] for name in STORED_SCHEMA.names}, schema=STORED_SCHEMA)
-    most_frames = pc.max(table["num_frames"]).as_py()
     given: dict[str, Any] = {"output": output, "kernel": kernel, "size": size}
-    return _plan(table, stored.index.classes, task, networks, **given, most_frames=most_frames)
+    return _plan(table, stored.index.classes, task, networks, **given)
 
 
 def _plan(
@@ -212,7 +210,6 @@ def _plan(
     output: str,
     kernel: str,
     size: int,
-    most_frames: float,
 ) -> FeaturePlan:
     record = PlanRecord(
         schema_version=SCHEMA_VERSION,
@@ -226,7 +223,7 @@ def _plan(
         table=table,
         record=record,
         fingerprint=shards.digest(record),
-        task_bytes=_estimate_memory(task, networks, most_frames),
+        task_bytes=_estimate_memory(task.settings, networks),
         task=task,
         per_shard=size,
     )
@@ -260,27 +257,8 @@ def _derive(task: FeatureTask) -> Values:
     return {**(videos if task.data is None else {}), "clips_at_a_time": dict(BATCH), "libraries": libraries}
 
 
-def _estimate_memory(task: FeatureTask, networks: FeatureNetworks, num_frames: float) -> int:
-    """Bytes that a task is to reserve: for the vectors of the longest video that there may be, too.
-
-    See benchmarks/memory.py.
-    """
-    settings = task.settings
-    number = 4 if settings.dtype == "float32" else 2
-    channels = sum(network.channels for network in networks.networks.values())
-    windows = min(num_frames, task.decode.max_frames) / settings.stride
+def _estimate_memory(settings: FeatureSettings, networks: FeatureNetworks) -> int:
+    """Bytes that a task is to reserve, whatever the length of its videos; see benchmarks/memory.py."""
     side = max(network.input_spec.size for network in networks.networks.values())
     crops = CROP_BYTES * (settings.crops - 1) * settings.window * side**2
-    return TASK_BYTES + crops + int(VECTOR_COPIES * windows * settings.crops * channels * number)
-
-
-def _most_frames(catalog: Catalog, task: FeatureTask) -> float:
-    """Frames of the longest video that there may be: by the spans, or by the largest file."""
-    seconds = [float("inf")]
-    lengths = pc.subtract(catalog.table["end"], catalog.table["start"])
-    if len(lengths) and lengths.null_count == 0:
-        seconds.append(max(0.0, pc.max(lengths).as_py()))
-    if catalog.largest_bytes is not None:
-        seconds.append(catalog.largest_bytes / LEAST_BYTES_S)
-    fps = task.decode.fps
-    return min(seconds) * (NATIVE_FPS if fps == "native" else fps)
+    return TASK_BYTES + crops + BLOCKS * BLOCK_BYTES

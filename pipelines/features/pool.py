@@ -22,7 +22,8 @@ from pipelines.extraction.batches import BATCH_PIXELS
 from pipelines.extraction.flow_pool import ActorPool, FlowLostError, receive
 from pipelines.extraction.tasks import Placement
 from pipelines.features.actor import FeatureActor, SessionLostError, Source
-from pipelines.features.task import Features, FeatureTask
+from pipelines.features.spool import Spool
+from pipelines.features.task import FeatureTask
 
 MOST_FRAMES = 64  # of a batch
 Batch = tuple[Source, npt.NDArray[Any]]
@@ -31,7 +32,7 @@ Batch = tuple[Source, npt.NDArray[Any]]
 class FeaturePool(ActorPool):
     """Actors that compute features."""
 
-    def compute(self, open_batches: Callable[[], Iterator[Batch]]) -> tuple[Features, str]:
+    def compute(self, open_batches: Callable[[], Iterator[Batch]]) -> tuple[Spool, str]:
         """The features of the video that `open_batches` reads, from its start each time, and what computed them.
 
         Raises what an actor raised, and FlowLostError where actors died time after time, or are gone.
@@ -46,19 +47,22 @@ class FeaturePool(ActorPool):
             self.pass_over(actor)
         raise AssertionError("counts for ever")
 
-    def _send_all(self, actor: Any, batches: Iterable[Batch]) -> tuple[Features, str]:
+    def _send_all(self, actor: Any, batches: Iterable[Batch]) -> tuple[Spool, str]:
         self._turn += 1
+        spool = Spool()
         key = f"{ray.get_runtime_context().get_node_id()} {os.getpid()} {self._turn}"
         number, answer = 0, None
         try:
             for source, frames in batches:
                 if answer is not None:
-                    receive(answer)
+                    spool.add(receive(answer))
                 answer = actor.push.options(max_task_retries=0).remote(key, number, source, frames)
                 number += 1
             if answer is not None:
-                receive(answer)
-            return receive(actor.finish.options(max_task_retries=0).remote(key, number))
+                spool.add(receive(answer))
+            features, kernel = receive(actor.finish.options(max_task_retries=0).remote(key, number))
+            spool.add(features)
+            return spool, kernel
         except Exception:
             # Else the actor would hold the windows of each video that fails on the way, for an hour.
             if answer is not None:

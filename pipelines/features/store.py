@@ -11,9 +11,9 @@ OUT/features.json                          settings, networks, conventions, coun
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from math import prod
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,10 +23,10 @@ from pipelines.datasets import commits
 from pipelines.datasets.commits import StoredFile
 from pipelines.datasets.shards import Row
 from pipelines.errors import RunError
-from pipelines.features.layouts import VideoFacts, list_files, make_files, make_rows, make_schema
+from pipelines.features.layouts import VideoFacts, VideoVectors, list_files, make_files, make_rows, make_schema
 from pipelines.features.records import FeatureCommit, describe
 from pipelines.features.settings import FeatureSettings
-from pipelines.features.task import Features, FeatureTask
+from pipelines.features.task import FeatureTask
 from pipelines.features.windows import Windows
 
 ARRAYS = "features"  # folder of the arrays, and of tables that hold the vectors
@@ -37,32 +37,29 @@ def table_path(settings: FeatureSettings, name: str) -> str:
     return f"{ARRAYS if settings.layout == 'parquet' else 'windows'}/{name}.parquet"
 
 
-def encode_video(settings: FeatureSettings, windows: Windows, row: Row, features: Features) -> Row:
-    """What a finished row has of its features: `table` of its windows, `arrays` by path, and their numbers."""
-    facts = VideoFacts(
-        id=row["id"],
-        num_frames=row["num_frames"],
-        fps=row["fps"],
-        class_name=row["class_name"],
-        split=row["split"],
-    )
-    vectors = next(iter(features.values()))
-    return {
-        "table": make_rows(settings, windows, facts, features),
-        "arrays": {f"{ARRAYS}/{path}": data for path, data in make_files(settings, windows, facts, features).items()},
-        "windows": len(vectors),
-        "feature_bytes": sum(array.nbytes for array in features.values()),
-    }
+@dataclass(frozen=True, kw_only=True)
+class StoredFeatures:
+    """What the shard that is there holds of a video that is kept: its rows, and its arrays."""
+
+    tables: Iterator[pa.Table]
+    files: tuple[StoredFile, ...]
+
+
+def describe_vectors(vectors: VideoVectors) -> Row:
+    """What a finished row has of its features: the `vectors` themselves, and their numbers."""
+    (windows,) = {len(stream) for stream in vectors.values()}
+    num_bytes = sum(prod(stream.shape) * stream.dtype.itemsize for stream in vectors.values())
+    return {"vectors": vectors, "windows": windows, "feature_bytes": num_bytes}
 
 
 def commit_features(
-    output: str, name: str, rows: Iterable[Row], *, task: FeatureTask, fingerprint: str
+    output: str, name: str, rows: Iterable[Row], *, task: FeatureTask, windows: Windows, fingerprint: str
 ) -> FeatureCommit:
     """Put the files of a shard, then its commit record.
 
-    Of the rows each goes into its files as it comes. Arrays are put at once: those of a video that was kept are left
-    as they are, and what no record vouches for does not exist. The table, which a retry replaces, is put between the
-    pending record and the record.
+    Of the rows each goes into its files as it comes, block by block. Arrays are put at once: those of a video that was
+    kept are left as they are, and what no record vouches for does not exist. The table, which a retry replaces, is put
+    between the pending record and the record.
     """
     settings, videos, files = task.settings, list[Row](), list[StoredFile]()
     with storage.draft(storage.join(output, table_path(settings, name))) as draft:
@@ -70,10 +67,11 @@ def commit_features(
             for row in rows:
                 videos.append(describe(row))
                 if row["status"] == "ok":
-                    kept = row["kept_files"]
-                    files += list(_put_arrays(output, row["arrays"])) if kept is None else kept
-                    # A row group a video: so a retry takes videos over one by one.
-                    writer.write_table(row["table"], row_group_size=max(1, len(row["table"])))
+                    stored = row["stored"] or _put_arrays(output, row, settings, windows)
+                    files += stored.files
+                    # Row groups of one video: so a retry takes videos over one by one.
+                    for table in stored.tables:
+                        writer.write_table(table, row_group_size=max(1, len(table)))
                 else:
                     _remove_arrays(output, task, row["id"])
                 del row  # before the next one is made
@@ -93,10 +91,23 @@ def commit_features(
     return commit
 
 
-def _put_arrays(output: str, arrays: dict[str, bytes]) -> Iterator[StoredFile]:
-    for path, data in arrays.items():
-        storage.put(storage.join(output, path), data)
-        yield StoredFile(path=path, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+def _put_arrays(output: str, row: Row, settings: FeatureSettings, windows: Windows) -> StoredFeatures:
+    """Put the arrays of a video, and open its rows."""
+    facts = VideoFacts(
+        id=row["id"],
+        num_frames=row["num_frames"],
+        fps=row["fps"],
+        class_name=row["class_name"],
+        split=row["split"],
+    )
+    files = []
+    for array in make_files(settings, windows, facts, row["vectors"]):
+        path = f"{ARRAYS}/{array.path}"
+        with storage.draft(storage.join(output, path)) as draft:
+            array.write(draft)
+            draft.put()
+        files.append(StoredFile(path=path, num_bytes=draft.num_bytes, sha256=draft.sha256))
+    return StoredFeatures(tables=make_rows(settings, windows, facts, row["vectors"]), files=tuple(files))
 
 
 def _remove_arrays(output: str, task: FeatureTask, video: str) -> None:
@@ -121,20 +132,30 @@ def read_kept(output: str, name: str, kept: list[Row], task: FeatureTask) -> Ite
             "the same command with --verify, which makes damaged shards again, or restore them from a copy"
         )
     files = {file.path: file for file in commit.files}
-    stored = [video for video in commit.videos if video["status"] == "ok"]
-    places = {video["id"]: place for place, video in enumerate(stored)}
+    held = [video for video in commit.videos if video["status"] == "ok"]
+    rows_a_window = task.settings.crops * len(task.streams) if task.settings.layout == "parquet" else 1
     with storage.open_read(storage.join(output, path)) as file:
         parquet = pq.ParquetFile(file)
+        groups = _list_groups(parquet, [rows_a_window * video["windows"] for video in held])
+        facts = {video["id"]: (video, own) for video, own in zip(held, groups, strict=True)}
         for row in kept:
-            place = places[row["id"]]
-            own = [f"{ARRAYS}/{array}" for array in list_files(task.settings, task.streams, row["id"])]
+            video, own = facts[row["id"]]
+            arrays = [f"{ARRAYS}/{array}" for array in list_files(task.settings, task.streams, row["id"])]
+            tables = (parquet.read_row_group(group).combine_chunks() for group in own)
             yield {
                 **row,
-                **stored[place],
-                "table": _read_group(parquet, place),
-                "kept_files": [files[array] for array in own],
+                **video,
+                "stored": StoredFeatures(tables=tables, files=tuple(files[array] for array in arrays)),
             }
 
 
-def _read_group(parquet: Any, place: int) -> pa.Table:
-    return parquet.read_row_group(place).combine_chunks()
+def _list_groups(parquet: pq.ParquetFile, counts: list[int]) -> list[range]:
+    """The row groups of videos that have so many rows, in order."""
+    group, groups = 0, []
+    for count in counts:
+        first = group
+        while count > 0:
+            count -= parquet.metadata.row_group(group).num_rows
+            group += 1
+        groups.append(range(first, group))
+    return groups

@@ -22,6 +22,7 @@ from pipelines.errors import RunError, VideoError
 from pipelines.extraction.plan import LIMITS
 from pipelines.features.compute import FeatureNetworks
 from pipelines.features.settings import FeatureSettings
+from pipelines.features.spool import Features, Spool
 from pipelines.media import codec
 from pipelines.media.codec import FlowScale
 from pipelines.media.decode import DecodeSettings
@@ -32,7 +33,6 @@ from pipelines.tvl1.params import FlowPreset
 if TYPE_CHECKING:
     from pipelines.extraction.metrics import Stopwatch  # which imports ray; jobs must not, before they connect
 
-Features: TypeAlias = dict[Stream, npt.NDArray[np.floating]]
 Frame: TypeAlias = npt.NDArray[Any]
 SolveFlow: TypeAlias = Callable[[Iterable[npt.NDArray[np.uint8]]], Iterator[codec.Levels]]
 
@@ -118,7 +118,7 @@ def load_no_kernel(backend: str) -> str:
 
 
 class VideoFeatures:
-    """One video on its way through the networks: frames go in one by one, features come out at the end."""
+    """One video on its way through the networks: frames go in one by one, features come out as windows are complete."""
 
     def __init__(self, networks: FeatureNetworks, scales: dict[Stream, FlowScale | None]) -> None:
         self.streams = {stream: networks.open(stream, scale) for stream, scale in scales.items()}
@@ -128,8 +128,12 @@ class VideoFeatures:
         with at_features():
             self.streams[stream].push(frame)
 
+    def take(self) -> Features:
+        """What came since the last time, of each stream (windows, [crops,] channels)."""
+        return {stream: features.take() for stream, features in self.streams.items()}
+
     def finish(self) -> Features:
-        """Of each stream (windows, [crops,] channels)."""
+        """What was not taken. Raises VideoError where the video has no window."""
         with at_features():
             return {stream: features.finish() for stream, features in self.streams.items()}
 
@@ -145,13 +149,14 @@ def at_features() -> Iterator[None]:
 
 
 def compute_features(
-    video: VideoFeatures, frames: Iterable[npt.NDArray[np.uint8]], solve: SolveFlow, clock: Stopwatch
+    video: VideoFeatures, frames: Iterable[npt.NDArray[np.uint8]], solve: SolveFlow, spool: Spool, clock: Stopwatch
 ) -> None:
     """Push all RGB frames of a video, and the flow that `solve` makes of them in grey, as they come."""
 
     def push(stream: Stream, frame: Frame) -> None:
         with clock.of("features"):
             video.push(stream, frame)
+            spool.add(video.take())
 
     def iter_grey() -> Iterator[npt.NDArray[np.uint8]]:
         for frame in frames:

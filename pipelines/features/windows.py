@@ -65,9 +65,8 @@ class Windows:
 
     def times(self, length: int, fps: float) -> npt.NDArray[np.float64]:
         """When each window begins and ends, (windows, 2) in seconds; never outside of the video."""
-        places = range(self.count(length))
-        ends = [(self.first(place), self.stop(place)) for place in places]
-        return np.clip(np.array(ends, np.float64).reshape(-1, 2), 0, length) / fps
+        first = self.first(0) + self.stride * np.arange(self.count(length), dtype=np.float64)
+        return np.clip(np.stack([first, first + self.span], axis=1), 0, length) / fps
 
 
 def count_frames(settings: FeatureSettings, num_frames: int) -> int:
