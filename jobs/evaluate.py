@@ -11,6 +11,7 @@ Videos that are missing, quarantined or cannot be decoded count as wrong.
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ from pipelines.errors import SettingsError
 from pipelines.evaluation.records import EVALUATION, Evaluation
 from pipelines.formatting import format_count
 from pipelines.records import Values
+from pipelines.training.trained_network import Network, hash_weights
 from pipelines.training.weights_files import Which
 
 if TYPE_CHECKING:
@@ -123,18 +125,20 @@ def run(config: Evaluate) -> Evaluation:
         list(networks),
         index.classes,
         ignore_missing=config.ignore_missing,
-        settings=describe(config, index, scorer),
+        settings=describe(config, index, scorer, networks),
     )
     write(output, evaluation, table)
     print(f"\n{format_summary(evaluation)}\nlook at     {storage.join(config.output, 'report.html')}")
     return evaluation
 
 
-def describe(config: Evaluate, index: VideoIndex, scorer: Scorer) -> Values:
+def describe(config: Evaluate, index: VideoIndex, scorer: Scorer, loaded: Mapping[str, Network]) -> Values:
     """What evaluation.json says of the settings."""
     division = {"annotations": list(config.annotations), "fold": config.fold} if config.annotations else {}
     protocol = {"name": config.protocol, **asdict(scorer.protocol)}
-    networks = [asdict(source) for source in scorer.sources]
+    # By the weights `export` tells whether an accuracy is that of the network which it writes.
+    weights = {name: hash_weights(network.model) for name, network in loaded.items()}
+    networks = [{**asdict(source), "weights_sha256": weights[source.name]} for source in scorer.sources]
     return {"data": index.data, "split": config.split, **division, "networks": networks, "protocol": protocol}
 
 

@@ -43,7 +43,7 @@ def test_windows_paths_are_read(tmp_path: Path) -> None:
     (row,) = read(tmp_path, "path,label", r"wave\.\1.mp4,wave").rows
     assert (row.id, row.path) == ("wave~1", "wave/1.mp4")
     for path in (r"C:\videos\1.mp4", r"\\server\videos\1.mp4", r"wave\..\..\1.mp4"):
-        with pytest.raises(CatalogError, match=r"1 paths outside the videos folder: list\.csv:2"):
+        with pytest.raises(CatalogError, match=r"1 path outside the videos folder: list\.csv:2"):
             read(tmp_path, "path,label", f"{path},wave")
 
 
@@ -73,12 +73,12 @@ def test_minus_one_is_no_label(tmp_path: Path, none: str) -> None:
 
 
 def test_other_numbers_below_zero_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"1 labels below zero: -2\. .*-1"):
+    with pytest.raises(CatalogError, match=r"1 label below zero: -2\. .*-1"):
         read(tmp_path, "path,label", "1.mp4,0", "2.mp4,-2")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"columns that list\.csv has twice: label"):
+    with pytest.raises(CatalogError, match=r"1 column that list\.csv has twice: label"):
         read(tmp_path, "path,label,Label", "1.mp4,a,b")
     assert labels(read(tmp_path, "path,label,,", "1.mp4,a,,")) == ["a"]
 
@@ -107,5 +107,5 @@ def test_a_span_that_holds_no_time_costs_its_row(tmp_path: Path, span: str, capl
 
 
 def test_a_table_without_any_good_span_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CatalogError, match=r"2 spans that are not numbers: list\.csv:2 '0:00,0:10'"):
+    with pytest.raises(CatalogError, match=r"2 spans other than two numbers: list\.csv:2 '0:00,0:10'"):
         read(tmp_path, KINETICS, "a,x,0:00,0:10", "a,y,0:10,0:20")

@@ -133,7 +133,7 @@ def test_numbers_as_labels_are_ordered_by_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../x.mp4", "a/../../x.mp4", "/etc/x.mp4", "s3://bucket/x.mp4", ""])
 def test_paths_outside_the_videos_folder_are_refused(tmp_path: Path, path: str) -> None:
     annotations = _write(tmp_path / "list.csv", "path,label", f"{path},a")
-    with pytest.raises(CatalogError, match=r"1 paths outside the videos folder: list\.csv:2"):
+    with pytest.raises(CatalogError, match=r"1 path outside the videos folder: list\.csv:2"):
         read_catalog(_touch(tmp_path, "x.mp4"), annotations)
 
 
@@ -221,16 +221,16 @@ def test_a_real_csv_of_paths(shared_data: Path) -> None:
     [
         (
             ["a,x,0,10,train", "b,x,0,10,val"],
-            r"1 duplicate ids: x_000000_000010 \(list\.csv:2, list\.csv:3\)\. .*remove",
+            r"1 duplicate id: x_000000_000010 \(list\.csv:2, list\.csv:3\)\. .*remove",
         ),
-        (["a,x,zero,10,train"], r"1 spans that are not numbers: list\.csv:2 'zero,10'"),
-        (["a,x,nan,10,train"], "1 spans that are not numbers"),
+        (["a,x,zero,10,train"], r"1 span other than two numbers: list\.csv:2 'zero,10'"),
+        (["a,x,nan,10,train"], "1 span other than two numbers"),
         (["a,x,20,10,train", "a,y,-1,10,train"], "2 negative, empty or reversed spans: .*20–10.*-1–10"),
-        (["a,x,0,10"], r"1 rows without the 5 columns of the header: list\.csv:2 has 4"),
-        (["a,,0,10,train"], "1 rows without a youtube_id"),
-        (["a,x,0,10,../up"], r"1 unusable split names: list\.csv:2 '\.\./up'"),
+        (["a,x,0,10"], r"1 row without the 5 columns of the header: list\.csv:2 has 4"),
+        (["a,,0,10,train"], "1 row without a youtube_id"),
+        (["a,x,0,10,../up"], r"1 unusable split name: list\.csv:2 '\.\./up'"),
         ([f"a,y{i},9,1,train" for i in range(7)], r"7 negative.*list\.csv:6 9–1, …"),
-        (["a,x,0,10,A", "a,y,0,10,a"], "1 split names that differ in case only: 'A' and 'a'"),
+        (["a,x,0,10,A", "a,y,0,10,a"], "1 split name written in two ways: 'A' and 'a'"),
         (
             ["a,missing,0,10,train"],
             "none of the 1 annotated .*looked for missing_000000_000010 or missing.*such as x.mp4",
@@ -246,7 +246,7 @@ def test_rows_that_cannot_be_meant_are_one_error(tmp_path: Path, rows: list[str]
 def test_labels_outside_the_class_list_are_refused(tmp_path: Path) -> None:
     annotations = _write(tmp_path / "list.csv", "path,label", "x.mp4,wave", "y.mp4,wavee")
     classes = _write(tmp_path / "label_map.txt", "kick", "wave")
-    with pytest.raises(CatalogError, match=r"1 unknown labels: wavee. The class list has 2 classes: kick, wave"):
+    with pytest.raises(CatalogError, match=r"1 unknown label: wavee. The class list has 2 classes: kick, wave"):
         read_catalog(_touch(tmp_path, "x.mp4"), [annotations, classes])
 
 
@@ -255,7 +255,7 @@ def test_a_ucf101_line_that_disagrees_with_the_class_index_is_refused(tmp_path: 
     _write(tmp_path / "classInd.txt", "1 Wave")
     _write(tmp_path / "testlist01.txt", "Wave/v.avi")
     _write(tmp_path / "trainlist01.txt", line)
-    with pytest.raises(CatalogError, match=r"1 lines with an unknown label: trainlist01\.txt:1"):
+    with pytest.raises(CatalogError, match=r"1 line with an unknown label: trainlist01\.txt:1"):
         read_catalog(_touch(tmp_path, "w.avi"), str(tmp_path))
 
 
@@ -265,7 +265,7 @@ def test_a_fold_without_files_is_refused(tmp_path: Path) -> None:
     _write(tmp_path / "hmdb/Wave_test_split1.txt", "w.avi 1 ")
     _write(tmp_path / "csv/list.csv", "path,label", "w.avi,Wave")
     videos = _touch(tmp_path / "v", "w.avi")
-    for kind, message in [("ucf", "no trainlist04"), ("hmdb", "1 split files absent"), ("csv", "only UCF-101 and")]:
+    for kind, message in [("ucf", "no trainlist04"), ("hmdb", "1 split file absent"), ("csv", "only UCF-101 and")]:
         with pytest.raises(CatalogError, match=message):
             read_catalog(videos, str(tmp_path / kind), fold=4)
 
@@ -303,7 +303,7 @@ def test_folders_without_videos_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_name_that_no_table_can_hold_is_refused(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")).write_bytes(b"")
-    with pytest.raises(CatalogError, match="1 video file names that are not UTF-8"):
+    with pytest.raises(CatalogError, match="1 video file name in another encoding than UTF-8"):
         read_catalog(str(tmp_path))
 
 

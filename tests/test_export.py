@@ -28,7 +28,8 @@ from pipelines.evaluation.records import Accuracy, Evaluation, NetworkAccuracy
 from pipelines.media.codec import CodecSettings
 from pipelines.sharing import cards
 from pipelines.training.records import RunRecord, RunResult
-from pipelines.training.trained_network import load_network
+from pipelines.training.trained_network import hash_weights, load_network
+from pipelines.training.weights_files import Which
 
 
 @pytest.fixture
@@ -56,12 +57,18 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def hash_of(run: Path, which: Which) -> str:
+    return hash_weights(load_network(str(run), which=which).model)
+
+
 def write_evaluation(folder: Path, run: Path) -> None:
     flow = NetworkAccuracy(of_expected=Accuracy(top1=0.5, top5=0.75), of_evaluated=Accuracy(top1=2 / 3, top5=1.0))
     settings = {
         "data": "shards", "split": "test",
         "protocol": {"name": "paper", "num_clips": None, "num_crops": 1, "flip": False},
-        "networks": [{"name": "flow", "uri": str(run), "stream": "flow", "which": "last"}],
+        "networks": [
+            {"name": "flow", "uri": str(run), "stream": "flow", "which": "last", "weights_sha256": hash_of(run, "last")}
+        ],
     }  # fmt: skip
     found = Evaluation(
         expected=8, evaluated=6, missing=1, quarantined=1, failed=0, ignore_missing=False, top1=0.1, top5=None,
@@ -136,6 +143,14 @@ def test_without_an_evaluation_no_accuracy_is_claimed(run: Path, tmp_path: Path,
     own = load_file(run / "checkpoints" / which / "weights.safetensors")
     shared = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(tensor, shared[name]) for name, tensor in own.items())
+
+
+def test_the_accuracy_of_weights_that_were_replaced_since_is_refused(run: Path, tmp_path: Path) -> None:
+    model, metadata = checkpoint.load(run / "checkpoints" / "best")
+    checkpoint.save(run / "checkpoints" / "last", model, metadata)
+    done = run_here("export", run, tmp_path / "out", "--evaluation", tmp_path / "evaluation")
+    assert "not of the last checkpoint" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_would_be_wrong_to_share_is_refused(run: Path, tmp_path: Path) -> None:

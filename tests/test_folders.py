@@ -63,9 +63,9 @@ def test_the_layout_may_be_said() -> None:
 
 
 def test_a_split_folder_needs_a_name_for_files_and_every_video_one() -> None:
-    with pytest.raises(CatalogError, match=r"1 unusable split names: 'my split'.*letters, digits"):
+    with pytest.raises(CatalogError, match=r"1 unusable split name: 'my split'.*letters, digits"):
         read(["my split/a/1.mp4"], "split-class")
-    with pytest.raises(CatalogError, match=r"1 videos outside the split folders: 1.mp4"):
+    with pytest.raises(CatalogError, match=r"1 video outside the split folders: 1.mp4"):
         read(["1.mp4", "train/a/2.mp4"], "split-class")
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from shard_rows import make_row
 
-from pipelines import records
+from pipelines import records, storage
 from pipelines.datasets import catalog, shards
 from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.records import ShardConvention
@@ -22,7 +22,7 @@ from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import RunError, SettingsChangedError, SettingsError
 from pipelines.extraction import plan as plan_module
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
-from pipelines.extraction.work import begin_output, find_committed, iter_blocks
+from pipelines.extraction.work import begin_output, find_committed, find_work, iter_blocks
 from pipelines.media import codec as codec_module
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
@@ -336,6 +336,28 @@ def test_a_damaged_shard_is_not_made_again_without_the_files_of_its_videos(tmp_p
         find_committed(now, verify=True)
     Path(str(refusal.value).rpartition(" delete ")[2]).unlink()  # as it says
     assert find_committed(now, verify=True) == {}
+
+
+def test_a_damaged_shard_that_a_retry_was_about_to_replace_keeps_its_record_where_its_files_are_gone(
+    tmp_path: Path,
+) -> None:
+    rows = [make_row(CodecSettings(), index, id=f"train{index}") for index in range(3)]
+    plan = plan_of(catalog_of({"train": 3}), tmp_path)
+    put_shard(plan, "train-00000", [{**row, "status": "ok"} for row in rows[:2]])
+    with pytest.MonkeyPatch.context() as patch:
+        puts = iter([None])
+        patch.setattr(storage.Draft, "put", lambda draft, put=storage.Draft.put: (next(puts), put(draft)))
+        with pytest.raises(StopIteration):  # the pending record was put, the shard was not
+            put_shard(plan, "train-00000", [{**row, "status": "ok"} for row in rows])
+    spoil(tmp_path / "shards" / "train-00000.parquet", "flipped")
+    commits_there = sorted(path.name for path in (tmp_path / "commits").iterdir())
+    assert len(commits_there) == 2
+    now = plan_of(catalog_of({"train": 3}, missing=["train1"]), tmp_path)
+    for _ in range(2):
+        with pytest.raises(RunError, match="the files of 1 video in it are gone, such as that of train1"):
+            find_work(now)
+        assert sorted(path.name for path in (tmp_path / "commits").iterdir()) == commits_there
+    assert [block["status"].to_pylist() for block in find_work(plan)] == [["new"] * 3]
 
 
 def test_a_damaged_shard_is_made_again_where_only_videos_that_it_lacked_have_no_file(tmp_path: Path) -> None:

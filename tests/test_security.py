@@ -72,7 +72,7 @@ def test_an_id_is_the_name_of_a_file_in_its_folder(name: str) -> None:
 def test_a_path_that_leads_out_of_the_videos_folder_is_refused(tmp_path: Path, path: str) -> None:
     with (tmp_path / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), (path, "a")])
-    with pytest.raises(CatalogError, match="paths outside the videos folder"):
+    with pytest.raises(CatalogError, match="1 path outside the videos folder"):
         read_annotations([str(tmp_path / "list.csv")])
 
 
@@ -80,7 +80,7 @@ def test_a_path_that_leads_out_of_the_videos_folder_is_refused(tmp_path: Path, p
 def test_a_split_that_is_no_name_of_a_file_is_refused(tmp_path: Path, split: str) -> None:
     with (tmp_path / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split"), ("x.mp4", "a", split)])
-    with pytest.raises(CatalogError, match="unusable split names"):
+    with pytest.raises(CatalogError, match="unusable split name"):
         read_annotations([str(tmp_path / "list.csv")])
 
 

@@ -23,7 +23,7 @@ import pytest
 from shard_rows import FLOW, HEIGHT, WIDTH, convention_of, encode_shard, make_row
 
 from pipelines import storage
-from pipelines.datasets import shards
+from pipelines.datasets import commits, shards
 from pipelines.datasets.records import read_dataset
 from pipelines.datasets.shards import Commit, Row, ShardFormat, ShardSettings, commit_shard, read_rows
 from pipelines.errors import ConventionError
@@ -348,7 +348,7 @@ def test_a_commit_that_is_interrupted_leaves_a_record_that_fits_its_shard(
     with contextlib.nullcontext() if puts == 3 else pytest.raises(OSError, match="away"):
         commit(output, rows, settings)
     monkeypatch.setattr(storage.Draft, "put", put)
-    shards.settle(output)
+    commits.settle(output, Commit)
     if num_rows is None:
         assert list(shards.read_commits(output)) == []
     else:
@@ -378,7 +378,7 @@ def test_of_two_writers_of_a_shard_the_record_is_of_the_file_that_is_there(
     with pytest.raises(OSError, match="stopped") if stopped else contextlib.nullcontext():
         commit(output, rows, settings)
     assert shards.fits(output, shards.read_commit(output, "train-00000")) == stopped
-    shards.settle(output)
+    commits.settle(output, Commit)
     assert shards.read_commit(output, "train-00000") == others[1]
     assert shards.fits(output, others[1])
     assert not list(tmp_path.glob("commits/*.pending"))

@@ -73,11 +73,15 @@ class Annotations:
     source: str
 
 
-def refuse(problem: str, offenders: Sequence[str], remedy: str) -> None:
-    """Raise a CatalogError that counts the offenders and names the first five; nothing where there are none."""
+def refuse(noun: str, problem: str, offenders: Sequence[str], remedy: str) -> None:
+    """Raise a CatalogError that counts the offenders and names the first five; nothing where there are none.
+
+    `noun` is what one of them is, `problem` what is wrong with it, or with them.
+    """
     if offenders:
         more = ", …" if len(offenders) > 5 else ""
-        raise CatalogError(f"{len(offenders)} {problem}: {', '.join(offenders[:5])}{more}. {remedy}")
+        counted = f"{format_count(len(offenders), noun)} {problem}".strip()
+        raise CatalogError(f"{counted}: {', '.join(offenders[:5])}{more}. {remedy}")
 
 
 def make_id(name: str) -> str:
@@ -135,7 +139,7 @@ def read_labels(labels: Iterable[str]) -> list[str]:
     """Labels with -1, which stands for none, as empty ones. Raises CatalogError for other numbers below zero."""
     read = ["" if UNLABELLED.fullmatch(label) else label for label in labels]
     below = sorted({label for label in read if re.fullmatch(r"-\d+(\.\d*)?", label)})
-    refuse("labels below zero", below, "A label is a name or a number from 0 on; -1 means that there is none")
+    refuse("label", "below zero", below, "A label is a name or a number from 0 on; -1 means that there is none")
     return read
 
 
@@ -152,7 +156,7 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
         ways.setdefault(_fold_label(label), []).append(label)
     twins = [" and ".join(f"{label!r} ({counts[label]})" for label in same) for same in ways.values() if same[1:]]
     remedy = "Write each class in one way; if they are two, give a class list too: list.csv classes.txt"
-    refuse("classes that are written in two ways", twins, remedy)
+    refuse("class", "written in two ways", twins, remedy)
     numbers = all(map(_is_number, counts))
     # As text 10 would come before 2.
     return tuple(sorted(counts, key=lambda label: (float(label) if numbers else 0, label)))
@@ -180,7 +184,7 @@ def check_splits(splits: Sequence[str], places: Sequence[str]) -> None:
     usable = {split: bool(re.fullmatch(r"\w[\w-]*", split)) and len(split.encode()) <= 64 for split in set(splits)}
     wrong = [f"{place} {split!r}".strip() for place, split in zip(places, splits, strict=True) if not usable[split]]
     remedy = "A split names shards: letters, digits, '_' and '-', at most 64 bytes, such as train"
-    refuse("unusable split names", wrong, remedy)
+    refuse("unusable split name", "", wrong, remedy)
 
 
 def _expand(sources: Sequence[str]) -> Iterator[str]:
@@ -242,9 +246,9 @@ def _read_csv(uri: str) -> _CsvTable:
         raise CatalogError(f"{name} is empty. A header and one row per video are needed")
     header = [cell.strip().lower() for cell in rows[0][1]]
     twice = [column for column in sorted(_KNOWN_COLUMNS) if header.count(column) > 1]
-    refuse(f"columns that {name} has twice", twice, "Leave the one that counts")
+    refuse("column", f"that {name} has twice", twice, "Leave the one that counts")
     wrong = [f"{name}:{line} has {len(cells)}" for line, cells in rows[1:] if len(cells) != len(header)]
-    refuse(f"rows without the {len(header)} columns of the header", wrong, "Quote cells that hold the delimiter")
+    refuse("row", f"without the {len(header)} columns of the header", wrong, "Quote cells that hold the delimiter")
     return _CsvTable(name, {column: index for index, column in enumerate(header)}, rows[1:])
 
 
@@ -279,12 +283,12 @@ def _read_paths(tables: Sequence[_CsvTable]) -> list[Annotation]:
     # Lists are written on Windows, too.
     given = [path.replace("\\", "/") for table in tables for path in table.column("path")]
     outside = [f"{place} {path!r}" for place, path in zip(places, given, strict=True) if _escapes(path)]
-    refuse("paths outside the videos folder", outside, "Give paths relative to the videos folder, without '..'")
+    refuse("path", "outside the videos folder", outside, "Give paths relative to the videos folder, without '..'")
     paths = [posixpath.normpath(path) for path in given]
     labels = [label for table in tables for label in table.column("label")]
     if any(labels):
         empty = [place for place, label in zip(places, labels, strict=True) if not label]
-        refuse("rows without a label", empty, "Label every row, or none")
+        refuse("row", "without a label", empty, "Label every row, or none")
     splits = [split for table in tables for split in _read_splits(table)]
     columns = zip(make_path_ids(paths), read_labels(labels), splits, paths, places, strict=True)
     return [Annotation(name, label, split, path, place=place) for name, label, split, path, place in columns]
@@ -299,7 +303,7 @@ def _escapes(path: str) -> bool:
 def _read_kinetics(table: _CsvTable) -> Iterator[Annotation]:
     places, names = table.places(), table.column("youtube_id")
     empty = [place for place, name in zip(places, names, strict=True) if not name]
-    refuse("rows without a youtube_id", empty, "Fill the column")
+    refuse("row", "without a youtube_id", empty, "Fill the column")
     columns = (names, read_labels(table.column("label")), _read_splits(table), _read_spans(table), places)
     for video, label, split, (start, end, text), place in zip(*columns, strict=True):
         # The span is part of the id: several clips may be of one YouTube video.
@@ -328,8 +332,8 @@ def _read_spans(table: _CsvTable) -> list[tuple[float, float, str]]:
             empty.append(f"{place} {span[0]:g}–{span[1]:g}")
         spans.append((*span, "_".join(map(_format_seconds, span))))
     if len(wrong) + len(empty) == len(spans):
-        refuse("spans that are not numbers", wrong, "time_start and time_end are seconds, such as 17 or 17.5")
-        refuse("negative, empty or reversed spans", empty, "0 ≤ time_start < time_end is needed, in seconds")
+        refuse("span", "other than two numbers", wrong, "time_start and time_end are seconds, such as 17 or 17.5")
+        refuse("negative, empty or reversed span", "", empty, "0 ≤ time_start < time_end is needed, in seconds")
     elif wrong or empty:
         count, first = len(wrong) + len(empty), (wrong + empty)[0]
         logger.warning("%d rows of %s have a span that holds no time, such as %s: they will be quarantined",
@@ -365,7 +369,7 @@ def _check_labels(rows: Iterable[Annotation], classes: tuple[str, ...]) -> tuple
     if not classes:
         return order_classes(labels)
     remedy = f"The class list has {format_count(len(classes), 'class')}: {', '.join(classes[:5])}, …"
-    refuse("unknown labels", sorted(set(labels) - set(classes) - {""}), remedy)
+    refuse("unknown label", "", sorted(set(labels) - set(classes) - {""}), remedy)
     return classes
 
 
@@ -390,7 +394,8 @@ def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
                 wrong.append(f"{place} {text!r}")
             rows.append(_row_of_file(file_name, class_name, split, place))
     refuse(
-        "lines with an unknown label",
+        "line",
+        "with an unknown label",
         wrong,
         f"classInd.txt has {format_count(len(classes), 'class')}, such as {classes[0]}",
     )
@@ -400,7 +405,7 @@ def _read_ucf101(names: dict[str, str], fold: int) -> Annotations:
 def _read_class_index(uri: str) -> tuple[str, ...]:
     lines = [line.split(maxsplit=1) for _, line in _read_lines(uri)]
     wrong = [" ".join(parts) for i, parts in enumerate(lines, 1) if len(parts) != 2 or parts[0] != str(i)]
-    refuse("lines out of place in classInd.txt", wrong, "Lines are '1 FirstClass', '2 SecondClass', … in order")
+    refuse("line", "out of place in classInd.txt", wrong, "Lines are '1 FirstClass', '2 SecondClass', … in order")
     if not lines:
         raise CatalogError("classInd.txt is empty. Lines such as '1 ApplyEyeMakeup' are needed")
     return tuple(name for _, name in lines)
@@ -410,7 +415,7 @@ def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
     matches = [match for match in map(_HMDB_FILE.fullmatch, names) if match]
     classes = tuple(sorted({match[1] for match in matches}))
     absent = [f"{name}_test_split{fold}.txt" for name in classes if f"{name}_test_split{fold}.txt" not in names]
-    refuse("split files absent", absent, f"Choose a fold of {', '.join(sorted({match[2] for match in matches}))}")
+    refuse("split file", "absent", absent, f"Choose a fold of {', '.join(sorted({match[2] for match in matches}))}")
     rows: list[Annotation] = []
     wrong: list[str] = []
     for class_name in classes:
@@ -422,7 +427,7 @@ def _read_hmdb51(names: dict[str, str], fold: int) -> Annotations:
                 wrong.append(f"{place} {text!r}")
             elif use != "0":
                 rows.append(_row_of_file(name.strip(), class_name, "train" if use == "1" else "test", place))
-    refuse("unreadable lines", wrong, "Lines are 'NAME.avi N' with 0 = unused, 1 = train, 2 = test")
+    refuse("unreadable line", "", wrong, "Lines are 'NAME.avi N' with 0 = unused, 1 = train, 2 = test")
     return Annotations(rows, classes, f"HMDB-51 fold {fold}")
 
 

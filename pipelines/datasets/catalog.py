@@ -147,7 +147,7 @@ def _list_folder(videos: str) -> tuple[str, dict[str, int | None]]:
             storage.check_answers(uri)  # a bucket that there is not, or that refuses, is another mistake
         raise CatalogError(f"no videos folder at {videos!r}. Check the path")
     unreadable = [repr(path) for path in sizes if _is_video(path) and not _is_utf8(path)]
-    refuse("video file names that are not UTF-8", unreadable, "Rename the files")
+    refuse("video file name", "in another encoding than UTF-8", unreadable, "Rename the files")
     return uri, sizes
 
 
@@ -228,7 +228,7 @@ def _refuse_duplicates(rows: Sequence[Annotation]) -> None:
         if row.id in twice:
             twice[row.id].append(row.place)
     named = [f"{name} ({', '.join(places[:3])}{', …' * (len(places) > 3)})" for name, places in twice.items()]
-    refuse("duplicate ids", named, "Every video may occur once over all splits: remove the repeated rows")
+    refuse("duplicate id", "", named, "Every video may occur once over all splits: remove the repeated rows")
 
 
 def _refuse_twin_splits(splits: set[str]) -> None:
@@ -236,7 +236,7 @@ def _refuse_twin_splits(splits: set[str]) -> None:
     for split in sorted(splits):
         ways.setdefault(unicodedata.normalize("NFKC", split).casefold(), []).append(split)
     twins = [" and ".join(map(repr, same)) for same in ways.values() if len(same) > 1]
-    refuse("split names that differ in case only", twins, "They name files, which some disks take for one: rename one")
+    refuse("split name", "written in two ways", twins, "They name files, which some disks take for one: rename one")
 
 
 def split_rank(split: str) -> tuple[int, str]:

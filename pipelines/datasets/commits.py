@@ -64,25 +64,27 @@ def put_commit(output: str, commit: CommitRecord, put_files: Callable[[], None])
         storage.delete(storage.join(output, FOLDER, pending))
 
 
-def settle(output: str, kind: type[CommitRecord]) -> None:
+def settle(output: str, kind: type[C], *, check: Callable[[C], None] = lambda commit: None) -> None:
     """Let each part that was left with a pending record have the record that fits it; the caller holds the lock.
 
-    A part that no record fits has none afterwards, so that it is made again.
+    A part that no record fits has none afterwards, so that it is made again. `check` is shown its record before, and
+    may raise: then everything stays as it is.
     """
     for uri in _list_records(output, PENDING):
         pending = _parse(uri, storage.read_bytes(uri), kind)
         if pending.stored and fits(output, pending):
             storage.put(commit_uri(output, pending.shard), records.encode(pending))
-        elif not _is_vouched_for(output, pending.shard, kind):
+        elif (stands := _find_commit(output, pending.shard, kind)) and not fits(output, stands):
+            check(stands)
             storage.delete(commit_uri(output, pending.shard))
         storage.delete(uri)
 
 
-def _is_vouched_for(output: str, name: str, kind: type[CommitRecord]) -> bool:
+def _find_commit(output: str, name: str, kind: type[C]) -> C | None:
     try:
-        return fits(output, read_commit(output, name, kind))
+        return read_commit(output, name, kind)
     except FileNotFoundError:
-        return False
+        return None
 
 
 def fits(output: str, commit: CommitRecord) -> bool:

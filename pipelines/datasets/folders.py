@@ -50,7 +50,7 @@ def annotate_folders(paths: Sequence[str], layout: Layout = "auto") -> Annotatio
         layout = _guess_layout(paths, folders)
     splits = [WHOLE] * len(paths)
     if layout == "split-class":
-        refuse("videos outside the split folders", _find_outside(paths), "Move them into one of the split folders")
+        refuse("video", "outside the split folders", _find_outside(paths), "Move them into one of the split folders")
         splits = _name_splits([folder[0] for folder in folders])
         check_splits(splits, [""] * len(splits))
     labels = read_labels(_name_classes(folders, layout))

@@ -253,11 +253,6 @@ def describe(row: Row) -> Row:
     return {name: sizes.get(name, row.get(name)) for name in VIDEO_SCHEMA.names}
 
 
-def settle(output: str) -> None:
-    """Let each shard that was left with a pending record have the record that fits it; the caller holds the lock."""
-    commits.settle(output, Commit)
-
-
 def fits(output: str, commit: Commit) -> bool:
     """Whether the shard that a record vouches for is there, to the byte; a record without a shard vouches for none."""
     return commits.fits(output, commit)

@@ -166,16 +166,29 @@ def find_committed(plan: PlannedWork, *, verify: bool = False) -> dict[str, froz
     sizes = plan.list_files()
     committed = {}
     for commit in read_own_commits(plan, plan.commit_kind):
-        held = frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
+        held = _list_held(commit)
         if commits.has_sizes(commit, sizes) and (not verify or commits.fits(plan.output, commit)):
             committed[commit.shard] = held
         else:
-            _check_sources(plan, commit.shard, held)
+            _check_sources(plan, commit)
     return committed
 
 
-def _check_sources(plan: PlannedWork, shard: str, held: frozenset[str]) -> None:
+def settle(plan: PlannedWork) -> None:
+    """Let the record of each shard fit its files; see `commits.settle`.
+
+    Raises RunError where a shard that is damaged cannot be made again.
+    """
+    commits.settle(plan.output, plan.commit_kind, check=lambda commit: _check_sources(plan, commit))
+
+
+def _list_held(commit: CommitRecord) -> frozenset[str]:
+    return frozenset(str(video["id"]) for video in commit.videos if video["status"] == "ok")
+
+
+def _check_sources(plan: PlannedWork, commit: CommitRecord) -> None:
     """Raises RunError where a damaged shard holds videos whose files are gone: made again it would lose them all."""
+    shard, held = commit.shard, _list_held(commit)
     rows = plan.rows(shard).select(["id", "status"]).to_pylist()
     if gone := [row["id"] for row in rows if row["status"] == "missing" and row["id"] in held]:
         record = commits.commit_uri(plan.output, shard)
@@ -224,5 +237,5 @@ def find_work(plan: PlannedWork, *, retry: bool = False, verify: bool = False) -
     begin_output(plan)
     inner = (*plan.folders, commits.FOLDER, RUNS)
     storage.remove_leftovers(plan.output, *(storage.join(plan.output, folder) for folder in inner))
-    commits.settle(plan.output, plan.commit_kind)
+    settle(plan)
     return list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))

@@ -24,7 +24,7 @@ from pipelines.evaluation.records import EVALUATION, Accuracy, Evaluation
 from pipelines.formatting import format_count
 from pipelines.sharing import cards
 from pipelines.training.records import RESULT, RUN, RunRecord, RunResult
-from pipelines.training.trained_network import load_network
+from pipelines.training.trained_network import hash_weights, load_network
 from pipelines.training.weights_files import Which, find_checkpoint, local_checkpoint
 
 TITLES = {"i3d": "I3D", "c3d": "C3D", "convnet_lstm": "ConvNet+LSTM", "two_stream": "Two-Stream"}
@@ -64,7 +64,7 @@ class Score:
 def export_model(export: ModelExport, folder: Path) -> str:
     """Writes the folder; returns the card. Raises NetworkError, and DataError for an evaluation of another network."""
     model, metadata = _load(export)
-    score = None if export.evaluation is None else read_score(export)
+    score = None if export.evaluation is None else read_score(export, hash_weights(model))
     run = _read_run(export.run)
     # What a checkpoint tells of its run names places that are nobody else's business.
     checkpoint.save(folder, model, replace(metadata, extra={}), layout=checkpoint.HUB)
@@ -89,17 +89,15 @@ def _read_run(uri: str) -> RunRecord | None:
     return records.read(storage.join(uri, RUN), RunRecord) if known else None
 
 
-def read_score(export: ModelExport) -> Score:
-    """The accuracy of this very network. Raises DataError where the evaluation is of others."""
+def read_score(export: ModelExport, sha256: str) -> Score:
+    """The accuracy of the network with this hash of weights. Raises DataError where the evaluation is of others."""
     assert export.evaluation is not None
     evaluation = records.read(storage.join(export.evaluation, EVALUATION), Evaluation)
     networks = evaluation.settings.get("networks")
     rows = [dict(row) for row in networks if isinstance(row, Mapping)] if isinstance(networks, list | tuple) else []
-    meant = find_checkpoint(export.run, export.which)
     for row in rows:
-        uri = storage.absolute(str(row.get("uri")))
-        which: Which = "best" if row.get("which") == "best" else "last"
-        if find_checkpoint(uri, which) == meant:
+        # Not by where it lies: a network may have been trained anew there since.
+        if row.get("weights_sha256") == sha256:
             figures = evaluation.figures[str(row["name"])]
             accuracy = {"expected": figures.of_expected, "evaluated": figures.of_evaluated}
             return Score(evaluation=evaluation, figures=accuracy)
