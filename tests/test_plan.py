@@ -20,6 +20,7 @@ from pipelines.datasets.catalog import Catalog
 from pipelines.datasets.records import ShardConvention
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import RunError, SettingsChangedError, SettingsError
+from pipelines.extraction import manifest
 from pipelines.extraction import plan as plan_module
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.extraction.work import begin_output, find_committed, find_work, iter_blocks
@@ -336,6 +337,16 @@ def test_a_damaged_shard_is_not_made_again_without_the_files_of_its_videos(tmp_p
         find_committed(now, verify=True)
     Path(str(refusal.value).rpartition(" delete ")[2]).unlink()  # as it says
     assert find_committed(now, verify=True) == {}
+
+
+def test_what_a_lost_node_left_is_gone_when_the_data_set_is_finished(tmp_path: Path) -> None:
+    plan = plan_of(catalog_of({"train": 1}), tmp_path)
+    put_shard(plan, "train-00000", [{**make_row(CodecSettings(), 0, id="train0"), "status": "ok"}])
+    for folder in ("shards", "commits", "runs"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{storage.UNFINISHED}0123").touch()
+    manifest.finish(plan, manifest.assemble(plan))
+    assert not list(tmp_path.rglob(f"{storage.UNFINISHED}*"))
 
 
 def test_a_damaged_shard_that_a_retry_was_about_to_replace_keeps_its_record_where_its_files_are_gone(

@@ -175,10 +175,13 @@ def find_committed(plan: PlannedWork, *, verify: bool = False) -> dict[str, froz
 
 
 def settle(plan: PlannedWork) -> None:
-    """Let the record of each shard fit its files; see `commits.settle`.
+    """Remove what workers that died left, and let the record of each shard fit its files; see `commits.settle`.
 
+    At the start of a run, and at its end: a node that is lost meanwhile leaves things, too. The caller holds the lock.
     Raises RunError where a shard that is damaged cannot be made again.
     """
+    inner = (*plan.folders, commits.FOLDER, RUNS)
+    storage.remove_leftovers(plan.output, *(storage.join(plan.output, folder) for folder in inner))
     commits.settle(plan.output, plan.commit_kind, check=lambda commit: _check_sources(plan, commit))
 
 
@@ -235,7 +238,5 @@ def find_work(plan: PlannedWork, *, retry: bool = False, verify: bool = False) -
     """
     # First: it refuses other settings, before anything there is touched.
     begin_output(plan)
-    inner = (*plan.folders, commits.FOLDER, RUNS)
-    storage.remove_leftovers(plan.output, *(storage.join(plan.output, folder) for folder in inner))
     settle(plan)
     return list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))
