@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import av
 import cv2
@@ -43,6 +43,7 @@ FlowCodec = Literal["h264", "lossless", "jpeg"]
 RGBCodec = Literal["h264", "av1"]
 Convention = Mapping[str, str | int | float]
 Levels = npt.NDArray[np.integer]
+T = TypeVar("T", bound=Sequence[Any] | npt.NDArray[Any])
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a zip must carry a date, and the bytes must not depend on it
 SVT_AV1_MIN_SIDE = 4
@@ -480,7 +481,7 @@ def decode_rgb_frames(
     `mirrored`: left to right. Raises ValueError where one of the frames is not there.
     """
     images = (read_rgb(frame, area) for frame in _read_chosen(data, frames))
-    return _collect(map(_flip, images) if mirrored else images, frames)
+    return _collect(map(_flip, images) if mirrored else images, frames, lambda image: image.shape, np.copyto)
 
 
 def decode_flow_codes(
@@ -496,29 +497,42 @@ def decode_flow_codes(
         images = _read_jpegs(data, frames)
     else:
         images = (read_grey(frame) for frame in _read_chosen(data, frames))
-    codes = _collect((cv2.merge(_cut_components(image, scale, area, mirrored)) for image in images), frames)
+    parts = (_cut_components(image, scale, area, mirrored) for image in images)
+    codes = _collect(parts, frames, lambda part: (*part[0].shape, 2), _merge_into)
     if codes.dtype != scale.dtype:
         raise ConventionError(f"stored codes are {codes.dtype}, which the convention is not: {convention}")
     return codes
 
 
-def _collect(images: Iterator[npt.NDArray[Any]], frames: Sequence[int]) -> npt.NDArray[Any]:
-    """The images as one array, each copied once."""
+def _collect(
+    images: Iterator[T],
+    frames: Sequence[int],
+    shape: Callable[[T], tuple[int, ...]],
+    write: Callable[[npt.NDArray[Any], T], object],
+) -> npt.NDArray[Any]:
+    """The images as one array, of which `write` fills the part of each."""
     found, count = None, 0
     for count, image in enumerate(images, start=1):
         if found is None:
-            found = np.empty((len(frames), *image.shape), image.dtype)
-        found[count - 1] = image
+            found = np.empty((len(frames), *shape(image)), np.asarray(image[0]).dtype)
+        write(found[count - 1], image)
     if found is None or count < len(frames):
         raise ValueError(f"{count} of {format_count(len(frames), 'frame')} from frame {frames[0]} on could be decoded")
     return found
 
 
+def _merge_into(target: Levels, parts: list[Levels]) -> None:
+    """Interleave u and v where they belong: a copy more would cost as much as a fifth of decoding the frame."""
+    if parts[0].shape != target.shape[:2] or parts[0].dtype != target.dtype:
+        raise ValueError("a stored frame has another size than the first")  # OpenCV would write it elsewhere
+    cv2.merge(parts, dst=target)
+
+
 def _cut_components(image: Levels, scale: FlowScale, area: Area | None, mirrored: bool) -> list[Levels]:
     """u and v (H, W) of a stored frame (2H, W), or of an area of it."""
-    u, v = np.split(image, 2)
+    u, v = image[: len(image) // 2], image[len(image) // 2 :]  # np.split takes as long as flipping both
     if area is not None:
-        u, v = (np.ascontiguousarray(half[area.slices]) for half in (u, v))
+        u, v = u[area.slices], v[area.slices]
     return [negate(_flip(u), scale), _flip(v)] if mirrored else [u, v]
 
 
