@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConventionError, SettingsError
+from pipelines.media import codec as codec_module
 from pipelines.media.codec import (
     CodecSettings,
     FlowCodec,
@@ -462,3 +463,14 @@ def test_encoding_leaves_no_thread_with_real_time_priority(rgb_codec: RGBCodec) 
     assert {os.sched_getscheduler(int(path.name)) for path in Path("/proc/self/task").iterdir()} == {os.SCHED_OTHER}
     assert writer.close()
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
+def test_codes_of_another_size_than_the_first_frames_are_refused() -> None:
+    """OpenCV writes what does not fit into an array of its own, and leaves the clip's part as it was."""
+    target = np.zeros((4, 4, 2), np.uint16)
+    codec_module._merge_into(target, [np.ones((4, 4), np.uint16), np.full((4, 4), 2, np.uint16)])
+    assert target[..., 0].max() == 1
+    assert target[..., 1].min() == 2
+    for shape, dtype in (((4, 6), np.uint16), ((4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="another size than the first"):
+            codec_module._merge_into(target, [np.ones(shape, dtype)] * 2)
