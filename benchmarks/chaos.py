@@ -150,6 +150,7 @@ class Site:
         log = self.folder / f"{job}-{self.starts}.log"
         self.starts += 1
         command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *flags]
+        environment["PYTHONFAULTHANDLER"] = "1"
         with log.open("wb") as file:
             popen = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env={**os.environ, **environment})
         return Process(popen, log)
@@ -217,10 +218,12 @@ class Site:
         asleep, self.paused = self.paused, None
         os.kill(asleep.popen.pid, signal.SIGCONT)
         try:
-            status = asleep.popen.wait(ROUND_S / 4)
+            status = asleep.popen.wait(ROUND_S / 8)
         except subprocess.TimeoutExpired:
-            asleep.popen.kill()
-            return "a driver that slept past its lease did not end"
+            asleep.popen.send_signal(signal.SIGABRT)  # so that it says where it stands
+            asleep.popen.wait()
+            stack = asleep.log.read_text(errors="replace").rpartition("Fatal Python error")[2]
+            return f"a driver that slept past its lease did not end: {stack[:6000]}"
         right = status == 1 and "taken over by another run" in asleep.tail()
         return None if right else f"a driver that slept past its lease ended with {status}: {asleep.tail()}"
 

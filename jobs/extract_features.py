@@ -222,7 +222,7 @@ def run(config: ExtractFeatures) -> int:
     if config.dry_run:  # writes nothing: it may look while another run holds the lock
         return dry_run(source)
     assert config.output is not None
-    with lock_output(source.output) as lock:
+    with lock_output(source.output) as lock, lock.stop_run_when_lost():
         work = look_up(config, source.output, source.make_plan)
         if work and not work.blocks:
             report_nothing_to_do(work, config.output)

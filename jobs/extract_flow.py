@@ -98,7 +98,7 @@ def run(config: ExtractFlow) -> int:
     catalog = find_videos(config)
     if config.dry_run:  # writes nothing: it may look while another run holds the lock
         return dry_run(config, catalog, output)
-    with lock_output(output) as lock:
+    with lock_output(output) as lock, lock.stop_run_when_lost():
         work = look_up(config, output, partial(make_plan_of, config, catalog, output))
         if work and not work.blocks:
             report_nothing_to_do(work, config.output)

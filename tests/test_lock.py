@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -13,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fixtures_jobs import run_here
 
 from pipelines import lock, storage
 from pipelines.errors import OutputError, OutputLockedError
@@ -176,6 +179,27 @@ def test_an_interrupt_that_does_not_wake_the_run_is_sent_again(fast: None, monke
     with pytest.raises(OutputLockedError), held.stop_run_when_lost():
         threading.Event().wait(20)
     assert len(sent) == 2
+
+
+@pytest.mark.parametrize("name", ["extract_flow", "extract_features"])
+def test_a_job_that_waits_for_its_cluster_is_stopped_when_its_lock_is_lost(
+    name: str, s3: str, fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two shards it would never look: those of a driver that slept may never come."""
+    job = importlib.import_module(f"jobs.{name}")
+
+    def wait(*_: object, **__: object) -> None:
+        leave_lock(s3, age_s=0)
+        threading.Event().wait(60)
+
+    monkeypatch.setattr(job, "look_up", wait)
+    networks = []
+    if name == "extract_features":
+        networks = ["--rgb", "unread"]
+        monkeypatch.setattr(job.Source, "open", lambda config: SimpleNamespace(output=s3, make_plan=None))
+    (tmp_path / "a.mp4").touch()
+    done = run_here(name, "--videos", tmp_path, *networks, "--output", s3)
+    assert (done.returncode, done.stderr.startswith(f"error: {s3} was taken over by another run")) == (1, True)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"token": "x"}', b"\xff"])
