@@ -270,7 +270,7 @@ def extract(source: Source, work: Work[FeaturePlan], workers: Workers, lock: Out
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
         plan, source.networks.windows, work.blocks, backend=workers.backend, placement=workers.placement,
-        pool=workers.pool, on_tally=log.add, tally_every_s=log.every_s,
+        pool=workers.pool, claim=lock.claim, on_tally=log.add, tally_every_s=log.every_s,
     )  # fmt: skip
     follow(remaining, log, plan, workers.placement, lock)
     return log

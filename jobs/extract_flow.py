@@ -146,8 +146,8 @@ def extract(work: Work[Plan], flow: Workers, lock: OutputLock) -> RunLog:
     print(f"output      {describe_output(plan)}", flush=True)
     log = RunLog(shards=len(plan.spans))
     remaining = graph.extract(
-        plan, work.blocks, backend=flow.backend, placement=flow.placement, pool=flow.pool, on_tally=log.add,
-        tally_every_s=log.every_s,
+        plan, work.blocks, backend=flow.backend, placement=flow.placement, pool=flow.pool, claim=lock.claim,
+        on_tally=log.add, tally_every_s=log.every_s,
     )  # fmt: skip
     follow(remaining, log, plan, flow.placement, lock)
     return log

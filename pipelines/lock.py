@@ -4,6 +4,9 @@ On disk the kernel holds the lock (flock), so it is gone the moment its process 
 thing: there the lock is an object created with If-None-Match, renewed by a heartbeat, and void when the heart stops.
 The machine that it was taken on sees at once whether its process still lives; any other waits. On a store without
 compare-and-swap two runs could take a void lock over at once, so it is never taken over there, but by hand.
+
+Tasks outlive their run: those of a driver that sleeps, or of one that was killed and whose nodes have not heard of it.
+Each holds a claim, by which it looks whose the lock is before it writes.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,11 +36,32 @@ STALE_AFTER_S = 60.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """By what a task of a run, on any node, tells whether the output is still that run's."""
+
+    output: str
+    token: str
+
+    def check(self) -> None:
+        """OutputLockedError where another run has the output by now, or none."""
+        uri = storage.join(self.output, "lock.json" if storage.is_remote(self.output) else ".lock")
+        try:
+            token = _token_in(storage.read_bytes(uri))
+        except FileNotFoundError:
+            token = None
+        if token != self.token:
+            raise OutputLockedError(
+                f"{self.output} was taken over by another run, or given up, while a task of this one still worked"
+            )
+
+
 class OutputLock:
     """What a run holds while it writes; `is_held` asks whether it still does, where that can change."""
 
-    def __init__(self, output: str, is_held: Callable[[], bool] | None = None) -> None:
+    def __init__(self, output: str, token: str, is_held: Callable[[], bool] | None = None) -> None:
         self.output, self.is_held = output, is_held
+        self.claim = Claim(output=output, token=token)
         self.lost = False
         self.renewed = time.time()  # not the monotonic clock, which a suspended machine stops
 
@@ -164,9 +189,10 @@ def _hold_file(output: str) -> Iterator[OutputLock]:
         except BlockingIOError:
             raise _refuse(output, _read_holder(file), "Wait for it or stop it, or choose another --output.") from None
         file.truncate(0)
-        file.write(json.dumps(_describe()))
+        mine = _describe()
+        file.write(json.dumps(mine))
         file.flush()
-        yield OutputLock(output)
+        yield OutputLock(output, str(mine["token"]))
         file.truncate(0)  # what a finished run leaves does not depend on when it ran
 
 
@@ -182,7 +208,8 @@ def _read_holder(file: IO[str]) -> dict[str, object]:
 def _hold_object(output: str) -> Iterator[OutputLock]:
     uri = storage.join(output, "lock.json")
     record = _take_object(output, uri)
-    lock, stop = OutputLock(output, lambda: _holds(uri, record)), threading.Event()
+    lock = OutputLock(output, str(record["token"]), lambda: _holds(uri, record))
+    stop = threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, record, lock, stop), daemon=True)
     heart.start()
     try:

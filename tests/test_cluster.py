@@ -41,7 +41,9 @@ except ray.exceptions.RayTaskError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "answer"), [(["dashboard"], "alive True"), (["none"], "refused")])
+@pytest.mark.parametrize(
+    ("words", "answer"), [pytest.param(["dashboard"], "alive True", marks=pytest.mark.soak), (["none"], "refused")]
+)
 def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(words: list[str], answer: str) -> None:
     """Where it has nobody to ask they know it at once, and do not wait for an answer."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path may have 107 characters

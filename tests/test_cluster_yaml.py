@@ -245,7 +245,7 @@ def empty(cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
         yield found
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_on_an_empty_cluster_a_training_asks_how_many_workers(empty: Head, motion_shards: str, tmp_path: Path) -> None:
     flags = ("--stream", "flow", "--preset", "debug", "--data", motion_shards, "--output", str(tmp_path / "run"))
@@ -256,7 +256,7 @@ def test_on_an_empty_cluster_a_training_asks_how_many_workers(empty: Head, motio
     assert "Traceback" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_on_an_empty_cluster_an_extraction_makes_workers_come(empty: Head, motion_shards: str, tmp_path: Path) -> None:
     made, shards = Path(motion_shards), tmp_path / "shards"

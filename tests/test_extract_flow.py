@@ -279,7 +279,7 @@ def test_a_run_whose_lock_is_lost_settles_nothing_at_its_end(tmp_path: Path, job
     commit(plan, "train-00000", {"train0": "quarantined"})
     pending = tmp_path / "commits" / "train-00000.0123456789abcdef.pending"
     pending.write_bytes((tmp_path / "commits" / "train-00000.json").read_bytes())
-    lock = OutputLock(str(tmp_path))
+    lock = OutputLock(str(tmp_path), "token")
     lock.lost = True
     source: Any = SimpleNamespace(config=SimpleNamespace(output="out"), describe=lambda kernel: {})
     given: Any = plan

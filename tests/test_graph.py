@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.records import Dataset
 from pipelines.datasets.shards import ShardSettings
-from pipelines.errors import OutageError, RunError
+from pipelines.errors import OutageError, OutputLockedError, RunError
 from pipelines.extraction import flow_pool, manifest
 from pipelines.extraction.flow_actor import FlowActor
 from pipelines.extraction.graph import Steps, extract, start_actors
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
 from pipelines.extraction.tasks import OtherKernelError, Placement, build_graph, configure_ray_data, run_graph
 from pipelines.extraction.work import find_committed, find_work, iter_blocks
+from pipelines.lock import Claim, lock_output
 from pipelines.media import codec
 from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings
@@ -278,6 +280,40 @@ def test_retry_takes_in_a_repaired_video_as_if_it_had_never_failed(
     repaired.write_bytes(good)
     assert not run(plan_of(folder, tmp_path / "out"), retry=True).quarantine_reasons
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_a_task_that_outlived_its_run_replaces_no_shard(videos: Path, tmp_path: Path) -> None:
+    """The sources of a finished data set are gone: to such a task all of them look broken."""
+    copy = tmp_path / "videos"
+    shutil.copytree(videos, copy, ignore=shutil.ignore_patterns("broken"))
+    plan = plan_of(copy, tmp_path / "out")
+    blocks = find_work(plan)
+    with lock_output(plan.output) as first:
+        steps = dataclasses.replace(steps_of(plan), claim=first.claim)
+        for block in blocks:
+            steps.make_shard(block)
+    before = hashes(tmp_path / "out")
+    shutil.rmtree(copy / "train" / "up")
+    late = dataclasses.replace(steps, claim=None)
+    with lock_output(plan.output):
+        for claim_is_lost_at in range(3):  # before the first video, after it, and before the commit
+            claim = LostClaim(output=plan.output, token=first.claim.token, passes=iter([None] * claim_is_lost_at))
+            with pytest.raises(OutputLockedError, match="taken over"):
+                dataclasses.replace(late, claim=claim).make_shard(blocks[-1])
+            assert {name: found for name, found in hashes(tmp_path / "out").items() if name != ".lock"} == {
+                name: found for name, found in before.items() if name != ".lock"
+            }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LostClaim(Claim):
+    """The claim of a run that loses its lock after so many looks."""
+
+    passes: Iterator[None]
+
+    def check(self) -> None:
+        if next(self.passes, self) is self:
+            super().check()
 
 
 def test_a_retry_keeps_nothing_of_a_shard_that_has_changed(videos: Path, tmp_path: Path) -> None:

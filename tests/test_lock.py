@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -152,6 +153,23 @@ def test_a_lost_lock_is_noticed_and_left_to_the_other(s3: str, fast: None) -> No
     assert read_lock(s3)["token"] == "theirs"
 
 
+def test_tasks_of_a_run_that_has_lost_its_lock_may_not_write(s3: str, fast: None, tmp_path: Path) -> None:
+    for output in (s3, str(tmp_path)):
+        with lock_output(output) as first:
+            first.claim.check()
+        with pytest.raises(OutputLockedError, match="taken over by another run, or given up"):
+            first.claim.check()
+        with lock_output(output) as second:
+            second.claim.check()
+            assert pickle.loads(pickle.dumps(second.claim)) == second.claim != first.claim
+            with pytest.raises(OutputLockedError):
+                first.claim.check()
+            if output == s3:
+                leave_lock(s3, age_s=0)
+                with pytest.raises(OutputLockedError):
+                    second.claim.check()
+
+
 def test_a_run_that_waits_is_stopped_when_its_lock_is_lost(s3: str, fast: None) -> None:
     def run() -> None:
         with lock_output(s3) as held, held.stop_run_when_lost():
@@ -166,7 +184,7 @@ def test_a_run_that_waits_is_stopped_when_its_lock_is_lost(s3: str, fast: None) 
 
 def test_an_interrupt_that_does_not_wake_the_run_is_sent_again(fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = []
-    held = OutputLock("s3://data/out", lambda: False)
+    held = OutputLock("s3://data/out", "token", lambda: False)
     held.lost = True
 
     def kill(thread: int, number: int) -> None:

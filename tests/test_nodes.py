@@ -168,6 +168,7 @@ def test_a_node_that_joins_is_used_and_one_that_is_lost_changes_nothing(
     nodes.lose(joined)
 
 
+@pytest.mark.soak
 def test_nodes_of_another_processor_family_make_no_shards_and_end_no_run(
     nodes: Nodes, videos: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -76,7 +76,7 @@ def extraction(folder: Path, *, num_frames: int) -> tuple[str | Path, ...]:
     return ("jobs/extract_flow.py", *flags, "--videos-per-shard", "1")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_job_runs_on_both_nodes(tmp_path: Path) -> None:
     with started(tmp_path, *extraction(tmp_path, num_frames=40)) as process:
         text, _ = process.communicate(timeout=240)

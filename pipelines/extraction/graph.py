@@ -31,6 +31,7 @@ from pipelines.extraction.sources import HashedFile, fetch
 from pipelines.extraction.tally import Tally
 from pipelines.extraction.tasks import Placement, Remaining, TaskSteps, make_shards
 from pipelines.extraction.work import PLAN_SCHEMA
+from pipelines.lock import Claim
 from pipelines.media import codec
 from pipelines.media.decoder_process import process_decoder
 
@@ -225,6 +226,7 @@ def extract(
     backend: str,
     placement: Placement,
     pool: FlowPool | None = None,
+    claim: Claim | None = None,
     on_tally: Callable[[Tally], None] = lambda tally: None,
     tally_every_s: float = 5.0,
 ) -> Iterator[Remaining]:
@@ -246,6 +248,7 @@ def extract(
             record=DATASET,
             placement=placement,
             pool=actors,
+            claim=claim,
             on_tally=on_tally,
             tally_every_s=tally_every_s,
         )

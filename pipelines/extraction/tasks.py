@@ -30,6 +30,7 @@ from pipelines.extraction.progress import Progress, watch_progress
 from pipelines.extraction.sources import attempt
 from pipelines.extraction.tally import Tally
 from pipelines.extraction.work import PlannedWork
+from pipelines.lock import Claim
 from pipelines.ray_data import ON_CPU, plain_errors, quieten
 
 WARM_UP_S = 0.5  # of video
@@ -76,6 +77,7 @@ class TaskSteps:
     fingerprint: str
     pool: Any = None  # an ActorPool
     progress: Progress | None = None
+    claim: Claim | None = None  # None: nobody else writes there
 
     @property
     def videos_per_shard(self) -> int:
@@ -120,6 +122,7 @@ class TaskSteps:
         """Extract the videos of one shard and commit it; returns one row of counts. An error here ends the run."""
         if self.pool is None:
             self.check_kernel(self.find_kernel())
+        self.check_claim()
         planned = [row for row in batch.to_pylist() if row["status"] != "pad"]
         # Unpacked, so that a batch with rows of two shards fails.
         (name,) = {row["shard"] for row in planned}
@@ -136,8 +139,18 @@ class TaskSteps:
             else:
                 row = self.extract(row)
                 self.check_kernel(row["kernel"])
+                self.check_claim()
                 yield row
             del row  # before the next one is made
+        self.check_claim()  # what comes next is the commit
+
+    def check_claim(self) -> None:
+        """Raises OutputLockedError where the output is another run's by now.
+
+        To a task that outlived its run videos look broken whose files are gone since: it would replace a good shard.
+        """
+        if self.claim is not None:
+            self.claim.check()
 
     @contextmanager
     def measure(self) -> Iterator[Stopwatch]:
@@ -232,14 +245,15 @@ def make_shards(
     record: str,
     placement: Placement,
     pool: ActorPool | None = None,
+    claim: Claim | None = None,
     on_tally: Callable[[Tally], None] = lambda tally: None,
     tally_every_s: float = 5.0,
 ) -> Iterator[Remaining]:
     """Make the shards of `blocks`, which `find_work` found; yields what remains, at first and after each shard.
 
-    `record` is the output's last file, which is removed first: a retry makes some of its hashes untrue. Ray must be
-    running, and the caller hold the output's lock. Whatever stops it, finding the work anew and the same call go on
-    where it stopped.
+    `claim` is that of the lock on the output. `record` is the output's last file, which is removed first: a retry makes
+    some of its hashes untrue. Ray must be running, and the caller hold the output's lock. Whatever stops it, finding
+    the work anew and the same call go on where it stopped.
     """
     videos = {block["shard"][0].as_py(): pc.sum(pc.equal(block["status"], "new")).as_py() for block in blocks}
     yield Remaining(shards=len(blocks), videos=sum(videos.values()))
@@ -248,6 +262,7 @@ def make_shards(
     storage.delete(storage.join(plan.output, record))
     busy = pool.busy_seconds if pool else None
     with watch_progress(on_tally, busy_seconds=busy, every_s=tally_every_s) as progress:
-        for row in run_graph(blocks, make_steps(progress), replace(placement, task_bytes=plan.task_bytes)):
+        steps = replace(make_steps(progress), claim=claim)
+        for row in run_graph(blocks, steps, replace(placement, task_bytes=plan.task_bytes)):
             del videos[row["shard"]]
             yield Remaining(shards=len(videos), videos=sum(videos.values()))

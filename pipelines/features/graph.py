@@ -38,6 +38,7 @@ from pipelines.features.task import (
     solve_here,
 )
 from pipelines.features.windows import Windows
+from pipelines.lock import Claim
 
 CPU = torch.device("cpu")
 
@@ -169,6 +170,7 @@ def extract(
     backend: str,
     placement: Placement,
     pool: FeaturePool | None = None,
+    claim: Claim | None = None,
     on_tally: Callable[[Tally], None] = lambda tally: None,
     tally_every_s: float = 5.0,
 ) -> Iterator[Remaining]:
@@ -188,6 +190,7 @@ def extract(
             record=SIDECAR,
             placement=placement,
             pool=actors,
+            claim=claim,
             on_tally=on_tally,
             tally_every_s=tally_every_s,
         )
