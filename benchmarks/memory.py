@@ -3,7 +3,7 @@
     python benchmarks/memory.py                  videos of 1,000 frames of noise, 2 and 8 to a shard, one worker
     python benchmarks/memory.py --frames 8000    how it grows with the length of a video
     python benchmarks/memory.py features         features of a video of two minutes, and of one of two hours
-    python benchmarks/memory.py features --width 1 --size 224 --frames 200    by networks of the paper's size
+    python benchmarks/memory.py features --size 224 --frames 200    by networks that see 224 px
 
 Noise is what no codec compresses: a second of it takes as much as many seconds of film. Prints for each size the
 bytes of a shard, or of a video's features, and the peak of the worker's resident memory.
@@ -49,13 +49,13 @@ class FeatureMemory:
 
     frames: tuple[int, ...] = (3_000, 180_000)
     """Frames of the video, for each measurement: at 25 a second two minutes and two hours."""
-    width: float = 0.125
-    """Width of the networks; 1 is the paper's."""
+    width: float = 1.0
+    """Width of the networks; 1 is the paper's, whose vectors have 1024 numbers."""
     size: int = 32
     """Pixels of their crop; 224 is the paper's."""
     window: int = 16
     """Frames of a window."""
-    stride: int = 4
+    stride: int = 8
     """Frames between windows."""
     layout: str = "npy"
     """Layout of the features."""
