@@ -13,6 +13,8 @@ import pytest
 import yaml
 from test_docs import parse
 
+from pipelines.extraction.fleet import CPU_FLOW
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "deploy" / "kuberay"
 SCHEMAS = ROOT.parent / "shared" / "deploy"
@@ -72,6 +74,11 @@ def test_workers_of_each_kind_can_come_and_go() -> None:
     assert kinds["cpu-worker"]["karpenter.sh/capacity-type"] == "spot"
     assert kinds["gpu-worker"]["karpenter.sh/capacity-type"] == "on-demand"
     assert HEAD["rayStartParams"]["num-cpus"] == "0"
+
+
+def test_flow_on_cpus_keeps_away_from_the_gpus() -> None:
+    assert WORKERS["gpu-worker"]["labels"] == {CPU_FLOW: "no"}
+    assert "labels" not in WORKERS["cpu-worker"]
 
 
 def test_a_pod_s_memory_holds_its_object_store() -> None:
