@@ -43,6 +43,16 @@ class Claim:
     output: str
     token: str
 
+    def is_lost(self) -> bool:
+        """Whether another run has the output by now, or none; not where nothing answers."""
+        try:
+            self.check()
+        except OutputLockedError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def check(self) -> None:
         """OutputLockedError where another run has the output by now, or none."""
         uri = storage.join(self.output, "lock.json" if storage.is_remote(self.output) else ".lock")

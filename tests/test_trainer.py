@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -20,6 +21,12 @@ from fixtures_jobs import run_here, succeed
 from safetensors.torch import load_file
 
 from models import checkpoint
+from pipelines.datasets.video_index import read_index
+from pipelines.errors import OutputLockedError
+from pipelines.lock import lock_output
+from pipelines.training.config import Scale
+from pipelines.training.settings import PRESETS, prepare
+from pipelines.training.trainer import train as train_run
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -248,6 +255,26 @@ def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str
     assert "error: the training was given up" in said
     assert "clips could be decoded: train~" in said
     assert not list(tmp_path.glob("run/checkpoints/clips-*"))
+
+
+def test_workers_of_a_run_that_has_lost_its_lock_stop_and_write_nothing(motion_shards: str, tmp_path: Path) -> None:
+    """Ray's workers train on while their driver sleeps, and another run goes on from the same checkpoints."""
+    output = tmp_path / "run"
+    scale = Scale(num_workers=1, use_gpu=False)
+    settings = PRESETS["debug"].change(
+        network={"stream": "flow"},
+        schedule={"steps": 100_000},
+        reporting={"log_every": 2},
+        splits={"validation_split": "none"},
+    )
+    run, model = prepare(settings, read_index(motion_shards), scale)
+    with lock_output(str(output)) as lock:
+        late = dataclasses.replace(lock.claim, token="of a run before")
+        with pytest.raises(OutputLockedError, match="taken over by another run"):
+            train_run(run, model, str(output), scale, claim=late)
+    assert not (output / "metrics.jsonl").exists()
+    assert not list(output.glob("checkpoints/clips-*"))
+    assert not list(output.glob("tensorboard/*"))
 
 
 def test_a_run_that_diverges_says_so_and_has_no_result(motion_shards: str, tmp_path: Path) -> None:

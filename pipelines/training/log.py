@@ -43,6 +43,7 @@ class TrainingLog:
         self.lines = [line for line in map(json.loads, earlier) if line["clips"] <= clips_seen]
         # TensorBoard's writer knows local files only, and appends, which S3 does not: each flush puts the whole file.
         self.folder = tempfile.mkdtemp(prefix="tensorboard-")
+        self.left = False
         self.writer = SummaryWriter(self.folder, write_to_disk=tensorboard)
 
     def __enter__(self) -> TrainingLog:
@@ -52,7 +53,8 @@ class TrainingLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.writer.close()
-        if error is None:  # else nothing more is said: the run goes on from its last checkpoint, and its lines do
+        # After an error nothing more is said: the run goes on from its last checkpoint, and its lines do.
+        if error is None and not self.left:
             self.flush()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -64,6 +66,10 @@ class TrainingLog:
             self.writer.add_scalar(name, value, metrics["step"])
         if self.mailbox:  # not waited for: training must not depend on whether somebody reads
             self.mailbox.put.remote(line)
+
+    def leave(self) -> None:
+        """Write nothing more: the files are another run's."""
+        self.left = True
 
     def flush(self) -> None:
         """Write everything so far; each file by one atomic put."""

@@ -22,6 +22,7 @@ import models
 from models import cuda
 from pipelines import storage
 from pipelines.clips.loader import TrainingClips, stream_batches
+from pipelines.lock import Claim
 from pipelines.training.config import INITIAL, Run, Scale
 from pipelines.training.log import TrainingLog
 from pipelines.training.report import describe_divergence, report_checkpoint, report_steps
@@ -31,11 +32,13 @@ from pipelines.training.weights_files import local_checkpoint
 from pipelines.training.worker import Worker
 
 
-def train_worker(run: Run, output: str, scale: Scale, mailbox: Any, tensorboard: bool = True) -> str | None:
+def train_worker(
+    run: Run, output: str, scale: Scale, mailbox: Any, tensorboard: bool = True, claim: Claim | None = None
+) -> str | None:
     """Train from the initial weights, or from the last checkpoint, to the schedule's end.
 
     Returns why it ended before, where the run has diverged. That is no exception: Ray Train would start the workers
-    again, and they would come to the same.
+    again, and they would come to the same. Nor is it one that the output is another run's by now (`claim`).
     """
     worker = Worker.here(scale)
     optimisation, total = run.optimisation, run.schedule.clips
@@ -76,7 +79,12 @@ def train_worker(run: Run, output: str, scale: Scale, mailbox: Any, tensorboard:
             logging_due = last or _has_passed(log_every, state.clips_seen, step.clips)
             checkpoint_due = last or _has_passed(checkpoint_every, state.clips_seen, step.clips)
             # Not after each step: a GPU would have to wait for the answer.
-            diverged = (logging_due or checkpoint_due) and worker.any(not state.is_finite())
+            due = logging_due or checkpoint_due
+            if due and worker.any(worker.rank == 0 and claim is not None and claim.is_lost()):
+                if log:
+                    log.leave()  # its lines would replace those of the other run
+                break
+            diverged = due and worker.any(not state.is_finite())
             if logging_due or diverged:
                 report_steps(run, worker, step, log, step_number=step_number)
             if diverged:

@@ -29,6 +29,7 @@ from models import checkpoint
 from models.input_spec import VideoModel
 from pipelines import records, storage
 from pipelines.errors import DivergedError, RunError
+from pipelines.lock import Claim
 from pipelines.ray_data import polled_actor
 from pipelines.resume import was_begun
 from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check_run
@@ -49,14 +50,17 @@ def train(
     on_metrics: Callable[[Metrics], None] | None = None,
     before_end: Callable[[], None] = lambda: None,
     tensorboard: bool = True,
+    claim: Claim | None = None,
     callbacks: list[Any] | None = None,
 ) -> Result:
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
     Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl;
-    what `before_end` raises keeps result.json from being written. `tensorboard` writes its event files.
+    what `before_end` raises keeps result.json from being written. `tensorboard` writes its event files. By the lock's
+    `claim` workers tell that another run has taken the output over, and stop.
     Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
-    allows, DivergedError where the weights are not finite any more, DataError where the videos do not fit.
+    allows, OutputLockedError where the claim is lost, DivergedError where the weights are not finite any more,
+    DataError where the videos do not fit.
     """
     output = storage.absolute(output)  # workers may stand elsewhere
     check_run(run, scale.min_workers or scale.num_workers)
@@ -65,6 +69,7 @@ def train(
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
         arguments = {"run": run, "output": output, "scale": scale, "mailbox": mailbox, "tensorboard": tensorboard}
+        arguments["claim"] = claim
         trainer = TorchTrainer(
             # By reference: Ray Train's controller, which reads this dict, need not import torch and the networks.
             train_loop_per_worker=lambda config: train_worker(**ray.get(config["arguments"])),
@@ -86,6 +91,8 @@ def train(
             last = str(error).strip().splitlines()[-1]
             remedy = "The same command goes on from the last checkpoint"
             raise RunError(f"the training was given up: {last}. {remedy}") from error
+    if claim:
+        claim.check()
     # What the first worker's loop returned; one that came to the schedule's end returns nothing.
     if result.return_value:
         raise DivergedError(f"the training diverged: {result.return_value}")
