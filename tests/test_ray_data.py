@@ -72,7 +72,7 @@ with plain_errors():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_what_the_memory_monitor_kills_is_tried_as_often_as_what_dies_otherwise() -> None:
     """To a monitor that a hundredth of the memory is too much for, every task is too large."""

@@ -249,6 +249,7 @@ def test_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str, tmp_
         assert checkpoint.load(folder)[1].extra["step"] == 16
 
 
+@pytest.mark.soak
 def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str, tmp_path: Path) -> None:
     shutil.copytree(motion_shards, tmp_path / "data", ignore=shutil.ignore_patterns("shards"))
     said = give_up(str(tmp_path / "data"), tmp_path / "run", *ALONE, "--max-failures", "0")

@@ -244,7 +244,7 @@ def test_another_process_finds_the_compiled_kernels() -> None:
     assert out.stdout.split() == ["0", "1"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_workers_that_start_together_on_a_new_node_load_the_same_machine_code(tmp_path: Path) -> None:
     code = (
         "import hashlib, numpy as np; from pipelines import tvl1; "
