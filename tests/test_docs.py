@@ -14,8 +14,11 @@ from unittest import mock
 
 import pytest
 import tyro
+from shard_rows import convention_of, encode_shard, make_row
 
 from docs import generate_cli
+from pipelines.datasets.shards import ShardSettings
+from pipelines.media.codec import CodecSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -116,3 +119,17 @@ def test_benchmarks_take_the_flags_that_are_named(page: Path) -> None:
         assert (ROOT / script).exists()
         flags = [word for word in words if word.startswith("--")]
         assert not flags or all(flag in generate_cli.print_help(script) for flag in flags), command
+
+
+def test_the_tutorials_code_reads_a_shard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole tutorial is run by a test that takes minutes; this is its part that a renamed field breaks."""
+    (code,) = re.findall(
+        r'python -c "\n(from pipelines\.datasets\.shards .*?)"\n',
+        (ROOT / "docs" / "tutorial.md").read_text(),
+        re.DOTALL,
+    )
+    codec = CodecSettings()
+    shard = tmp_path / "test-00000.parquet"
+    shard.write_bytes(encode_shard([make_row(codec)], ShardSettings(), convention_of(codec)))
+    exec(re.sub(r"'out/[^']*\.parquet'", repr(str(shard)), code), {})
+    assert capsys.readouterr().out == "video0 (4, 16, 24, 3) uint8 (3, 16, 24, 2) float32\n"
