@@ -130,7 +130,7 @@ def test_the_tutorial_runs_as_it_is_written(tree: Path) -> None:
     assert "Traceback" not in done.stderr
     for shown in re.findall(r"^```text\n(.*?)^```$", TUTORIAL, re.MULTILINE | re.DOTALL):
         first = shown.split()[0]
-        assert re.search(rf"^{re.escape(first)}\b", done.stdout, re.MULTILINE), f"the tutorial shows {first}"
+        assert re.search(rf"^ *{re.escape(first)}\b", done.stdout, re.MULTILINE), f"the tutorial shows {first}"
 
 
 def lay_out_kinetics(videos: Path, folder: Path, bucket: str) -> None:
