@@ -95,8 +95,9 @@ def test_an_error_of_the_run_itself_passes_as_it_is(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heart that beats 20 times a second."""
+    """A heart that beats 20 times a second, and interrupts that are soon repeated."""
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(lock, "INTERRUPT_AGAIN_S", 0.5)
 
 
 def read_lock(output: str) -> dict[str, object]:
