@@ -178,10 +178,7 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
                 send(line)
 
             tensorboard = config.tracker == "tensorboard"
-            result = train(
-                run, model, output, scale,
-                on_metrics=tell, before_end=lock.check, tensorboard=tensorboard, claim=lock.claim,
-            )  # fmt: skip
+            result = train(run, model, output, scale, on_metrics=tell, tensorboard=tensorboard, claim=lock.claim)
         page = write_training_report(output)
     print_result(result, page, output, as_given(output, config.output))
     return result

@@ -46,21 +46,20 @@ class Claim:
     def is_lost(self) -> bool:
         """Whether another run has the output by now, or none; not where nothing answers."""
         try:
-            self.check()
-        except OutputLockedError:
-            return True
+            return not self.is_held()
         except OSError:
             return False
-        return False
+
+    def is_held(self) -> bool:
+        """Whether the lock is still this run's. Raises OSError where nothing answers."""
+        try:
+            return _token_in(storage.read_bytes(_lock_uri(self.output))) == self.token
+        except FileNotFoundError:
+            return False
 
     def check(self) -> None:
         """OutputLockedError where another run has the output by now, or none."""
-        uri = storage.join(self.output, "lock.json" if storage.is_remote(self.output) else ".lock")
-        try:
-            token = _token_in(storage.read_bytes(uri))
-        except FileNotFoundError:
-            token = None
-        if token != self.token:
+        if not self.is_held():
             raise OutputLockedError(
                 f"{self.output} was taken over by another run, or given up, while a task of this one still worked"
             )
@@ -139,6 +138,10 @@ def lock_output(output: str) -> Iterator[OutputLock]:
         yield lock
 
 
+def _lock_uri(output: str) -> str:
+    return storage.join(output, "lock.json" if storage.is_remote(output) else ".lock")
+
+
 def _describe() -> dict[str, object]:
     pid = os.getpid()
     return {
@@ -191,7 +194,7 @@ def _refuse(output: str, holder: dict[str, object], remedy: str) -> OutputLocked
 
 @contextlib.contextmanager
 def _hold_file(output: str) -> Iterator[OutputLock]:
-    path = Path(output) / ".lock"
+    path = Path(_lock_uri(output))
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
@@ -216,10 +219,10 @@ def _read_holder(file: IO[str]) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _hold_object(output: str) -> Iterator[OutputLock]:
-    uri = storage.join(output, "lock.json")
+    uri = _lock_uri(output)
     record = _take_object(output, uri)
-    lock = OutputLock(output, str(record["token"]), lambda: _holds(uri, record))
-    stop = threading.Event()
+    token = str(record["token"])
+    lock, stop = OutputLock(output, token, Claim(output=output, token=token).is_held), threading.Event()
     heart = threading.Thread(target=_beat, args=(uri, record, lock, stop), daemon=True)
     heart.start()
     try:
@@ -231,13 +234,6 @@ def _hold_object(output: str) -> Iterator[OutputLock]:
         with contextlib.suppress(OSError):  # what cannot be deleted now is void soon
             if not lock.lost:
                 storage.delete(uri)
-
-
-def _holds(uri: str, record: dict[str, object]) -> bool:
-    try:
-        return _token_in(storage.read_bytes(uri)) == record["token"]
-    except FileNotFoundError:
-        return False
 
 
 def _token_in(record_bytes: bytes) -> str | None:

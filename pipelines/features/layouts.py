@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import IO, Any
@@ -107,14 +107,14 @@ class ArrayFile:
     path: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    open_blocks: Callable[[], Iterator[Array]]
+    blocks: Iterator[Array]
 
     def write(self, file: IO[bytes] | Draft) -> None:
-        """Write it block by block."""
+        """Write it block by block, once."""
         descr = np.lib.format.dtype_to_descr(self.dtype)
         header = {"descr": descr, "fortran_order": False, "shape": self.shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for block in self.open_blocks():
+        for block in self.blocks:
             file.write(block.tobytes())
 
 
@@ -147,34 +147,33 @@ def make_files(
 
 
 def _write_whole(path: str, array: Array) -> ArrayFile:
-    return ArrayFile(path=path, shape=array.shape, dtype=array.dtype, open_blocks=lambda: iter([array]))
+    return ArrayFile(path=path, shape=array.shape, dtype=array.dtype, blocks=iter([array]))
 
 
 def _join(path: str, arrays: list[Vectors]) -> ArrayFile:
     """Along the last axis."""
-    first, length = arrays[0], len(arrays[0])
-    shape = (*first.shape[:-1], sum(array.shape[-1] for array in arrays)) if len(arrays) > 1 else first.shape
-
-    def open_blocks() -> Iterator[Array]:
-        for block in split_blocks(length, sum(map(_item_bytes, arrays))):
-            parts = [array[block] for array in arrays]
-            yield parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-    return ArrayFile(path=path, shape=shape, dtype=first.dtype, open_blocks=open_blocks)
+    first = arrays[0]
+    blocks = split_blocks(len(first), sum(map(_item_bytes, arrays)))
+    return ArrayFile(
+        path=path,
+        shape=(*first.shape[:-1], sum(array.shape[-1] for array in arrays)),
+        dtype=first.dtype,
+        blocks=(np.concatenate([array[block] for array in arrays], axis=-1) for block in blocks),
+    )
 
 
 def _transpose(path: str, arrays: list[Vectors]) -> ArrayFile:
     """(channels, windows), one array below the other. Every window is read once for each block of channels."""
     first, length = arrays[0], len(arrays[0])
 
-    def open_blocks() -> Iterator[Array]:
+    def make_blocks() -> Iterator[Array]:
         for array in arrays:
             for channels in split_blocks(array.shape[1], length * array.dtype.itemsize):
                 parts = [array[block][:, channels].T.copy() for block in split_blocks(length, _item_bytes(array))]
                 yield np.concatenate(parts, axis=1)
 
     shape = (sum(array.shape[1] for array in arrays), length)
-    return ArrayFile(path=path, shape=shape, dtype=first.dtype, open_blocks=open_blocks)
+    return ArrayFile(path=path, shape=shape, dtype=first.dtype, blocks=make_blocks())
 
 
 def list_files(settings: FeatureSettings, streams: tuple[Stream, ...], id: str) -> list[str]:

@@ -48,16 +48,15 @@ def train(
     scale: Scale,
     *,
     on_metrics: Callable[[Metrics], None] | None = None,
-    before_end: Callable[[], None] = lambda: None,
     tensorboard: bool = True,
     claim: Claim | None = None,
     callbacks: list[Any] | None = None,
 ) -> Result:
     """Train `model`, whose weights are the initial ones, and return the result; resumes what `output` holds.
 
-    Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl;
-    what `before_end` raises keeps result.json from being written. `tensorboard` writes its event files. By the lock's
-    `claim` workers tell that another run has taken the output over, and stop.
+    Ray must be running, and the caller hold the output's lock. `on_metrics` gets every line of metrics.jsonl.
+    `tensorboard` writes its event files. By the lock's `claim` workers tell that another run has taken the output over,
+    and stop; nor is result.json written then.
     Raises SettingsChangedError where `output` holds another run, RunError where workers failed more often than `scale`
     allows, OutputLockedError where the claim is lost, DivergedError where the weights are not finite any more,
     DataError where the videos do not fit.
@@ -68,8 +67,8 @@ def train(
     if begin_run(run, model, output):
         return read_result(output)
     with _mailbox(on_metrics) as mailbox:
-        arguments = {"run": run, "output": output, "scale": scale, "mailbox": mailbox, "tensorboard": tensorboard}
-        arguments["claim"] = claim
+        told = {"mailbox": mailbox, "tensorboard": tensorboard, "claim": claim}
+        arguments = {"run": run, "output": output, "scale": scale, **told}
         trainer = TorchTrainer(
             # By reference: Ray Train's controller, which reads this dict, need not import torch and the networks.
             train_loop_per_worker=lambda config: train_worker(**ray.get(config["arguments"])),
@@ -96,7 +95,6 @@ def train(
     # What the first worker's loop returned; one that came to the schedule's end returns nothing.
     if result.return_value:
         raise DivergedError(f"the training diverged: {result.return_value}")
-    before_end()
     return _finish(output, run, result)
 
 
