@@ -55,4 +55,7 @@ for architecture in map(int, sys.argv[1:]):
     for kernel, constants, images, warps in KERNELS:
         compiled = compile_for(GPUTarget("cuda", architecture, 32), kernel, constants, images, warps)
         found = {"kernel": kernel.fn.__name__, "architecture": architecture, **resources(compiled.asm["cubin"])}
+        found["carried"] = [
+            carried.count("=") for carried in re.findall(r"iter_args\((.*?)\) ->", compiled.asm["ttir"])
+        ]
         print(json.dumps(found), flush=True)

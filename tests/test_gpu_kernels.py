@@ -98,9 +98,9 @@ def test_linearise_equals_plain_torch(size: tuple[int, int], dtype: torch.dtype)
     data = torch.zeros(2, 3, size[0], pitch_of(size[1]), device=DEVICE)
     linearise(images.to(DEVICE), padded(flow), data, size, MACHINE)
     expected = plain.linearise(torch.stack([images[:-1], images[1:]], 1).float(), flow)[:, :3]
-    # A gradient changes by so much where x + u, at 150, is rounded otherwise; rho is the gradient times 15 px more.
-    assert (data[..., : size[1]].cpu() - expected)[:, :2].abs().max() < 5e-3
-    assert (data[..., : size[1]].cpu() - expected)[:, 2].abs().max() < 5e-2
+    # A gradient changes by so much where x + u, at 300, is rounded otherwise; rho is the gradient times 15 px more.
+    assert (data[..., : size[1]].cpu() - expected)[:, :2].abs().max() < 1e-2
+    assert (data[..., : size[1]].cpu() - expected)[:, 2].abs().max() < 1e-1
 
 
 @pytest.mark.parametrize("size", SIZES + LARGE)
@@ -139,5 +139,10 @@ def test_the_kernels_compile_for_an_h100_without_spilling() -> None:
     found = [json.loads(line) for line in out.splitlines()]
     assert {row["kernel"] for row in found} > {"iterate_strips", "linearise_strips", "median_pixels"}
     assert all(row["STACK"] == row["SHARED"] == row["LOCAL"] == 0 for row in found)
+    # Two rows of the image and the flow between, in either form of the image; of five iterations two rows of ten fields
+    # each, less what nobody reads of the last, the next row and its number: what a loop carries on, it must not lose.
+    carried = {row["kernel"]: row["carried"] for row in found}
+    assert carried["linearise_strips"] == [4]
+    assert carried["iterate_strips"] == [1 + 20 + 20 * LEVELS - 8]
     # 65,536 registers on a multiprocessor, 32 threads a warp.
     assert found[0]["REG"] * 32 * WARPS_PER_UNIT <= 65_536

@@ -4,7 +4,7 @@ Every step is one Triton kernel (gpu_kernels/), so it runs wherever torch and Tr
 Triton's interpreter. There is no early stop: a launch would wait for its slowest tile, and more launches would be
 needed. With the CPU kernel's early stop switched off the two agree to 0.01 px on average, with it to 0.05 px; single
 pixels whose motion is ambiguous may differ by more. The flow of a pair does not depend on the batch it is solved in.
-The speed of this code is not measured.
+An H100 solves 4,547 pairs a second at batch 64 (docs/measurements.md).
 """
 
 from __future__ import annotations

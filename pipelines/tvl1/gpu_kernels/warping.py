@@ -65,8 +65,10 @@ def linearise_strips(
     plane, image = height * pitch, height * image_pitch
     flow, data = flow + pair * 2 * plane, data + pair * 3 * plane
     first, second = images + pair * image, images + (pair + 1) * image
-    nothing = tl.zeros([STRIPS, LANES], tl.float32)
-    above, middle, u_middle, v_middle = nothing, nothing, nothing, nothing
+    # Two tensors, not one: where `above = middle` below would put back the very tensor that `above` began with, Triton
+    # (3.6 to 3.9) takes `above` for one that the loop does not change. Its interpreter does not.
+    above, middle = tl.zeros([STRIPS, LANES], tl.float32), tl.zeros([STRIPS, LANES], tl.float32)
+    u_middle, v_middle = middle, middle
     for step in range(rows + 2):
         row = segment * rows + step - 1
         y = tl.minimum(tl.maximum(row, 0), height - 1)
