@@ -7,7 +7,7 @@
 The plain port is built as the popular ones are: every input padded beforehand, conv3d for 1×1×1 too, NCDHW unless said.
 Variants take turns and the median of each counts. One that fails gives a row that says why; once a part's seconds are
 up no further variant of it is begun. Each function returns rows, for other benchmarks to join. With --json the last
-line is the ratios and all rows. Nothing here has been measured yet.
+line is the ratios and all rows. Recorded: launched as CUDA graphs, as jobs/train.py does on one GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import tyro
@@ -147,16 +147,20 @@ def make_clips(model: VideoModel, settings: Settings, batch: int) -> dict[str, T
     return {stream: (torch.rand_like(clip) * 2 - 1).to(settings.device) for stream, clip in clips.items()}
 
 
-def make_step(model: nn.Module, clips: dict[str, Tensor], precision: str, *, benchmark: bool) -> Callable[[], object]:
+def make_step(
+    model: nn.Module, clips: dict[str, Tensor], precision: str, *, benchmark: bool = False, recorded: bool = False
+) -> Callable[[], object]:
     """Forward, loss, backward and SGD with momentum."""
     device = next(iter(clips.values())).device.type
     labels = torch.zeros(len(next(iter(clips.values()))), dtype=torch.int64, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    recorded = recorded and device == "cuda"  # a rehearsal on a CPU cannot
+    forward = cuda.record(cast(VideoModel, model.train()), clips, precision) if recorded else model
 
     def step() -> None:
         torch.backends.cudnn.benchmark = benchmark
         with torch.autocast(device, cuda.DTYPES[precision], enabled=precision != "fp32"):
-            loss = models.cross_entropies(model(clips), labels).mean()
+            loss = models.cross_entropies(forward(clips), labels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -256,18 +260,24 @@ def measure_training(settings: Settings) -> list[Row]:
     clips = make_clips(model, settings, settings.batch)
 
     def ours(
-        precision: str, *, benchmark: bool = False, plain: bool = False, compiled: bool = False
+        precision: str,
+        *,
+        benchmark: bool = False,
+        plain: bool = False,
+        compiled: bool = False,
+        recorded: bool = False,
     ) -> Callable[[], object]:
         own = copy.deepcopy(model)
         placed = own.to(settings.device) if plain else cuda.place(own, settings.device)
         if compiled:
             placed.compile()
-        return make_step(placed, clips, precision, benchmark=benchmark)
+        return make_step(placed, clips, precision, benchmark=benchmark, recorded=recorded)
 
     def port(precision: str, *, benchmark: bool, channels_last: bool) -> Callable[[], object]:
         return make_step(make_port(model, settings, channels_last=channels_last), clips, precision, benchmark=benchmark)
 
     variants: dict[str, Callable[[], Callable[[], object]]] = {
+        f"{TRAINED}, recorded": lambda: ours("bf16", recorded=True),
         TRAINED: lambda: ours("bf16"),
         PORT: lambda: port("bf16", benchmark=True, channels_last=True),
         "ours, bf16, cudnn.benchmark": lambda: ours("bf16", benchmark=True),
@@ -275,7 +285,7 @@ def measure_training(settings: Settings) -> list[Row]:
         "port, bf16": lambda: port("bf16", benchmark=False, channels_last=False),
         "port, fp32 (TF32)": lambda: port("fp32", benchmark=False, channels_last=False),
         "ours, fp16": lambda: ours("fp16"),
-        "ours, fp32 (TF32)": lambda: ours("fp32"),
+        "ours, fp32 (TF32), recorded": lambda: ours("fp32", recorded=True),
     }
     if settings.compile:
         variants["ours, bf16, compiled"] = lambda: ours("bf16", compiled=True)
@@ -330,8 +340,8 @@ def measure_conv1(settings: Settings) -> list[Row]:
     ways: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "three channels": lambda x, w: nn.functional.conv3d(_padded(x, w.shape[2:], conv.stride), w, None, conv.stride),
         "zeros up to eight channels": _convolve_padded,
-        "space to depth": _convolve_space_to_depth,
-        "windows along the width (ours)": lambda x, w: cuda.convolve_unfolded(x, w, None, conv.stride),
+        "windows along the width": _convolve_windows,
+        "blocks as channels (ours)": lambda x, w: cuda.convolve_clip(x, w, None, conv.stride),
     }
 
     def make(way: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
@@ -353,18 +363,12 @@ def _convolve_padded(x: Tensor, weight: Tensor) -> Tensor:
     return nn.functional.conv3d(x, weight, None, (2, 2, 2))
 
 
-def _convolve_space_to_depth(x: Tensor, weight: Tensor) -> Tensor:
-    """The same as a convolution of 24 channels, kernel 4, stride 1: blocks of 2×2×2 become channels."""
-    x = _padded(x, (7, 7, 7), (2, 2, 2))
-    x = nn.functional.pad(x, [n for size in reversed(x.shape[2:]) for n in (0, size % 2)])
-    weight = nn.functional.pad(weight, (0, 1, 0, 1, 0, 1))
-    x, weight = (_space_to_depth(t).contiguous(memory_format=torch.channels_last_3d) for t in (x, weight))
-    return nn.functional.conv3d(x, weight)
-
-
-def _space_to_depth(x: Tensor) -> Tensor:
-    blocks = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    return blocks.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
+def _convolve_windows(x: Tensor, weight: Tensor) -> Tensor:
+    """The same with the eight columns from an output's first on as channels, 24 of them, and a kernel of width 1."""
+    windows = nn.functional.pad(_padded(x, (7, 7, 7), (2, 2, 2)), (0, 1)).unfold(4, 8, 2)  # (B, C, T, H, W', 8)
+    rows = windows.permute(0, 2, 3, 4, 5, 1).flatten(4).permute(0, 4, 1, 2, 3)
+    wide = nn.functional.pad(weight, (0, 1)).permute(0, 4, 1, 2, 3).flatten(1, 2).unsqueeze(4)
+    return nn.functional.conv3d(rows, wide.contiguous(memory_format=torch.channels_last_3d), None, (2, 2, 1))
 
 
 def measure_pools(settings: Settings) -> list[Row]:
@@ -396,7 +400,7 @@ def _pool_step(pool: nn.Module, shape: torch.Size, device: torch.device) -> Call
 
 
 def _make_training(model: VideoModel, clips: dict[str, Tensor], device: torch.device) -> Callable[[], object]:
-    return make_step(cuda.place(copy.deepcopy(model), device), clips, "bf16", benchmark=False)
+    return make_step(cuda.place(copy.deepcopy(model), device), clips, "bf16", recorded=True)
 
 
 def _make_inference(model: VideoModel, clips: dict[str, Tensor], device: torch.device) -> Callable[[], object]:
@@ -427,7 +431,7 @@ def profile_step(settings: Settings, *, most: int = 25) -> list[Row]:
     """Where the time of our step goes: its longest kernels, with their share of it in the name."""
     model = make_i3d(settings)
     clips = make_clips(model, settings, settings.batch)
-    step = make_step(cuda.place(model, settings.device), clips, "bf16", benchmark=False)
+    step = make_step(cuda.place(model, settings.device), clips, "bf16")
     step()
     step()
     on_gpu = settings.device.type == "cuda"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from models.convolution import Classifier, MaxPool
@@ -87,5 +86,5 @@ class C3D(VideoModel):
             raise ValueError(
                 f"This C3D takes clips of {expected} frames, rows and columns; got {tuple(clip.shape[2:])}."
             )
-        grid = self.trunk(clip.contiguous(memory_format=torch.channels_last_3d)).flatten(1)  # (B, 8192) at 16×112×112
+        grid = self.trunk(clip).flatten(1)  # (B, 8192) at 16×112×112
         return self.logits(self.hidden(grid[:, :, None, None, None])).flatten(1)

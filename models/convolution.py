@@ -132,7 +132,12 @@ class ConvUnit(nn.Module):
 
 
 def pad_for_convolution(x: Tensor, kernel: Extent, stride: Extent) -> tuple[Tensor, Extent]:
-    """x, padded where PyTorch's symmetric padding cannot express SAME, and the symmetric padding that is left to do."""
+    """x, padded where PyTorch's symmetric padding cannot express SAME, and the symmetric padding that is left to do.
+
+    In channels_last_3d: in PyTorch's own layout conv1 takes a quarter longer on a CPU, and max-pools after it 10 to 20
+    times as long.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
     pads = [same_padding(n, k, s) for n, k, s in zip(x.shape[2:], kernel, stride, strict=True)]
     axes = zip(x.shape[2:], kernel, stride, pads, strict=True)
     explicit = [p if p[0] != p[1] or (n <= k and _has_wrong_gradient(x, s)) else (0, 0) for n, k, s, p in axes]

@@ -2,14 +2,15 @@
 
     cuda.set_up(device, "bf16", training=True)    once in a process: TensorFloat-32, cuDNN's search, one check
     model = cuda.place(model, device)             layers that compute the same in another way
+    step = cuda.record(model, clips, "bf16")      a training step's launches, recorded
 
 On a CPU both do nothing. A model that was moved by `model.to("cuda")` alone gives the same results, slower.
 
 * A convolution of two or three channels in half precision goes to a kernel without tensor cores, which took a third
-  of I3D's step. Its windows are laid out along the width first, to 16 or 24 channels and a kernel of width 1.
+  of I3D's step. Blocks of its clip become channels first, 16 or 24, and its strides 1.
 * Max-pools, and batch norm with ReLU, are Triton kernels (`models.triton_kernels`); without Triton, PyTorch's.
 
-What these bring has not been measured.
+What these bring is in docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +36,7 @@ from models.convolution import (
     same_padding,
 )
 from models.folding import FoldedUnit
+from models.input_spec import VideoModel
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -60,7 +63,9 @@ def set_up(device: torch.device, precision: str, *, training: bool) -> None:
     if device.type != "cuda":
         return
     allow_tf32(uses_tf32(precision, training=training))
-    torch.backends.cudnn.benchmark = training  # at test each length of video is a shape of its own
+    # At test each length of video is a shape of its own; in half precision the search found nothing quicker (I3D on an
+    # H100: 98 ms a step without, 100 ms with) and takes 20 s.
+    torch.backends.cudnn.benchmark = training and precision == "fp32"
     check_convolution(device, precision, training=training)
 
 
@@ -133,13 +138,85 @@ def place(model: Model, device: torch.device) -> Model:
 
 def adapt(model: Model) -> Model:
     """The model, each layer that has another form for CUDA in that; back on a CPU it computes as before."""
-    with_triton = importlib.util.find_spec("triton") is not None  # not there on every system
-    forms = FORMS | TRITON_FORMS if with_triton else FORMS
+    forms = FORMS | TRITON_FORMS if _has_triton() else FORMS
     for module in model.modules():
         # The class alone: parameters stay the objects that an optimizer holds. By exact type: a Classifier is a
         # Convolution too, and would lose its fp32.
         module.__class__ = forms.get(type(module), type(module))
     return model
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether Triton is installed, as it is not on every system."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; on CUDA copied beside what the device still has to compute, and nobody waits.
+
+    From memory that is not page-locked, or on the stream that computes, the copy would wait for all that came before.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    stream, computing = _copying_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+    computing.wait_stream(stream)
+    moved.record_stream(computing)  # its memory is not given away before the step that reads it is over
+    return moved
+
+
+@cache
+def _copying_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether `record` is for this device."""
+    return device.type == "cuda"
+
+
+def record(model: VideoModel, clips: Mapping[str, Tensor], precision: str) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """The model's forward and backward pass in training on clips like these, recorded as CUDA graphs.
+
+    What it returns takes clips of these shapes and gives their logits, which hold until it is called again, and so do
+    the gradients. The launches of a step, some 2,000, take a CPU longer than a GPU needs to compute them. Weights,
+    statistics and random numbers are as before. Raises RuntimeError where something cannot be recorded.
+    """
+    streams = list(clips)
+    before = [buffer.clone() for buffer in model.buffers()]
+    if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):
+        # PyTorch's own recording warms up on another stream, and then warns of it.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+    device = next(iter(clips.values())).device
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32", cache_enabled=False),
+        ):
+            call: Any = torch.cuda.make_graphed_callables(_Positional(model, streams), tuple(clips.values()))
+    finally:
+        for buffer, was in zip(model.buffers(), before, strict=True):
+            buffer.copy_(was)  # batch norm has seen the clips of the warm-up
+
+    def replay(clips: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = call(*(clips[stream] for stream in streams))
+        return logits
+
+    return replay
+
+
+class _Positional(nn.Module):
+    """A model that takes its streams one after another, as what records wants it."""
+
+    def __init__(self, model: VideoModel, streams: list[str]) -> None:
+        super().__init__()
+        self.model, self.streams = model, streams
+
+    def forward(self, *clips: Tensor) -> Tensor:
+        logits: Tensor = self.model(dict(zip(self.streams, clips, strict=True)))
+        return logits
 
 
 def synchronise_batch_norm(model: Model) -> Model:
@@ -174,7 +251,7 @@ class CudaConvolution(Convolution):
         # Under autocast x is still float32 here, and what is done by hand below is not cast by it.
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         if x.is_cuda and dtype in HALVES and self.weight.shape[1] < FEW_CHANNELS:
-            return convolve_unfolded(x.to(dtype), self.weight, self.bias, self.stride)
+            return convolve_clip(x, self.weight, self.bias, self.stride, dtype)
         return super().forward(x)
 
 
@@ -186,8 +263,9 @@ class CudaFoldedUnit(FoldedUnit):
 
     def _convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
         few = self.dtype in HALVES and self.weight.shape[1] < FEW_CHANNELS
-        convolve = convolve_unfolded if few else convolve_plain
-        return convolve(x.to(self.dtype), self.weight, bias, self.stride)
+        if few:
+            return convolve_clip(x, self.weight, bias, self.stride, self.dtype)
+        return convolve_plain(x.to(self.dtype), self.weight, bias, self.stride)
 
 
 class TritonFoldedUnit(CudaFoldedUnit):
@@ -247,26 +325,55 @@ def convolve_plain(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Exten
     return nn.functional.conv3d(x, weight, bias, stride, padding)
 
 
-def convolve_unfolded(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Extent) -> Tensor:
-    """The same SAME convolution of few channels C as one of C · k, k ≥ the kernel's width, whose kernel is 1 wide.
+def convolve_clip(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Extent, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The SAME convolution of few channels in `dtype`, x's own if None, as one of many with stride 1.
 
-    The k columns that an output sees become channels: they are neighbours in memory. k is rounded up to where C · k is
-    a multiple of 8, with weights of zero. Exact, gradients included; the stored weights stay as they are. Zeros for
-    channels up to 8 would be simpler, and 5 products of 8 with nothing.
+    Blocks of as many elements as the strides become channels, and zeros fill these up to a multiple of 8: 24 for an RGB
+    clip under strides of 2, with a kernel of 4 in place of 7. Exact, gradients included; the stored weights stay as
+    they are. As three channels cuDNN computes it without tensor cores; with zeros up to 8 channels, or with windows
+    along the width as channels, it took 2.6 and 1.5 times as long (benchmarks/gpu_networks.py, H100).
     """
-    channels, width = weight.shape[1], weight.shape[4]
-    # conv1 is 7 wide: 8 columns, that is 24 channels of RGB, 16 of flow.
-    columns = next(n for n in range(width, width + WHOLE_CHANNELS) if n * channels % WHOLE_CHANNELS == 0)
-    pads = _pads(x, weight.shape[2:], stride)
-    pads[2] = (pads[2][0], pads[2][1] + columns - width)
-    windows = nn.functional.pad(x, pad_argument(pads)).unfold(4, columns, stride[2])  # (B, C, T, H, W', columns)
-    rows = windows.permute(0, 2, 3, 4, 5, 1).flatten(4)  # (B, T, H, W', columns · C)
-    # (out, columns · C, t, h, 1): the channels in the order of the rows'.
-    wide = nn.functional.pad(weight, (0, columns - width)).permute(0, 4, 1, 2, 3).flatten(1, 2).unsqueeze(4)
-    wide = wide.to(x.dtype).contiguous(memory_format=torch.channels_last_3d)
-    bias = None if bias is None else bias.to(x.dtype)
-    # Stride 1 along the width: unfold has taken it already.
-    return nn.functional.conv3d(rows.permute(0, 4, 1, 2, 3), wide, bias, (stride[0], stride[1], 1))
+    dtype = dtype or x.dtype
+    kernel = weight.shape[2], weight.shape[3], weight.shape[4]
+    # Taps of a kernel that is no multiple of its stride are filled up behind.
+    taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]
+    behind = [(0, n * s - k) for n, s, k in zip(taps, stride, kernel, strict=True)]
+    wide = _to_depth(nn.functional.pad(weight, pad_argument(behind)), stride)
+    wide = wide.to(dtype, memory_format=torch.channels_last_3d)
+    if bias is not None:
+        bias = bias.to(dtype)
+    return nn.functional.conv3d(_blocks_of(x, kernel, stride, taps, dtype), wide, bias)
+
+
+def _blocks_of(x: Tensor, kernel: Extent, stride: Extent, taps: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """A clip, padded as SAME says, as blocks of `stride` elements: (B, D, T', H', W') channels_last_3d."""
+    outputs = [-(-n // s) for n, s in zip(x.shape[2:], stride, strict=True)]
+    size = [n + k - 1 for n, k in zip(outputs, taps, strict=True)]
+    before = [before for before, _ in _pads(x, kernel, stride)]
+    if _fits(x, dtype) and not x.requires_grad and not torch.compiler.is_compiling() and _has_triton():
+        from models import triton_kernels
+
+        depth = _whole(x.shape[1] * math.prod(stride))
+        shape = (len(x), depth, *size)
+        blocks = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last_3d)
+        triton_kernels.space_to_depth(x, blocks, stride, before)
+        return blocks
+    pads = [(b, n * s - length - b) for b, n, s, length in zip(before, size, stride, x.shape[2:], strict=True)]
+    blocks = _to_depth(nn.functional.pad(x.to(dtype), pad_argument(pads)), stride)
+    return blocks.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _to_depth(x: Tensor, stride: Extent) -> Tensor:
+    """(N, C, T, H, W) to (N, D, T / st, H / sh, W / sw): blocks as channels, c · st · sh · sw of them, then zeros."""
+    blocks = x.unflatten(4, (-1, stride[2])).unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))
+    blocks = blocks.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+    return nn.functional.pad(blocks, (0, 0, 0, 0, 0, 0, 0, _whole(blocks.shape[1]) - blocks.shape[1]))
+
+
+def _whole(channels: int) -> int:
+    return -(-channels // WHOLE_CHANNELS) * WHOLE_CHANNELS
 
 
 def _pads(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> list[tuple[int, int]]:
@@ -276,15 +383,33 @@ def _pads(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> list[tuple
 def max_pool(x: Tensor, kernel: Extent, stride: Extent) -> Tensor:
     """SAME max-pool of (B, C, T, H, W) by Triton; of equal values the first has the gradient, as in PyTorch."""
     keep = x.requires_grad and torch.is_grad_enabled()
-    return _max_pool(x, list(kernel), list(stride), keep)[0]
+    if torch.compiler.is_compiling():
+        return _max_pool(x, list(kernel), list(stride), keep)[0]
+    # The same without the bookkeeping of a custom operation, a tenth of a millisecond each time.
+    return _MaxPool.apply(x, kernel, stride) if keep else _pool(x, kernel, stride, False)[0]
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Extent, stride: Extent) -> Tensor:
+        output = _pool(x, kernel, stride, True)
+        _keep_places(ctx, (x, kernel, stride, True), output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (places,) = ctx.saved_tensors
+        return _pool_gradient(gradients[0], places, ctx.kernel, ctx.stride, ctx.size), None, None
 
 
 @torch.library.custom_op("two_stream_i3d::max_pool", mutates_args=())
 def _max_pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
-    """The pool, and for its gradient where in its window each maximum was (empty without `keep`).
+    """`_pool` as a custom operation, which torch.compile takes as it is, and not PyTorch's kernels in its place."""
+    return _pool(x, kernel, stride, keep)
 
-    A custom operation, because torch.compile then takes it as it is and not PyTorch's kernels.
-    """
+
+def _pool(x: Tensor, kernel: Sequence[int], stride: Sequence[int], keep: bool) -> tuple[Tensor, Tensor]:
+    """The pool, and for its gradient where in its window each maximum was (empty without `keep`)."""
     from models import triton_kernels
 
     y, places = _empty_pool(x, kernel, stride, keep)
@@ -312,6 +437,12 @@ def _empty_clips(like: Tensor, size: Sequence[int]) -> Tensor:
 def _max_pool_gradient(
     dy: Tensor, places: Tensor, kernel: Sequence[int], stride: Sequence[int], size: Sequence[int]
 ) -> Tensor:
+    return _pool_gradient(dy, places, kernel, stride, size)
+
+
+def _pool_gradient(
+    dy: Tensor, places: Tensor, kernel: Sequence[int], stride: Sequence[int], size: Sequence[int]
+) -> Tensor:
     from models import triton_kernels
 
     dx = _empty_clips(dy, size)
@@ -331,11 +462,12 @@ def _empty_gradient(
 def _keep_places(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, ctx.kernel, ctx.stride, _ = inputs
     ctx.size = list(x.shape[2:])
+    ctx.set_materialize_grads(False)  # of the places, which have none
     # Neither x nor y: a byte for each output says all that the gradient needs.
     ctx.save_for_backward(output[1])
 
 
-def _gather_gradient(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _gather_gradient(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return _max_pool_gradient(dy, *ctx.saved_tensors, ctx.kernel, ctx.stride, ctx.size), None, None, None
 
 
@@ -344,9 +476,6 @@ _max_pool.register_autograd(_gather_gradient, setup_context=_keep_places)
 
 def norm_relu(x: Tensor, norm: BatchNorm) -> Tensor:
     """What `norm` and then ReLU give in training, by Triton; updates the running statistics."""
-    assert norm.num_batches_tracked is not None
-    # The forward of PyTorch's module, which would count, is passed by.
-    norm.num_batches_tracked.add_(1)
     return _NormRelu.apply(x, norm.weight, norm.bias, norm)
 
 
@@ -356,9 +485,14 @@ class _NormRelu(torch.autograd.Function):
         from models import triton_kernels
 
         assert norm.momentum is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        # With four dimensions, as which the same memory can be seen, PyTorch has a kernel for channels that come last.
-        stats = torch.batch_norm_update_stats(x.flatten(2, 3), norm.running_mean, norm.running_var, norm.momentum)
+        # It also counts the batch, as the forward of PyTorch's module would, which is passed by.
+        stats = triton_kernels.update_statistics(
+            x, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum
+        )
         # Not y: where ReLU let pass follows from x, which batch norm needs anyway.
         ctx.save_for_backward(x, *stats, gamma, beta)
         ctx.eps = norm.eps
@@ -368,7 +502,6 @@ class _NormRelu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         from models import triton_kernels
 
-        dy = gradients[0].contiguous(memory_format=torch.channels_last_3d)
         x, mean, variance, gamma, beta = ctx.saved_tensors
-        dx, dbeta, along = triton_kernels.norm_relu_gradient(dy, x, mean, variance, gamma, beta, ctx.eps)
+        dx, dbeta, along = triton_kernels.norm_relu_gradient(gradients[0], x, mean, variance, gamma, beta, ctx.eps)
         return dx, along / (variance + ctx.eps).sqrt() if ctx.needs_input_grad[1] else None, dbeta, None

@@ -145,8 +145,6 @@ class InceptionV1(nn.Sequential):
         """The activation at an end point; a ValueError lists the names where it is none of them."""
         if endpoint not in ENDPOINTS:
             raise ValueError(f"No end point is called {endpoint!r}; choose one of {', '.join(ENDPOINTS)}.")
-        # In PyTorch's own layout max-pools take 10 to 20 times as long on a CPU, and conv1 a quarter longer.
-        x = x.contiguous(memory_format=torch.channels_last_3d)
         for name, layer in self.named_children():
             x = layer(x)
             if name == endpoint:

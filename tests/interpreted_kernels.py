@@ -64,10 +64,12 @@ def norms() -> dict[str, float]:
     worst: dict[str, float] = {}
     for channels, gamma, size in ((3, False, (2, 5, 4)), (70, True, (1, 3, 7)), (24, False, (3, 12, 12))):
         ours = BatchNorm(channels, momentum=0.3, gamma=gamma)
+        ours.num_batches_tracked.fill_(4)
         nn.init.uniform_(ours.bias, -1, 1)
         theirs = copy.deepcopy(ours).double()
         x = channels_last(2, channels, *size) * 3 + 2
-        dy = channels_last(*x.shape)
+        # As of something concatenated: some channels of more.
+        dy = channels_last(2, channels + 16, *size)[:, 8 : channels + 8] if gamma else channels_last(*x.shape)
         found = results(x, ours, cuda.norm_relu, dy)
         right = results(x.double(), theirs, lambda x, norm: nn.functional.relu(norm(x)), dy.double())
         for name, value in right.items():
@@ -90,6 +92,25 @@ def bias_relu() -> float:
     return float((triton_kernels.bias_relu_(x, bias) - expected).abs().max())
 
 
+def blocks() -> float:
+    """The greatest difference of a clip's blocks to those by PyTorch, of clips in either layout."""
+    worst = 0.0
+    for channels, kernel, stride, size in (
+        (3, (7, 7, 7), (2, 2, 2), (5, 9, 8)),
+        (2, (1, 7, 7), (1, 2, 2), (2, 6, 11)),
+        (3, (3, 3, 3), (1, 1, 1), (3, 4, 5)),
+        (1, (2, 1, 5), (3, 2, 1), (7, 5, 3)),
+    ):
+        for clip in (torch.randn(2, channels, *size), channels_last(2, channels, *size)):
+            taps = [-(-k // s) for k, s in zip(kernel, stride, strict=True)]
+            expected = cuda._blocks_of(clip, kernel, stride, taps, clip.dtype)
+            found = torch.full_like(expected, 9)
+            before = [before for before, _ in cuda._pads(clip, kernel, stride)]
+            triton_kernels.space_to_depth(clip, found, stride, before)
+            worst = max(worst, float((found - expected).abs().max()))
+    return worst
+
+
 def operations() -> dict[str, str]:
     """What PyTorch's own checks say of the pool as a custom operation, and whether it compiles to one graph."""
     x, kernel, stride = channels_last(2, 3, 2, 4, 5).requires_grad_(), [3, 3, 3], [2, 2, 2]
@@ -107,8 +128,10 @@ def operations() -> dict[str, str]:
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    triton_kernels.PROGRAMS = 4  # so that each adds up several blocks of these few numbers
+    # So that each program adds up several blocks of these few numbers.
+    triton_kernels.PROGRAMS = triton_kernels.STATISTICS_PROGRAMS = 4
+    triton_kernels.STATISTICS_BLOCK = 64
     if sys.argv[1:] == ["operations"]:
         json.dump(operations(), sys.stdout)
     else:
-        json.dump({"pools": pools(), "norms": norms(), "bias_relu": bias_relu()}, sys.stdout)
+        json.dump({"pools": pools(), "norms": norms(), "bias_relu": bias_relu(), "blocks": blocks()}, sys.stdout)

@@ -60,6 +60,7 @@ def test_batch_norm_with_relu_is_pytorchs(interpreted: dict) -> None:
     assert given <= set(interpreted["norms"])
     assert max(interpreted["norms"].values()) < 2e-5
     assert interpreted["bias_relu"] == 0
+    assert interpreted["blocks"] == 0
 
 
 @pytest.mark.slow
@@ -76,7 +77,7 @@ def test_kernels_compile_for_an_h100_and_read_whole_lines() -> None:
     environment["PYTHONPATH"] = str(ROOT)
     out = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     found = [json.loads(line) for line in out.splitlines()]
-    assert len(found) == 6
+    assert len(found) == 9
     assert [row for row in found if row["bytes"] < 1000 or not row["vectors"]] == []
 
 
@@ -88,21 +89,22 @@ def test_kernels_compile_for_an_h100_and_read_whole_lines() -> None:
         (3, (1, 7, 7), (1, 2, 2), (2, 12, 9)),
         (3, (3, 3, 3), (1, 1, 1), (4, 6, 5)),
         (2, (5, 7, 7), (1, 2, 2), (3, 4, 2)),
+        (1, (2, 1, 5), (3, 2, 1), (7, 5, 3)),
     ],
 )
-def test_the_unfolded_convolution_is_the_same_gradients_included(channels, kernel, stride, size):
+def test_a_clip_in_blocks_convolves_the_same_gradients_included(channels, kernel, stride, size):
     conv = Convolution(channels, 5, kernel, stride=stride, bias=True).double()
     clip = torch.randn(2, channels, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
     clip.requires_grad_()
     expected = conv(clip)
-    found = cuda.convolve_unfolded(clip, conv.weight, conv.bias, stride)
+    found = cuda.convolve_clip(clip, conv.weight, conv.bias, stride)
     wanted = (clip, conv.weight, conv.bias)
     dy = torch.randn_like(expected)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, wanted, dy), torch.autograd.grad(expected, wanted, dy))
 
 
-def test_the_unfolded_convolution_suits_tensor_cores(monkeypatch):
+def test_a_clip_in_blocks_suits_tensor_cores(monkeypatch):
     """What reaches cuDNN has a multiple of eight channels, lies in memory as it likes, and is in half precision."""
     seen = []
     convolve = nn.functional.conv3d
@@ -111,7 +113,7 @@ def test_the_unfolded_convolution_suits_tensor_cores(monkeypatch):
     )
     for channels in (2, 3):
         conv = Convolution(channels, 8, (7, 7, 7), stride=(2, 2, 2))
-        cuda.convolve_unfolded(torch.randn(1, channels, 8, 16, 16).bfloat16(), conv.weight, None, conv.stride)
+        cuda.convolve_clip(torch.randn(1, channels, 8, 16, 16).bfloat16(), conv.weight, None, conv.stride)
     assert [x.shape[1] for x, _ in seen] == [16, 24]
     for tensor in (tensor for pair in seen for tensor in pair):
         assert tensor.dtype == torch.bfloat16
@@ -137,6 +139,45 @@ def test_layers_for_cuda_keep_names_parameters_and_on_a_cpu_their_results(name):
     assert torch.equal(adapted(clips), expected(clips))
     assert torch.equal(cuda.adapt(fold_batch_norm(adapted))(clips), fold_batch_norm(expected)(clips))
     assert {type(module) for module in adapted.modules()} & set(cuda.TRITON_FORMS.values())
+
+
+def rehearse(module: nn.Module, clips: tuple[Tensor, ...]) -> nn.Module:
+    """What PyTorch does before it records, here without recording."""
+    for _ in range(3):
+        module(*clips).sum().backward()
+    module.zero_grad()
+    return module
+
+
+def test_recording_leaves_weights_statistics_and_random_numbers_as_they_were(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", rehearse)
+    model = models.build("c3d", num_classes=5, width=0.25, **SMALL["c3d"]).train()
+    next(module for module in model.modules() if isinstance(module, BatchNorm)).eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    clips, seed = random_clips(model), torch.get_rng_state()
+    recorded = cuda.record(model, clips, "fp32")
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    logits = recorded(dict(reversed(clips.items())))
+    torch.set_rng_state(seed)
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(before[name])
+    assert torch.equal(logits, model(clips))
+
+
+def test_statistics_are_put_back_where_recording_fails(monkeypatch):
+    def fail(module: nn.Module, clips: tuple[Tensor, ...]) -> None:
+        rehearse(module, clips)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    model = small("two_stream").train()
+    before = [buffer.clone() for buffer in model.buffers()]
+    with pytest.raises(RuntimeError, match="capturing"):
+        cuda.record(model, random_clips(model), "fp32")
+    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), before, strict=True))
 
 
 def test_on_a_cpu_nothing_is_changed():
@@ -170,7 +211,7 @@ def test_tensorfloat_is_one_choice_for_convolutions_and_products(monkeypatch, pr
     cuda.set_up(torch.device("cuda"), precision, training=training)
     assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
     assert torch._C._get_cublas_allow_tf32() == allowed  # as torch.compile asks, which a mixture of names would end
-    assert torch.backends.cudnn.benchmark == training
+    assert torch.backends.cudnn.benchmark == (training and precision == "fp32")
     assert cuda.describe(precision, training=training) == words
 
 
@@ -339,7 +380,7 @@ def test_half_precision_on_a_gpu_trains_and_infers(name, precision):
     model = small(name)
     clips = random_clips(model)
     found, expected = take_step(model, clips, device, precision), take_step(model, clips, CPU, "fp32")
-    assert (found["loss"] - expected["loss"]).abs() < 0.2
+    assert (found["loss"] - expected["loss"]).abs() < 0.3  # 0.21 of C3D's, whose batch norm here sees two clips
     assert all(torch.isfinite(value).all() for value in found.values())
     model.eval()
     folded = cuda.place(fold_batch_norm(model, dtype=cuda.DTYPES[precision]), device)
@@ -347,6 +388,31 @@ def test_half_precision_on_a_gpu_trains_and_infers(name, precision):
         logits, exact = folded({stream: clip.to(device) for stream, clip in clips.items()}).cpu(), model(clips)
     assert logits.dtype == torch.float32
     assert (logits - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.usefixtures("_precisions")
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_a_recorded_step_is_the_same_on_a_gpu(name):
+    device = torch.device("cuda")
+    cuda.set_up(device, "bf16", training=True)
+    plain = cuda.place(small(name), device).train()
+    recorded = copy.deepcopy(plain)
+    step = cuda.record(recorded, {s: clip.to(device) for s, clip in random_clips(plain).items()}, "bf16")
+    for _ in range(3):
+        clips = {stream: clip.to(device) for stream, clip in random_clips(plain).items()}
+        labels = torch.tensor([0, 1], device=device)
+        for model, forward in ((plain, plain), (recorded, step)):
+            model.zero_grad(set_to_none=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                logits = forward(clips)
+            models.cross_entropies(logits, labels).mean().backward()
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight -= 0.01 * weight.grad
+    for (name, tensor), other in zip(plain.state_dict().items(), recorded.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, other, msg=name)
 
 
 @pytest.mark.gpu

@@ -39,8 +39,8 @@ def test_every_way_to_compute_conv1_is_the_same() -> None:
     expected = nn.functional.conv3d(gpu_networks._padded(clip, (7, 7, 7), (2, 2, 2)), weight, None, (2, 2, 2))
     for found in (
         gpu_networks._convolve_padded(clip, weight),
-        gpu_networks._convolve_space_to_depth(clip, weight),
-        cuda.convolve_unfolded(clip, weight, None, (2, 2, 2)),
+        gpu_networks._convolve_windows(clip, weight),
+        cuda.convolve_clip(clip, weight, None, (2, 2, 2)),
     ):
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
