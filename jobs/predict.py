@@ -14,7 +14,7 @@ The published scores of DeepMind's sample come, with D=data of github.com/google
     (last digits vary with processors)   rgb    logit 25.8566, norm of all logits  87.108871
                                          flow   logit 15.9570, norm of all logits  63.252754
 
-It runs on a GPU where there is one, TV-L1 included; its speed there has not been measured.
+It runs on a GPU where there is one, TV-L1 included.
 """
 
 from __future__ import annotations

@@ -49,6 +49,9 @@ class Workers:
     """How often workers may die before the run ends."""
     compile: bool = False
     """Compile the network by torch.compile (GPUs only): faster steps, after more than a minute of compiling."""
+    cuda_graphs: bool = True
+    """Record the launches of a step and replay them, where one GPU trains without --accumulate: the same steps, without
+    waiting for the CPU that launches them."""
 
     def __post_init__(self) -> None:
         check_counts(num_workers=self.num_workers, num_cpus=self.num_cpus, num_gpus=self.num_gpus)
@@ -211,6 +214,7 @@ def make_scale(workers: Workers, processors: tuple[float, int] | None = None) ->
         cpus_per_worker=round(cpus_per_worker, 3),
         max_failures=workers.max_failures,
         compile=workers.compile,
+        cuda_graphs=workers.cuda_graphs,
     )
 
 

@@ -183,6 +183,7 @@ def make_scale(config: Tune) -> tuple[Scale, int]:
         data_cpus=data_cpus,
         max_failures=workers.max_failures,
         compile=workers.compile,
+        cuda_graphs=workers.cuda_graphs,
     )
     return scale, config.concurrent or min(room, config.trials)
 

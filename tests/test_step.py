@@ -8,6 +8,7 @@ import pytest
 import torch
 from training_runs import WORKER, make_batches, make_model, make_run
 
+from models import cuda
 from pipelines.training.state import TrainingState
 from pipelines.training.step import TrainingStep
 
@@ -65,3 +66,44 @@ def test_a_clipped_gradient_has_the_norm_that_was_asked_for() -> None:
 
 def test_dropout_follows_from_the_clips_seen() -> None:
     assert all(torch.equal(one, other) for one, other in zip(weights(take()), weights(take()), strict=True))
+
+
+def take_recorded(monkeypatch: pytest.MonkeyPatch, record: Any, *, steps: int = 2, records: bool = True, **run: Any):
+    """Steps where the network can be recorded, as on a GPU, and how often it was."""
+    asked = []
+    monkeypatch.setattr(cuda, "can_record", lambda device: True)
+    monkeypatch.setattr(cuda, "record", lambda *arguments: asked.append(arguments) or record(*arguments))
+    accumulate = run.get("accumulate", 1)
+    state = TrainingState.build(make_model(), make_run(**run), CPU)
+    step = TrainingStep(make_run(**run), WORKER, state, records=records)
+    for number in range(steps):
+        step.take(make_batches(4 // accumulate, first=4 * number))
+    return step, len(asked)
+
+
+def plain_record(model: Any, clips: Any, precision: str) -> Any:
+    return model
+
+
+def test_a_network_is_recorded_once_and_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded, times = take_recorded(monkeypatch, plain_record)
+    plain, never = take_recorded(monkeypatch, plain_record, records=False)
+    assert (times, never) == (1, 0)
+    assert all(torch.equal(one, other) for one, other in zip(weights(recorded), weights(plain), strict=True))
+
+
+def test_accumulated_gradients_are_never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert take_recorded(monkeypatch, plain_record, batch=2, accumulate=2)[1] == 0
+
+
+def test_what_cannot_be_recorded_is_said_once_and_trains(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    failed, times = take_recorded(monkeypatch, fail)
+    plain, _ = take_recorded(monkeypatch, plain_record, records=False)
+    assert times == 1
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "operation not permitted when stream is capturing"
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(weights(failed), weights(plain), strict=True))

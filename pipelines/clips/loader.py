@@ -32,6 +32,7 @@ from ray.data import DataContext, Datasource, ExecutionResources, ReadTask
 from ray.data.block import Block, BlockAccessor, BlockMetadata
 from torch import Tensor
 
+from models import cuda
 from models.input_spec import InputSpec
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation, cut_training_clip, empty_clip
@@ -320,7 +321,7 @@ class Batch:
 
     def inputs(self, device: torch.device, bound: float) -> dict[str, Tensor]:
         """What the model takes: (B, …, C, T, S, S) float32 in [-1, 1] on the device; `bound` of flow in pixels."""
-        moved = {stream: clips.to(device, non_blocking=True) for stream, clips in self.streams.items()}
+        moved = {stream: cuda.upload(clips, device) for stream, clips in self.streams.items()}
         return {stream: scale_clips(stream, clips, bound, self.scale) for stream, clips in moved.items()}
 
 

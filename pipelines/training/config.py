@@ -110,7 +110,8 @@ class Reporting:
 class Scale:
     """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more.
 
-    `compile`: by torch.compile, which takes over a minute before the first step.
+    `compile`: by torch.compile, which takes over a minute before the first step. `cuda_graphs`: a single GPU's worker
+    records the launches of a step and replays them.
     """
 
     num_workers: int
@@ -120,6 +121,7 @@ class Scale:
     data_cpus: float | None = None
     max_failures: int = 3
     compile: bool = False
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

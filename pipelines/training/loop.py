@@ -58,7 +58,7 @@ def train_worker(
         state = TrainingState.load(folder, run, worker.device)
 
     # Step: the stream begins at the clip that comes next. Each batch of an accumulated step is a step to the stream.
-    step = TrainingStep(run, worker, state, compiled=scale.compile)
+    step = TrainingStep(run, worker, state, compiled=scale.compile, records=scale.cuda_graphs)
     num_batches = math.ceil((total - state.clips_seen) / step.clips) * optimisation.accumulate
     part = worker.part(start=state.clips_seen, batch=optimisation.batch, steps=num_batches)
     batches = stream_batches(clips, part, num_cpus=worker.data_cpus)

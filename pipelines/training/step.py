@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -12,25 +13,31 @@ import torch
 from torch import nn
 
 import models
+from models import cuda
 from pipelines.clips.loader import Batch
 from pipelines.training.config import Precision, Run
 from pipelines.training.state import TrainingState, batch_norms
 from pipelines.training.sums import Sums, count_hits
 from pipelines.training.worker import Worker
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+logger = logging.getLogger(__name__)
 
 
 class TrainingStep:
     """Takes steps, which change `state`; what they came to is in `sums` and `errors` until someone reads these."""
 
-    def __init__(self, run: Run, worker: Worker, state: TrainingState, *, compiled: bool = False) -> None:
+    def __init__(
+        self, run: Run, worker: Worker, state: TrainingState, *, compiled: bool = False, records: bool = True
+    ) -> None:
         self.run, self.worker, self.state = run, worker, state
         self.optimisation = run.optimisation
         self.clips = run.optimisation.global_batch(worker.num_workers)  # of one step, over all workers
         # Validation and checkpoints keep to `state.model`, whose names stay and which needs no compiling for its clips.
         network = cast(nn.Module, torch.compile(state.model)) if compiled else state.model
-        self.parallel = _parallelise(network, worker)
+        self.network: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] = _parallelise(network, worker)
+        # Accumulated gradients must outlive a step's next batch, which those of a recorded step do not.
+        self.records = records and not compiled and run.optimisation.accumulate == 1 and cuda.can_record(worker.device)
+        self.records &= worker.num_workers == 1
         self.sums = Sums(worker.device)
         self.errors: list[str] = []  # why clips could not be decoded
 
@@ -68,15 +75,18 @@ class TrainingStep:
         return batch
 
     def _without_sync(self, skip: bool) -> AbstractContextManager[Any]:
-        if skip and isinstance(self.parallel, nn.parallel.DistributedDataParallel):
-            return self.parallel.no_sync()
+        if skip and isinstance(self.network, nn.parallel.DistributedDataParallel):
+            return self.network.no_sync()
         return nullcontext()
 
     def _add_gradient(self, batch: Batch) -> None:
         inputs = batch.inputs(self.worker.device, self.run.clips.bound)
-        labels, weights = batch.labels.to(self.worker.device), batch.weights.to(self.worker.device)
+        labels, weights = (cuda.upload(values, self.worker.device) for values in (batch.labels, batch.weights))
+        if self.records:
+            self.records = False
+            self._record(inputs)
         with autocast(self.worker.device, self.optimisation.precision):
-            logits = self.parallel(inputs)
+            logits = self.network(inputs)
         # Outside of autocast: the loss and its sums stay fp32.
         smoothing = self.optimisation.label_smoothing
         losses = models.cross_entropies(logits, labels, label_smoothing=smoothing) * weights
@@ -85,6 +95,13 @@ class TrainingStep:
         self.sums.add(loss=losses.detach().sum(), clips=weights.sum(), failed=(1 - weights).sum())
         self.sums.add(**count_hits(models.clip_scores(logits.detach()), labels, weights))
         self.errors += batch.errors
+
+    def _record(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """From here on the network's launches are replayed, where they can be recorded: the steps are the same."""
+        try:
+            self.network = cuda.record(self.state.model, inputs, self.optimisation.precision)
+        except RuntimeError as error:
+            logger.warning("the launches of a step could not be recorded as CUDA graphs, steps take longer: %s", error)
 
     def _clip_gradient(self) -> None:
         if self.optimisation.clip_norm is not None:
@@ -103,7 +120,7 @@ def _parallelise(model: nn.Module, worker: Worker) -> nn.Module:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The precision of a forward pass."""
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, cuda.DTYPES[precision], enabled=precision != "fp32")
 
 
 def _seed_of(*numbers: int) -> int:
