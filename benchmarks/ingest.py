@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # Ray reads its environment when it is imported, and `connect
 
 BATCH = 8
 CORES = os.cpu_count() or 1
+TOGETHER = 4  # clips of one window, where windows are shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +115,32 @@ def compare_with_bare_decode(settings: Settings, index: VideoIndex, name: Stream
     """CPU seconds of a clip and of decoding the frames it needs, in turns on one core; the fastest round counts."""
     clips = numbered_clips(settings, index, name)
     numbers = range(min(settings.clips, 24))
-    cutting, decoding = [], []
+    together = replace(clips, augmentation=Augmentation(repeats=TOGETHER))
+    cutting, decoding, sharing = [], [], []
     for turn in range(settings.rounds + 1):
         started = time.process_time()
         for number in numbers:
             assert clips.cut(number)["weight"] == 1
         cut_s = time.process_time() - started
         decode_s = sum(decode_bare(clips, name, number) for number in numbers)
+        started = time.process_time()
+        assert all(clip["weight"] == 1 for clip in together.cut_all(numbers))
+        shared_s = time.process_time() - started
         if turn:  # the first one opens files and loads libraries
             cutting.append(cut_s / len(numbers))
             decoding.append(decode_s / len(numbers))
-    cut_s, decode_s = min(cutting), min(decoding)
+            sharing.append(shared_s / len(numbers))
+    cut_s, decode_s, shared_s = min(cutting), min(decoding), min(sharing)
     times = f"{1e3 * cut_s:.1f} ms of a core, bare decode {1e3 * decode_s:.1f} ms"
     print(f"{name:4} clip   {times}: {cut_s / decode_s:.2f} ×", flush=True)
-    return {f"{name}_clip_s": cut_s, f"{name}_bare_decode_s": decode_s, f"{name}_over_bare_decode": cut_s / decode_s}
+    shared = f"{1e3 * shared_s:.1f} ms each: {shared_s / decode_s:.2f} ×"
+    print(f"            {TOGETHER} of one window (--repeats {TOGETHER}) {shared}", flush=True)
+    return {
+        f"{name}_clip_s": cut_s,
+        f"{name}_bare_decode_s": decode_s,
+        f"{name}_over_bare_decode": cut_s / decode_s,
+        f"{name}_together_over_bare_decode": shared_s / decode_s,
+    }
 
 
 def decode_bare(clips: TrainingClips, name: Stream, number: int) -> float:

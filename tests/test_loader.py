@@ -29,6 +29,7 @@ from pipelines.clips.loader import (
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import OutageError
+from pipelines.media.codec import Area, decode_rgb_frames
 
 CONTRACT = models.input_spec_of(models.configure("two_stream", num_classes=6, width=0.125, size=32))
 
@@ -74,6 +75,48 @@ def test_a_clip_is_known_by_its_number(clips: TrainingClips) -> None:
     np.testing.assert_array_equal(first["rgb"], again["rgb"])
     np.testing.assert_array_equal(first["flow"], again["flow"])
     assert (first["rgb"] != later["rgb"]).any()
+
+
+def test_clips_of_one_window_are_decoded_once_and_cropped_apart(
+    clips: TrainingClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def decode(data: bytes, frames: list[int], *rest: Any, **words: Any) -> Any:
+        decoded.append(frames)
+        return decode_rgb_frames(data, frames, *rest, **words)
+
+    monkeypatch.setattr(loader, "decode_rgb_frames", decode)
+    repeated = replace(clips, augmentation=replace(clips.augmentation, repeats=3))
+    assert repeated.clips_per_task % 3 == 0
+    assert [repeated.video_of(number) for number in range(0, 36, 3)] == [clips.video_of(n) for n in range(12)]
+    columns = cut_clips(repeated, range(2, 8))  # the last of the first window, the second, two of the third
+    assert len(decoded) == 3
+    assert len({row.tobytes() for row in columns["rgb"]}) == len({row.tobytes() for row in columns["flow"]}) == 6
+    for row, number in enumerate(range(2, 8)):
+        alone = repeated.cut(number)  # as by a task of its own
+        assert alone["label"] == columns["label"][row]
+        np.testing.assert_array_equal(alone["rgb"], columns["rgb"][row])
+        np.testing.assert_array_equal(alone["flow"], columns["flow"][row])
+    starts = decoded[3:]
+    assert starts[1] == starts[2] == starts[3]
+    assert decoded[1] == starts[1]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("in_codes", [False, True])
+@pytest.mark.parametrize("stream", ["rgb", "flow"])
+def test_a_part_of_a_decoded_window_is_that_part_decoded(
+    clips: TrainingClips, stream: str, in_codes: bool, mirrored: bool
+) -> None:
+    row = loader.read_stored(clips.videos.row(0), ["rgb", "flow"])
+    for area in (Area(top=3, left=5, height=32, width=30), None):
+        found, expected = (
+            read(row, stream, [2, 3, 5], area, mirrored=mirrored, in_codes=in_codes)
+            for read in (loader._Window().read, loader._read_frames)
+        )
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
 
 
 def with_broken(videos: VideoIndex, place: int) -> VideoIndex:

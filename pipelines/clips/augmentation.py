@@ -20,6 +20,8 @@ from pipelines.errors import SettingsError
 from pipelines.formatting import format_count
 from pipelines.media.codec import Area, FlowScale, dequantise, quantise
 
+MOST_REPEATS = 64  # a batch of one video
+
 
 class ReadFrames(Protocol):
     """Decodes frames (n, H, W, C) of one stream by their indices: uint8 RGB; flow in pixels or codes.
@@ -38,12 +40,17 @@ class Augmentation:
     """Probability that a clip is mirrored left to right; u is negated with it."""
     jitter: float = 0.0
     """Largest relative change of RGB's brightness, contrast and saturation (the paper: photometric distortion)."""
+    repeats: int = 1
+    """Clips cut from each decoded window, every one with a crop, side and colours of its own: less decoding for each,
+    and batches of fewer videos (repeated augmentation, Hoffer et al. 2020)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.flip <= 1:
             raise SettingsError(f"--flip is {self.flip}: give a probability, 0 to 1")
         if not 0 <= self.jitter < 1:
             raise SettingsError(f"--jitter is {self.jitter}: give a share, 0 (none) up to but not 1")
+        if not 1 <= self.repeats <= MOST_REPEATS:
+            raise SettingsError(f"--repeats is {self.repeats}: give 1 to {MOST_REPEATS} clips of a window")
 
 
 def cut_training_clip(
@@ -55,13 +62,15 @@ def cut_training_clip(
     rng: np.random.Generator,
     *,
     scale: FlowScale | None = None,
+    window: np.random.Generator | None = None,
 ) -> dict[str, npt.NDArray]:
     """One clip of each stream that the input spec names: RGB (T, S, S, 3) uint8, flow (T, S, S, 2).
 
     `shape` is the video's number of frames, height and width; flow has one frame fewer. Flow is float16 in pixels;
     with a `scale` it is that of codes, which `read` then gives and the clip holds. The first frame is uniform among
-    those that leave enough frames; a video that is too short is looped from its first frame (paper, section 2.5). Only
-    the frames that the clip shows are read, and only their crop where frames need no resizing.
+    those that leave enough frames, drawn from `window` where that is given; a video that is too short is looped from
+    its first frame (paper, section 2.5). Only the frames that the clip shows are read, and only their crop where frames
+    need no resizing.
     Raises ValueError where the video has no frame of a stream, or decodes to fewer frames than it should have.
     """
     num_frames, height, width = shape
@@ -69,8 +78,8 @@ def cut_training_clip(
     length = num_frames - 1 if "flow" in train.streams else num_frames
     if length < 1:
         raise ValueError(f"a video of {format_count(num_frames, 'frame')} gives no clip; flow needs at least two")
-    start = int(rng.integers(max(0, length - train.span) + 1))
-    window = min(train.span, length)
+    start = int((window or rng).integers(max(0, length - train.span) + 1))
+    shown = min(train.span, length)
     # All are drawn, whatever is switched off: a flag changes nothing else of the clips of a seed.
     place, mirrored = rng.random(2), rng.random() < augmentation.flip
     gains = 1 + augmentation.jitter * rng.uniform(-1, 1, 3)
@@ -78,7 +87,7 @@ def cut_training_clip(
     clips = {}
     for stream, sampling in train.streams.items():
         # In order and once each: a looped video shows frames again.
-        wanted, places = np.unique(np.array(sampling.frame_indices(0)) % window, return_inverse=True)
+        wanted, places = np.unique(np.array(sampling.frame_indices(0)) % shown, return_inverse=True)
         area = None if resized else _area(height, width, input_spec, place)
         clip = read(stream, (start + wanted).tolist(), area, mirrored=mirrored and not resized)
         if len(wanted) < len(places):

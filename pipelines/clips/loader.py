@@ -1,7 +1,8 @@
 """Training clips from shards, streamed by Ray Data to each worker of a training.
 
 Which clip comes when is arithmetic. The run's clips are numbered; number p is a video of a random order that is drawn
-anew for each epoch from the seed, with a window, crop and mirroring drawn from the seed and p. Step s takes the next
+anew for each epoch from the seed, with a window, crop and mirroring drawn from the seed and p; where windows are shared
+(`Augmentation.repeats`), so many numbers in a row have one video and window, not one crop. Step s takes the next
 `batch × workers` numbers, each worker its own part of them. So every worker takes the same number of steps, a run that
 is resumed goes on with the very clip it would have had, and nothing depends on timing.
 
@@ -19,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import groupby
 from typing import Any
 
 import av
@@ -36,7 +38,14 @@ from models import cuda
 from models.input_spec import InputSpec
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation, cut_training_clip, empty_clip
-from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, needs_resize, scale_clips
+from pipelines.clips.sampling import (
+    ClipSettings,
+    EvaluationProtocol,
+    cut_test_frames,
+    flip_frames,
+    needs_resize,
+    scale_clips,
+)
 from pipelines.datasets import shards
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import OutageError
@@ -50,6 +59,7 @@ from pipelines.media.codec import (
     decode_rgb,
     decode_rgb_frames,
     dequantise,
+    negate,
     scale_of,
 )
 from pipelines.ray_data import MAX_WORKER_DEATHS, quieten
@@ -68,6 +78,7 @@ logger = logging.getLogger(__name__)
 
 
 Clip = dict[str, Any]
+ReadRow = Callable[[Mapping[str, Any], list[str]], Clip]
 
 
 class NumberedClips(ABC):
@@ -84,6 +95,10 @@ class NumberedClips(ABC):
     def empty(self) -> Mapping[str, npt.NDArray]:
         """Streams of the same shapes and dtypes, without content."""
 
+    def cut_all(self, numbers: Iterable[int]) -> list[Clip]:
+        """The clips of these numbers, in their order."""
+        return [self.cut(number) for number in numbers]
+
     @property
     def clips_per_task(self) -> int:
         """Clips that one task cuts, by their size."""
@@ -95,7 +110,9 @@ class NumberedClips(ABC):
         """How the flow of clips is coded; None where they hold pixels, or no flow."""
         return None
 
-    def try_video(self, number: int, place: int, cut: Callable[[Clip, Clip], Clip]) -> Clip:
+    def try_video(
+        self, number: int, place: int, cut: Callable[[Clip, Clip], Clip], read: ReadRow | None = None
+    ) -> Clip:
         """What `cut` makes of the video at a place of the index, given its row there and that in its shard.
 
         A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`. Raises
@@ -105,7 +122,7 @@ class NumberedClips(ABC):
         clip = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         for again in (True, False):
             try:
-                return clip | cut(video, read_stored(video, list(self.input_spec.train.streams)))
+                return clip | cut(video, (read or read_stored)(video, list(self.input_spec.train.streams)))
             except DECODING_ERRORS as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
@@ -167,8 +184,13 @@ class TrainingClips(NumberedClips):
 
     def video_of(self, number: int) -> int:
         """The place in the index of the video that clip `number` is cut from."""
-        epoch, place = divmod(number, len(self.videos))
+        epoch, place = divmod(number // self.augmentation.repeats, len(self.videos))
         return int(_order(len(self.videos), self.seed, epoch)[place])
+
+    @property
+    def clips_per_task(self) -> int:
+        repeats = self.augmentation.repeats
+        return max(1, super().clips_per_task // repeats) * repeats  # no window is decoded by two tasks
 
     @property
     def scale(self) -> FlowScale | None:
@@ -180,26 +202,77 @@ class TrainingClips(NumberedClips):
         return scale_of(self.videos.convention.flow)
 
     def cut(self, number: int) -> Clip:
-        scale = self.scale
+        return self._cut(number, _Window())
+
+    def cut_all(self, numbers: Iterable[int]) -> list[Clip]:
+        clips = []
+        for _, together in groupby(numbers, lambda number: number // self.augmentation.repeats):
+            window = _Window()
+            clips += [self._cut(number, window) for number in together]
+        return clips
+
+    def _cut(self, number: int, window: _Window) -> Clip:
+        """Clip `number`, of a window that holds what clips of the same one have read."""
+        scale, repeats = self.scale, self.augmentation.repeats
 
         def cut(video: Clip, row: Clip) -> Clip:
             def read(stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool) -> npt.NDArray:
-                if stream == "rgb":
-                    return decode_rgb_frames(row["rgb"], frames, area, mirrored=mirrored)
-                convention = row["convention"].flow
-                codes = decode_flow_codes(row["flow"], convention, frames, area, mirrored=mirrored)
-                return codes if scale else dequantise(codes, scale_of(convention))
+                if repeats > 1:
+                    return window.read(row, stream, frames, area, mirrored=mirrored, in_codes=scale is not None)
+                return _read_frames(row, stream, frames, area, mirrored=mirrored, in_codes=scale is not None)
 
             # A generator for each clip: it is the same whichever task and worker cuts it, and after any resume.
             rng = np.random.default_rng([self.seed, number])
+            shared = np.random.default_rng([self.seed, number // repeats, repeats]) if repeats > 1 else None
             shape = video["num_frames"], video["height"], video["width"]
             spec, settings, augmentation = self.input_spec, self.settings, self.augmentation
-            return cut_training_clip(read, shape, spec, settings, augmentation, rng, scale=scale)
+            return cut_training_clip(read, shape, spec, settings, augmentation, rng, scale=scale, window=shared)
 
-        return self.try_video(number, self.video_of(number), cut)
+        return self.try_video(number, self.video_of(number), cut, window.row if repeats > 1 else None)
 
     def empty(self) -> Mapping[str, npt.NDArray]:
         return empty_clip(self.input_spec, self.scale)
+
+
+class _Window:
+    """What clips of one window have in common: the video's row, and the window's frames."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Clip] = {}
+        self.frames: dict[tuple[str, int], npt.NDArray] = {}
+
+    def row(self, video: Mapping[str, Any], streams: list[str]) -> Clip:
+        """As `read_stored`, once."""
+        if video["id"] not in self.rows:
+            self.rows[video["id"]] = read_stored(video, streams)
+        return self.rows[video["id"]]
+
+    def read(
+        self, row: Clip, stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool, in_codes: bool
+    ) -> npt.NDArray:
+        """As `_read_frames`; whole frames are decoded, once, and each clip has its part of them."""
+        key = stream, frames[0]
+        if key not in self.frames:
+            self.frames[key] = _read_frames(row, stream, frames, None, mirrored=False, in_codes=in_codes)
+        found = self.frames[key]
+        if area:
+            rows, columns = area.slices
+            found = found[:, rows, columns]
+        if mirrored and in_codes and stream == "flow":
+            u, v = np.moveaxis(found[:, :, ::-1], -1, 0)
+            return np.stack([negate(u, scale_of(row["convention"].flow)), v], axis=-1)
+        return flip_frames(found) if mirrored else found
+
+
+def _read_frames(
+    row: Clip, stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool, in_codes: bool
+) -> npt.NDArray:
+    """Frames of a row as of `read_stored`: uint8 RGB, flow in codes or in pixels."""
+    if stream == "rgb":
+        return decode_rgb_frames(row["rgb"], frames, area, mirrored=mirrored)
+    convention = row["convention"].flow
+    codes = decode_flow_codes(row["flow"], convention, frames, area, mirrored=mirrored)
+    return codes if in_codes else dequantise(codes, scale_of(convention))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +366,7 @@ def _read_clips(clips_ref: ray.ObjectRef, first: int, count: int) -> list[Block]
 
 def cut_clips(clips: NumberedClips, numbers: Iterable[int]) -> dict[str, npt.NDArray]:
     """The clips of these numbers, by column; those that cannot be decoded with weight 0."""
-    return stack_clips([clips.cut(number) for number in numbers], clips.empty())
+    return stack_clips(clips.cut_all(numbers), clips.empty())
 
 
 def stack_clips(clips: list[Clip], empty: Mapping[str, npt.NDArray]) -> dict[str, npt.NDArray]:
