@@ -12,6 +12,7 @@ Stopped or killed, it goes on from its last checkpoint when the same command is 
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ from pipelines.training.records import RESULT
 from pipelines.training.results import Result, find_result
 from pipelines.training.settings import PRESETS, PresetName, TrainingSettings, prepare
 from pipelines.training.tracking import TrackerName, track
+
+MOST_WAITING = 0.05  # of a GPU's time for clips, about which nothing is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +178,12 @@ def train_one(config: Train, settings: TrainingSettings, index: VideoIndex, outp
         print_run(config, run, scale, as_given(output, config.output))
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # else its library reports to its authors
         with track(config.tracker, output, run.describe()) as send:
+            notes = WaitNotes(scale)
 
             def tell(line: dict[str, Any]) -> None:
                 print_metrics(line)
+                if note := notes.of(line):
+                    print(f"note        {note}", flush=True)
                 send(line)
 
             tensorboard = config.tracker == "tensorboard"
@@ -215,6 +221,38 @@ def make_scale(workers: Workers, processors: tuple[float, int] | None = None) ->
         max_failures=workers.max_failures,
         compile=workers.compile,
         cuda_graphs=workers.cuda_graphs,
+    )
+
+
+class WaitNotes:
+    """Says once in a training on GPUs that their clips do not come fast enough, and how many CPUs would cut them."""
+
+    def __init__(self, scale: Scale) -> None:
+        self.scale = scale
+        self.lines = 0  # of steps that were looked at; the first one is of the start
+        self.said = not scale.use_gpu
+
+    def of(self, line: dict[str, Any]) -> str | None:
+        """The note that a line of metrics asks for."""
+        if self.said or line["kind"] == "validation":
+            return None
+        self.lines += 1
+        self.said = self.lines > 1 and line["wait_share"] > MOST_WAITING
+        return describe_waiting(line["wait_share"], self.count_cpus()) if self.said else None
+
+    def count_cpus(self) -> float:
+        """CPUs of the cluster now that cut clips: those that no worker has reserved."""
+        import ray
+
+        return max(ray.cluster_resources().get("CPU", 0.0) - self.scale.num_workers * self.scale.cpus_per_worker, 0.0)
+
+
+def describe_waiting(share: float, cpus: float) -> str:
+    """That GPUs waited a share of their time for clips that so many CPUs cut, and what helps."""
+    enough = math.ceil(cpus / max(1 - share, 0.01))
+    return (
+        f"the GPUs waited {share:.0%} of the time for clips: {format_count(round(cpus), 'CPU')} cut them, "
+        f"about {enough} would keep up; --repeats 2 cuts two clips of each decoded window"
     )
 
 

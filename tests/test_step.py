@@ -9,8 +9,9 @@ import torch
 from training_runs import WORKER, make_batches, make_model, make_run
 
 from models import cuda
+from pipelines.training import step as step_module
 from pipelines.training.state import TrainingState
-from pipelines.training.step import TrainingStep
+from pipelines.training.step import TrainingStep, Waits
 
 CPU = torch.device("cpu")
 
@@ -107,3 +108,34 @@ def test_what_cannot_be_recorded_is_said_once_and_trains(monkeypatch: pytest.Mon
         "operation not permitted when stream is capturing"
     ]
     assert all(torch.equal(one, other) for one, other in zip(weights(failed), weights(plain), strict=True))
+
+
+class Mark:
+    """An event of a GPU that computes 10 s for each step and is free again at the time the clock shows."""
+
+    clock = 0.0
+
+    def __init__(self) -> None:
+        self.at, self.waited_for = Mark.clock, 0
+
+    def synchronize(self) -> None:
+        self.waited_for += 1
+
+    def elapsed_time(self, later: Mark) -> float:
+        return 1000 * (later.at - self.at)
+
+
+def test_a_gpu_waits_while_it_has_no_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks: list[Mark] = []
+    monkeypatch.setattr(step_module, "_mark", lambda: marks.append(Mark()) or marks[-1])
+    waits, waited = Waits(torch.device("cuda")), []
+    for begins, ends in ((3, 13), (13, 23), (28, 38)):
+        waits.fetch(make_batches())
+        Mark.clock = begins
+        waits.begin_batch()
+        waits.begin_batch()  # the second of an accumulated step
+        Mark.clock = ends
+        waited.append(waits.end_step())
+    assert waited[0] < 3  # before its first step only the fetching counts
+    assert waited[1:] == [0, 5]
+    assert [mark.waited_for for mark in marks] == [1, 0] * 3  # no step is launched before the one before has begun

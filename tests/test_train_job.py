@@ -14,7 +14,7 @@ import pytest
 
 from jobs.command import run_command, with_preset
 from jobs.evaluate import Evaluate
-from jobs.train import Train, Workers
+from jobs.train import Train, WaitNotes, Workers
 from pipelines.datasets.video_index import read_index
 from pipelines.errors import DataError, SettingsError
 from pipelines.search.space import Space, with_geometry
@@ -204,3 +204,18 @@ def test_data_without_labels_is_refused_in_one_sentence(motion_shards: str, clas
     unlabelled = index.table.set_column(column, "label", pa.array([-1] * len(index), pa.int32()))
     with pytest.raises(DataError, match=r"has no labels on 20 videos: .* --annotations"):
         make_run(DEBUG, replace(index, table=unlabelled, classes=classes), CPUS)
+
+
+def test_gpus_that_wait_for_clips_are_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WaitNotes, "count_cpus", lambda self: 15.0)
+    shares = [0.85, 0.04, 0.36, 0.4]  # the first steps wait for the first clips
+
+    def notes(scale: Scale) -> list[str | None]:
+        said = WaitNotes(scale)
+        return [said.of({"kind": "train", "wait_share": share}) for share in shares] + [said.of({"kind": "validation"})]
+
+    assert notes(Scale(num_workers=1)) == [None] * 5
+    first, second, note, *rest = notes(Scale(num_workers=1, use_gpu=True))
+    assert [first, second, *rest] == [None] * 4
+    assert note is not None
+    assert note.startswith("the GPUs waited 36% of the time for clips: 15 CPUs cut them, about 24 would keep up;")

@@ -38,7 +38,7 @@ class TrainingStep:
         # Accumulated gradients must outlive a step's next batch, which those of a recorded step do not.
         self.records = records and not compiled and run.optimisation.accumulate == 1 and cuda.can_record(worker.device)
         self.records &= worker.num_workers == 1
-        self.sums = Sums(worker.device)
+        self.sums, self.waits = Sums(worker.device), Waits(worker.device)
         self.errors: list[str] = []  # why clips could not be decoded
 
     def take(self, batches: Iterator[Batch]) -> None:
@@ -46,7 +46,7 @@ class TrainingStep:
         started = time.monotonic()
         self._begin()
         for left in reversed(range(self.optimisation.accumulate)):
-            batch = self._wait_for(batches)
+            batch = self.waits.fetch(batches)
             # DDP averages gradients in the last backward pass only; before, they add up on each worker alone.
             with self._without_sync(left > 0):
                 self._add_gradient(batch)
@@ -54,7 +54,8 @@ class TrainingStep:
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
         self.state.clips_seen += self.clips
-        self.sums.add(seconds=time.monotonic() - started)
+        waited = self.waits.end_step()
+        self.sums.add(waited=waited, seconds=time.monotonic() - started)
 
     def _begin(self) -> None:
         rate = self.run.schedule.learning_rate(self.state.clips_seen, self.clips)
@@ -68,12 +69,6 @@ class TrainingStep:
                 norm.eval()
         self.state.optimizer.zero_grad(set_to_none=True)
 
-    def _wait_for(self, batches: Iterator[Batch]) -> Batch:
-        started = time.monotonic()
-        batch = next(batches)
-        self.sums.add(waited=time.monotonic() - started)
-        return batch
-
     def _without_sync(self, skip: bool) -> AbstractContextManager[Any]:
         if skip and isinstance(self.network, nn.parallel.DistributedDataParallel):
             return self.network.no_sync()
@@ -82,6 +77,7 @@ class TrainingStep:
     def _add_gradient(self, batch: Batch) -> None:
         inputs = batch.inputs(self.worker.device, self.run.clips.bound)
         labels, weights = (cuda.upload(values, self.worker.device) for values in (batch.labels, batch.weights))
+        self.waits.begin_batch()
         if self.records:
             self.records = False
             self._record(inputs)
@@ -108,6 +104,49 @@ class TrainingStep:
             # The norm is that of the gradient itself, not of the one that fp16 has scaled.
             self.state.scaler.unscale_(self.state.optimizer)
             nn.utils.clip_grad_norm_(self.state.model.parameters(), self.optimisation.clip_norm)
+
+
+class Waits:
+    """Seconds in which a step had no clips: on a CPU until the next batch is there, on a GPU while that had no work.
+
+    A CPU has launched a step long before its GPU has computed it, and fetches the next batch meanwhile. It is kept from
+    being further ahead than that, for each batch takes memory on the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.fetching = 0.0
+        self.begun: torch.cuda.Event | None = None  # since the last step's end, its first batch was there
+        self.ended: torch.cuda.Event | None = None
+
+    def fetch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch."""
+        started = time.monotonic()
+        batch = next(batches)
+        self.fetching += time.monotonic() - started
+        return batch
+
+    def begin_batch(self) -> None:
+        """The batch is on its way to the device, and what is launched from here on computes with it."""
+        if self.on_gpu and self.begun is None:
+            self.begun = _mark()
+
+    def end_step(self) -> float:
+        """The seconds of the step whose last launch this was; on a GPU it waits until that step has begun."""
+        seconds, self.fetching = self.fetching, 0.0
+        if self.on_gpu and self.begun:
+            before, self.ended = self.ended, _mark()
+            self.begun.synchronize()
+            if before:
+                seconds = before.elapsed_time(self.begun) / 1000
+            self.begun = None
+        return seconds
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _parallelise(model: nn.Module, worker: Worker) -> nn.Module:
