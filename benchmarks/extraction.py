@@ -1,13 +1,17 @@
-"""What Ray costs: extraction through the graph against a bare pool of processes that runs the same steps.
+"""What a frame costs beyond its steps: one core's time of each step by itself, of a task that takes them all, and Ray.
 
     python benchmarks/extraction.py                       60 UT-Interaction clips, two processes, three rounds
+    python benchmarks/extraction.py --json                the figures on one line at the end, too
 
-Both sides are warm before the clock runs (Ray started, workers and kernels loaded), both extract the same videos into
-the same shards, and the rounds alternate. Prints wall seconds and the ratio.
+The parts are decoding, RGB encoding, flow and its encoding, of videos in memory; the whole is the task that makes a
+shard of the same videos, its decoder process included, on the same core. Then the graph on Ray against a bare pool of
+processes that runs the same tasks: both are warm before the clock runs (Ray started, workers and kernels loaded), both
+extract the same videos into the same shards, and the rounds alternate.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import statistics
@@ -46,13 +50,19 @@ class Benchmark:
     """Videos in a shard."""
     rounds: int = 3
     """Times that each side runs."""
+    json: bool = False
+    """Print the figures as one line of JSON at the end."""
 
 
 def main() -> None:
     config = tyro.cli(Benchmark)
     connect(num_cpus=config.processes)
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         blocks, steps = prepare(config, folder)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            figures |= pool.apply(measure_frame, (blocks[:2], steps, config.rounds))
+        print_frame(figures)
         with multiprocessing.get_context("spawn").Pool(config.processes) as pool:
             run_pool(pool, blocks[:2], steps)
             run_ray(blocks[:2], steps, config.processes)
@@ -67,6 +77,74 @@ def main() -> None:
     )
     ratio = statistics.median(r / p for p, r in rounds)
     print(f"median ratio {ratio:.3f} on {os.cpu_count()} CPUs, {config.limit} videos, {config.processes} processes")
+    if config.json:
+        figures["ray_over_pool"] = ratio
+        print(json.dumps({name: float(f"{value:.4g}") for name, value in figures.items()}))
+
+
+def measure_frame(blocks: list[pa.Table], steps: Steps, rounds: int) -> dict[str, float]:
+    """Milliseconds of a core for each step of a frame by itself, for all in a task, and how much more that is.
+
+    The fastest round of each counts; the first one loads libraries and starts the decoder process.
+    """
+    # On one core all that runs at the same time takes turns: wall time is the time of the core.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    paths = [path for block in blocks for path in block["path"].to_pylist() if path]
+    times: dict[str, list[float]] = {}
+    for turn in range(rounds + 1):
+        found, frames = measure_steps(paths, steps)
+        started = time.perf_counter()
+        for block in blocks:
+            steps.make_shard(block)
+        found["whole"] = time.perf_counter() - started
+        if turn:
+            for name, seconds in found.items():
+                times.setdefault(f"{name}_ms", []).append(1e3 * seconds / frames)
+    best = {name: min(values) for name, values in times.items()}
+    parts = sum(value for name, value in best.items() if name != "whole_ms")
+    return best | {"parts_ms": parts, "whole_over_parts": best["whole_ms"] / parts}
+
+
+def measure_steps(paths: list[str], steps: Steps) -> tuple[dict[str, float], int]:
+    """Seconds of each step by itself over all videos, and their frames."""
+    import cv2
+    import numpy as np
+
+    from pipelines import tvl1
+    from pipelines.media.codec import FlowEncoder, RGBEncoder
+    from pipelines.media.decode import decode
+
+    cv2.setNumThreads(1)
+    seconds = dict.fromkeys(("decode", "rgb", "flow", "flow_encoding"), 0.0)
+    count, settings = 0, steps.settings
+    for path in paths:
+        marks = [time.perf_counter()]
+        frames = list(decode(path, settings=settings.decode))
+        height, width = frames[0].shape[:2]
+        marks.append(time.perf_counter())
+        rgb = RGBEncoder(settings.codec, height=height, width=width)
+        for frame in frames:
+            rgb.write(frame)
+        rgb.close()
+        marks.append(time.perf_counter())
+        grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+        flow = tvl1.flow(grey, preset=settings.flow_preset, backend=steps.backend)
+        marks.append(time.perf_counter())
+        encoder = FlowEncoder(settings.codec, height=height, width=width)
+        for field in flow:
+            encoder.write(field)
+        encoder.close()
+        marks.append(time.perf_counter())
+        for name, begun, ended in zip(seconds, marks, marks[1:], strict=False):
+            seconds[name] += ended - begun
+        count += len(frames)
+    return seconds, count
+
+
+def print_frame(figures: dict[str, float]) -> None:
+    names = ("decode_ms", "rgb_ms", "flow_ms", "flow_encoding_ms", "parts_ms", "whole_ms")
+    print(format_table([name.removesuffix("_ms") for name in names], [[f"{figures[name]:.2f}" for name in names]]))
+    print(f"a task takes {figures['whole_over_parts']:.3f} × the parts' milliseconds of a core for a frame\n", flush=True)
 
 
 def prepare(config: Benchmark, folder: str) -> tuple[list[pa.Table], Steps]:
