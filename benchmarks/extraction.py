@@ -144,7 +144,9 @@ def measure_steps(paths: list[str], steps: Steps) -> tuple[dict[str, float], int
 def print_frame(figures: dict[str, float]) -> None:
     names = ("decode_ms", "rgb_ms", "flow_ms", "flow_encoding_ms", "parts_ms", "whole_ms")
     print(format_table([name.removesuffix("_ms") for name in names], [[f"{figures[name]:.2f}" for name in names]]))
-    print(f"a task takes {figures['whole_over_parts']:.3f} × the parts' milliseconds of a core for a frame\n", flush=True)
+    print(
+        f"a task takes {figures['whole_over_parts']:.3f} × the parts' milliseconds of a core for a frame\n", flush=True
+    )
 
 
 def prepare(config: Benchmark, folder: str) -> tuple[list[pa.Table], Steps]:

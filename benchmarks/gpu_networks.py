@@ -31,7 +31,7 @@ from models import cuda
 from models.convolution import Convolution, ConvUnit, MaxPool, same_padding
 from models.cost import blank_clips, count_flops
 from models.folding import fold_batch_norm
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 
 Part = Literal["training", "inference", "conv1", "pools", "networks", "profile"]
 PARTS: tuple[Part, ...] = ("training", "inference", "conv1", "pools", "networks", "profile")

@@ -41,7 +41,7 @@ from pipelines.media.codec import decode_rgb
 from pipelines.media.mp4 import Area, read_frames
 
 if TYPE_CHECKING:  # Ray reads its environment when it is imported, and `connect` sets it
-    from pipelines.clips.loader import TrainingClips
+    from pipelines.clips.numbered import TrainingClips
 
 BATCH = 8
 CORES = os.cpu_count() or 1
@@ -83,9 +83,9 @@ def main() -> None:
         extract(videos, f"{folder}/parquet", settings.short_side, "parquet")
         extract(videos, f"{folder}/tar", settings.short_side, "webdataset")
         figures: dict[str, float] = {}
+        figures |= compare(settings, folder, videos)
         for stream in STREAMS:
             figures |= compare_with_bare_decode(settings, read_index(f"{folder}/parquet").usable(), stream)
-        figures |= compare(settings, folder, videos)
         if settings.steps:
             extract(videos, f"{folder}/small", 96, "parquet")
             share = watch_training(f"{folder}/small", str(folder / "run"), settings.steps)
@@ -99,7 +99,7 @@ def main() -> None:
 
 def numbered_clips(settings: Settings, index: VideoIndex, name: Stream) -> TrainingClips:
     """The clips of a training of I3D on one stream."""
-    from pipelines.clips.loader import TrainingClips
+    from pipelines.clips.numbered import TrainingClips
 
     config = models.configure("i3d", num_classes=6, stream=name, size=settings.size, frames=settings.frames)
     return TrainingClips(
@@ -145,7 +145,7 @@ def compare_with_bare_decode(settings: Settings, index: VideoIndex, name: Stream
 
 def decode_bare(clips: TrainingClips, name: Stream, number: int) -> float:
     """CPU seconds of decoding what clip `number` needs, from the keyframe before it on; its row is read already."""
-    from pipelines.clips.loader import read_stored
+    from pipelines.clips.numbered import read_stored
 
     video = clips.videos.row(clips.video_of(number))
     span = clips.input_spec.train.span
@@ -220,7 +220,8 @@ def stream(clips: TrainingClips, count: int) -> Iterator[Any]:
     """Our stream, on all CPUs."""
     import ray
 
-    from pipelines.clips.loader import WorkerPart, stream_batches
+    from pipelines.clips.loader import stream_batches
+    from pipelines.clips.numbered import WorkerPart
 
     part = WorkerPart(start=0, rank=0, num_workers=1, batch=BATCH, steps=count // BATCH)
     return stream_batches(clips, part, num_cpus=ray.cluster_resources()["CPU"])

@@ -24,7 +24,7 @@ import models
 from models.convolution import ConvUnit, MaxPool, pad_for_convolution, same_padding
 from models.cost import blank_clips, count_flops, count_parameters
 from models.folding import fold_batch_norm
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 
 PAPER_PARAMETERS = {"convnet_lstm": "9M", "c3d": "79M", "two_stream": "12M", "fused_two_stream": "39M", "i3d": "25M"}
 

@@ -36,7 +36,8 @@ from models import clip_scores, cuda
 from models.folding import fold_batch_norm
 from models.input_spec import CHANNELS, STREAMS, Stream
 from pipelines import storage
-from pipelines.clips.sampling import Frames, count_test_frames, cut_test_clips, decoding_of
+from pipelines.clips.sampling import Frames, count_test_frames, decoding_of
+from pipelines.clips.tensors import cut_test_clips
 from pipelines.errors import InputError, NetworkError, SettingsError, VideoError
 from pipelines.evaluation.raw_video import compute_flow, read_video
 from pipelines.formatting import format_count

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from models.convolution import Classifier, MaxPool
 from models.inception import UnitFactory
-from models.input_spec import (
-    CHANNELS,
-    Clips,
-    InputSpec,
-    ModelConfig,
-    Stream,
-    VideoModel,
-    consecutive_frames,
-    stream_of,
-)
+from models.input_spec import CHANNELS, InputSpec, ModelConfig, Stream, consecutive_frames
+from models.video_model import Clips, VideoModel, stream_of
 
 # Output channels of the convolutions before each of the five pools, and of the two hidden layers.
 STAGE_WIDTHS = {"1": (64,), "2": (128,), "3": (256, 256), "4": (512, 512), "5": (512, 512)}

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import build, name_of
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 
 FORMAT = 1
 

@@ -13,16 +13,8 @@ from torch import Tensor, nn
 
 from models.convolution import without_autocast
 from models.inception import InceptionV1, UnitFactory
-from models.input_spec import (
-    CHANNELS,
-    Clips,
-    InputSpec,
-    ModelConfig,
-    Stream,
-    VideoModel,
-    consecutive_frames,
-    stream_of,
-)
+from models.input_spec import CHANNELS, InputSpec, ModelConfig, Stream, consecutive_frames
+from models.video_model import Clips, VideoModel, stream_of
 
 
 @dataclass(frozen=True, kw_only=True)

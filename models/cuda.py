@@ -36,7 +36,7 @@ from models.convolution import (
     same_padding,
 )
 from models.folding import FoldedUnit
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 
 Model = TypeVar("Model", bound=nn.Module)
 

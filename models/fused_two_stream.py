@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from models.convolution import BatchNorm, Classifier, Convolution, ConvUnit, MaxPool
 from models.inception import InceptionV1, UnitFactory
-from models.input_spec import STREAMS, Clips, InputSpec, ModelConfig, VideoModel
+from models.input_spec import STREAMS, InputSpec, ModelConfig
 from models.two_stream import SNAPSHOT_CHANNELS, snapshot_sampling, snapshots_of
+from models.video_model import Clips, VideoModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from models.convolution import Classifier
 from models.inception import InceptionV1, TemporalExtents, UnitFactory, count_time_steps
-from models.input_spec import (
-    CHANNELS,
-    Clips,
-    InputSpec,
-    ModelConfig,
-    Stream,
-    VideoModel,
-    consecutive_frames,
-    stream_of,
-)
+from models.input_spec import CHANNELS, InputSpec, ModelConfig, Stream, consecutive_frames
+from models.video_model import Clips, VideoModel, stream_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What a model asks of the data, and what every model's settings share.
 
-An input spec is data: a loader cuts training clips and an evaluator cuts test clips from it without knowing the model.
+An input spec is data: a loader cuts training clips and an evaluator cuts test clips from it without knowing the model,
+nor torch, which takes a process that decodes two seconds to import.
 Clips are (B, C, T, H, W) float tensors, RGB in [-1, 1], flow clipped to ±20 px and scaled to [-1, 1], u before v.
 A model takes a mapping from stream name to clip, or the clip alone where it has one stream.
 """
@@ -11,10 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from torch import Tensor, nn
-
 Stream = Literal["rgb", "flow"]
-Clips = Tensor | Mapping[str, Tensor]
 
 STREAMS: tuple[Stream, ...] = get_args(Stream)
 CHANNELS: dict[str, int] = {"rgb": 3, "flow": 2}
@@ -104,16 +102,6 @@ class InputSpec:
         return round(self.size * 256 / 224)
 
 
-class VideoModel(nn.Module):
-    """A module that knows its settings and what it asks of the data; `forward` takes `Clips` and returns logits."""
-
-    config: ModelConfig
-
-    @property
-    def input_spec(self) -> InputSpec:
-        raise NotImplementedError
-
-
 def consecutive_frames(
     stream: str, num_frames: int, *, num_clips: int = 1, frame_step: int = 1, any_length: bool = False
 ) -> ClipSampling:
@@ -121,17 +109,3 @@ def consecutive_frames(
     sampling = StreamSampling(channels=CHANNELS[stream], num_frames=num_frames, frame_step=frame_step)
     streams = {stream: sampling}
     return ClipSampling(span=num_frames * frame_step, streams=streams, num_clips=num_clips, any_length=any_length)
-
-
-def stream_of(clips: Clips, stream: str) -> Tensor:
-    """One stream's clip (B, C, T, H, W), checked for channels and dtype; a ValueError says what is wrong."""
-    if not isinstance(clips, Tensor):
-        if stream not in clips:
-            raise ValueError(f"The clips hold the streams {sorted(clips)}; this model needs {stream!r}.")
-        clips = clips[stream]
-    if clips.ndim != 5 or clips.shape[1] != CHANNELS[stream]:
-        shape = tuple(clips.shape)
-        raise ValueError(f"A {stream} clip is (B, {CHANNELS[stream]}, T, H, W); got the shape {shape}.")
-    if not clips.is_floating_point():
-        raise ValueError(f"A {stream} clip holds floats in [-1, 1]; got {clips.dtype}: scale it first.")
-    return clips

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 
 
 def clip_scores(logits: Tensor) -> Tensor:

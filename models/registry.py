@@ -11,8 +11,9 @@ from models.c3d import C3D, C3DConfig
 from models.convnet_lstm import ConvNetLSTM, ConvNetLSTMConfig
 from models.fused_two_stream import FusedTwoStream, FusedTwoStreamConfig
 from models.i3d import I3D, I3DConfig
-from models.input_spec import InputSpec, ModelConfig, VideoModel
+from models.input_spec import InputSpec, ModelConfig
 from models.two_stream import TwoStream, TwoStreamConfig
+from models.video_model import VideoModel
 
 CONFIGS: dict[str, type[ModelConfig]] = {
     "convnet_lstm": ConvNetLSTMConfig,

@@ -14,18 +14,8 @@ from torch import Tensor, nn
 
 from models.convolution import Classifier
 from models.inception import InceptionV1, UnitFactory
-from models.input_spec import (
-    CHANNELS,
-    STREAMS,
-    Clips,
-    ClipSampling,
-    InputSpec,
-    ModelConfig,
-    Stream,
-    StreamSampling,
-    VideoModel,
-    stream_of,
-)
+from models.input_spec import CHANNELS, STREAMS, ClipSampling, InputSpec, ModelConfig, Stream, StreamSampling
+from models.video_model import Clips, VideoModel, stream_of
 
 FLOW_FRAMES = 10  # stacked as the channels of one snapshot
 

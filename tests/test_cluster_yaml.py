@@ -17,7 +17,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray_head import Head, run_head
 
 from jobs import evaluate, extract_features, extract_flow, extraction, train, tune
-from pipelines.clips import loader
+from pipelines.clips import loader, numbered
 from pipelines.datasets.catalog import SCHEMA, Catalog
 from pipelines.evaluation import scoring
 from pipelines.extraction import flow_pool, graph, tasks
@@ -179,7 +179,7 @@ def test_the_workers_of_a_training_fit_the_nodes_and_leave_cpus_to_decode(
     assert on_a_node * counts[place] >= scale.num_workers == (total["GPU"] or total["CPU"])
     to_decode = (total["CPU"] - scale.num_workers * worker["CPU"]) / scale.num_workers
     assert to_decode >= (1 if scale.use_gpu else 0.5)
-    part = loader.WorkerPart(start=0, rank=0, num_workers=scale.num_workers, batch=6, steps=10)
+    part = numbered.WorkerPart(start=0, rank=0, num_workers=scale.num_workers, batch=6, steps=10)
     loader.build_graph(SimpleNamespace(clips_per_task=6), part, num_cpus=to_decode)  # type: ignore[arg-type]
     assert [request for request in asked.requests if 0 < request["CPU"] <= min(1.0, to_decode)] == asked.requests != []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +16,10 @@ import ray
 import torch
 
 import models
-from pipelines.clips import loader
+from pipelines.clips import numbered
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.loader import (
-    Batch,
-    TrainingClips,
-    ValidationClips,
-    WorkerPart,
-    cut_clips,
-    open_row,
-    stack_clips,
-    stream_batches,
-)
+from pipelines.clips.loader import Batch, stream_batches
+from pipelines.clips.numbered import TrainingClips, ValidationClips, WorkerPart, cut_clips, stack_clips
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import OutageError
@@ -86,7 +80,7 @@ def test_clips_of_one_window_are_decoded_once_and_cropped_apart(
         decoded.append(frames)
         return decode_rgb_frames(data, frames, *rest, **words)
 
-    monkeypatch.setattr(loader, "decode_rgb_frames", decode)
+    monkeypatch.setattr(numbered, "decode_rgb_frames", decode)
     repeated = replace(clips, augmentation=replace(clips.augmentation, repeats=3))
     assert repeated.clips_per_task % 3 == 0
     assert [repeated.video_of(number) for number in range(0, 36, 3)] == [clips.video_of(n) for n in range(12)]
@@ -109,11 +103,11 @@ def test_clips_of_one_window_are_decoded_once_and_cropped_apart(
 def test_a_part_of_a_decoded_window_is_that_part_decoded(
     clips: TrainingClips, stream: str, in_codes: bool, mirrored: bool
 ) -> None:
-    row = loader.read_stored(clips.videos.row(0), ["rgb", "flow"])
+    row = numbered.read_stored(clips.videos.row(0), ["rgb", "flow"])
     for area in (Area(top=3, left=5, height=32, width=30), None):
         found, expected = (
             read(row, stream, [2, 3, 5], area, mirrored=mirrored, in_codes=in_codes)
-            for read in (loader._Window().read, loader._read_frames)
+            for read in (numbered._Window().read, numbered._read_frames)
         )
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)
@@ -148,15 +142,16 @@ def test_storage_that_is_away_is_no_broken_video(clips: TrainingClips, tmp_path:
 
 
 def test_an_outage_of_a_moment_costs_nothing(clips: TrainingClips, monkeypatch: pytest.MonkeyPatch) -> None:
-    failures = iter([OSError("the server does not answer")])
+    failures, read_stored = iter([OSError("the server does not answer")]), numbered.read_stored
 
-    def open_late(*given: Any) -> Any:
+    def read_late(*given: Any) -> Any:
         if error := next(failures, None):
             raise error
-        return open_row(*given)
+        return read_stored(*given)
 
-    monkeypatch.setattr(loader, "open_row", open_late)
+    monkeypatch.setattr(numbered, "read_stored", read_late)
     assert clips.cut(5)["weight"] == 1
+    assert next(failures, None) is None
 
 
 def test_a_batch_of_nothing_but_failures_still_has_shapes(clips: TrainingClips) -> None:
@@ -219,3 +214,9 @@ def test_an_outage_in_a_task_of_ray_data_is_the_error(ray_here: None, clips: Tra
     part = WorkerPart(start=40, rank=1, num_workers=2, batch=5, steps=30)
     with pytest.raises(OutageError, match=r"^/nowhere cannot be read: \[Errno 2\]"):
         next(stream_batches(away, part, num_cpus=0))
+
+
+def test_what_cuts_clips_imports_no_torch() -> None:
+    """Each process that decodes would take two seconds and 200 MB more."""
+    script = "import sys, pipelines.clips.source; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[1])

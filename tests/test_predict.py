@@ -20,7 +20,8 @@ import models
 from jobs import predict
 from models import checkpoint
 from models.checkpoint import Metadata
-from models.input_spec import CHANNELS, VideoModel
+from models.input_spec import CHANNELS
+from models.video_model import VideoModel
 from pipelines import storage, tvl1
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
 from pipelines.media.codec import CodecSettings

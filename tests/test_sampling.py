@@ -14,15 +14,13 @@ from pipelines.clips.sampling import (
     ClipSettings,
     EvaluationProtocol,
     centre_crop,
-    cut_test_clips,
     decoded_side,
     flip_frames,
     flow_bound,
-    flow_clip,
     resize_frames,
-    rgb_clip,
     settings_of,
 )
+from pipelines.clips.tensors import cut_test_clips, flow_clip, rgb_clip
 from pipelines.errors import ConventionError
 from pipelines.media.codec import CodecSettings
 

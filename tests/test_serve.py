@@ -27,7 +27,8 @@ from test_predict import build_small
 from jobs import predict, serve
 from models import checkpoint
 from models.checkpoint import Metadata
-from pipelines.clips.sampling import EvaluationProtocol, cut_test_clips
+from pipelines.clips.sampling import EvaluationProtocol
+from pipelines.clips.tensors import cut_test_clips
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
 from pipelines.errors import InputError, SettingsError
 from pipelines.evaluation.raw_video import compute_flow, read_video

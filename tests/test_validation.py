@@ -12,7 +12,8 @@ import torch
 from training_runs import WORKER
 
 import models
-from pipelines.clips.loader import Batch, _to_batch, cut_clips
+from pipelines.clips.loader import Batch, _to_batch
+from pipelines.clips.numbered import cut_clips
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import OutageError
 from pipelines.training import validation

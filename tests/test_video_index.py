@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.clips.loader import open_row
+from pipelines.clips.numbered import open_row
 from pipelines.datasets import shards
 from pipelines.datasets.records import FrameSampling
 from pipelines.datasets.video_index import VideoIndex, check_trainable, read_index, with_fold

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 import models
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.loader import Batch
 from pipelines.clips.sampling import ClipSettings

@@ -1,9 +1,8 @@
-"""Frames and flow as the clips that a network takes.
+"""Which frames, and which part of them, a network takes: decoded frames (T, H, W, C) as numpy arrays in and out.
 
-Decoded frames come in as numpy arrays (T, H, W, C), clips go out as float32 tensors (C, T, H, W) in [-1, 1]: RGB spread
-over its 256 values, flow clipped to a bound, u before v. What is cut follows from a model's input spec; how frames are
-resized and flow is scaled is settings that a checkpoint carries, so that a test cuts what training saw.
-Training clips are cut in `pipelines.clips.augmentation`.
+What is cut follows from a model's input spec; how frames are resized and flow is scaled is settings that a checkpoint
+carries, so that a test cuts what training saw. Training clips are cut in `pipelines.clips.augmentation`; what is cut
+becomes the network's tensors in `pipelines.clips.tensors`.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ from typing import Annotated, Any, Literal, TypeVar
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from tyro import conf
 
 from models.input_spec import FRAMES_PER_SECOND, InputSpec
 from pipelines.datasets.records import FrameSampling
 from pipelines.errors import ConventionError, SettingsError
-from pipelines.media.codec import CodecSettings, FlowScale
+from pipelines.media.codec import CodecSettings
 from pipelines.media.decode import DecodeSettings, FrameRate
 
 Frames = npt.NDArray[np.uint8]  # (T, H, W, 3) RGB
@@ -153,45 +150,6 @@ def flip_frames(frames: Array) -> Array:
     return mirrored  # type: ignore[return-value]
 
 
-def rgb_clip(frames: Frames) -> Tensor:
-    """(T, H, W, 3) uint8 RGB as (3, T, H, W) float32 in [-1, 1]: x / 127.5 - 1.
-
-    Raises ValueError for another dtype or number of channels.
-    """
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"RGB frames are uint8 of shape (T, H, W, 3); got {frames.dtype} of shape {frames.shape}.")
-    return scale_clips("rgb", _as_tensor(frames)).contiguous()
-
-
-def flow_clip(flow: Flow, bound: float = FLOW_BOUND) -> Tensor:
-    """(T, H, W, 2) flow in pixels as (2, T, H, W) float32 in [-1, 1]: clipped to ± `bound` pixels, u before v.
-
-    Raises ValueError for integers, which are codes and not pixels, and for another number of channels.
-    """
-    if flow.ndim != 4 or flow.shape[3] != 2 or not np.issubdtype(flow.dtype, np.floating):
-        raise ValueError(f"Flow is floats of shape (T, H, W, 2), in pixels; got {flow.dtype} of shape {flow.shape}.")
-    return scale_clips("flow", _as_tensor(flow), bound).contiguous()
-
-
-def _as_tensor(frames: npt.NDArray) -> Tensor:
-    return torch.from_numpy(np.array(frames, order="C"))  # torch warns of views that may not be written to
-
-
-def scale_clips(stream: str, clips: Tensor, bound: float = FLOW_BOUND, scale: FlowScale | None = None) -> Tensor:
-    """Clips (…, T, H, W, C) of uint8 RGB or of flow as float32 (…, C, T, H, W) in [-1, 1].
-
-    Flow is in pixels, or in codes of `scale`. The channels stay innermost in memory (channels_last_3d), which is what
-    the networks compute with.
-    """
-    # A copy, for the steps below work in place and the frames are the caller's.
-    scaled = clips.to(torch.float32, copy=True)
-    if stream == "rgb":
-        return scaled.div_(127.5).sub_(1).movedim(-1, -4)
-    if scale is not None:  # lossy codecs overshoot the bound
-        scaled.sub_(scale.zero_code).mul_(scale.step).clamp_(-scale.bound, scale.bound)
-    return scaled.div_(bound).clamp_(-1, 1).movedim(-1, -4)
-
-
 def settings_of(clips: Mapping[str, Any], convention: Mapping[str, object] | None) -> ClipSettings:
     """The settings that a checkpoint carries; where it says nothing, the paper's, with the convention's flow bound.
 
@@ -239,20 +197,6 @@ def decoding_of(input_spec: InputSpec, settings: ClipSettings) -> DecodeSettings
 def count_test_frames(input_spec: InputSpec) -> int:
     """Frames from a video's first on that the clips of the model's own test are cut from."""
     return input_spec.test.num_clips * input_spec.test.span
-
-
-def cut_test_clips(
-    video: Mapping[str, npt.NDArray],
-    input_spec: InputSpec,
-    settings: ClipSettings,
-    protocol: EvaluationProtocol = PROTOCOLS["paper"],
-) -> dict[str, Tensor]:
-    """The test clips of a video as the model takes them, (N, C, T, size, size); see `cut_test_frames`."""
-    cut = cut_test_frames(video, input_spec, settings, protocol)
-    return {
-        stream: torch.stack([rgb_clip(clip) if stream == "rgb" else flow_clip(clip, settings.bound) for clip in clips])
-        for stream, clips in cut.items()
-    }
 
 
 def cut_test_frames(

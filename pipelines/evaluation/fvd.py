@@ -21,7 +21,7 @@ from models.folding import fold_batch_norm
 from models.i3d import I3D
 from models.torchscript import TorchScriptI3D, is_torchscript
 from pipelines import storage
-from pipelines.clips.loader import open_row
+from pipelines.clips.numbered import open_row
 from pipelines.clips.sampling import Frames
 from pipelines.datasets.catalog import read_catalog
 from pipelines.datasets.records import DATASET

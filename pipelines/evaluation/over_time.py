@@ -13,15 +13,8 @@ from torch import Tensor
 from models import clip_scores, cuda
 from models.folding import fold_batch_norm
 from models.input_spec import InputSpec, Stream
-from pipelines.clips.sampling import (
-    EvaluationProtocol,
-    Flow,
-    Frames,
-    cut_test_frames,
-    decoding_of,
-    scale_clips,
-    spread_clips,
-)
+from pipelines.clips.sampling import EvaluationProtocol, Flow, Frames, cut_test_frames, decoding_of, spread_clips
+from pipelines.clips.tensors import scale_clips
 from pipelines.datasets.records import describe_rate
 from pipelines.errors import InputError
 from pipelines.evaluation.raw_video import compute_flow, read_video

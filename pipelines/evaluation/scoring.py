@@ -25,8 +25,9 @@ import models
 from models import cuda
 from models.folding import fold_batch_norm
 from models.input_spec import FRAMES_PER_SECOND
-from pipelines.clips.loader import check_storage, is_of_storage, open_row
-from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames, scale_clips
+from pipelines.clips.numbered import check_storage, is_of_storage, open_row
+from pipelines.clips.sampling import EvaluationProtocol, cut_test_frames
+from pipelines.clips.tensors import scale_clips
 from pipelines.datasets.records import describe_rate
 from pipelines.datasets.shards import Row
 from pipelines.datasets.video_index import VideoIndex, check_labels

@@ -27,8 +27,8 @@ from pipelines.clips.sampling import (
     needs_resize,
     resize_for_crop,
     resize_frames,
-    scale_clips,
 )
+from pipelines.clips.tensors import scale_clips
 from pipelines.errors import NetworkError, RunError, SettingsError, VideoError
 from pipelines.features.crops import crop_frame
 from pipelines.features.settings import FeatureSettings, FrameSize

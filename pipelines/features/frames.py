@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.input_spec import Stream
-from pipelines.clips.loader import check_storage, is_of_storage
+from pipelines.clips.numbered import check_storage, is_of_storage
 from pipelines.datasets import shards
 from pipelines.datasets.shards import Row
 from pipelines.errors import VideoError

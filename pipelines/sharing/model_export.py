@@ -15,7 +15,8 @@ from pathlib import Path
 
 import models
 from models import checkpoint
-from models.input_spec import FRAMES_PER_SECOND, VideoModel
+from models.input_spec import FRAMES_PER_SECOND
+from models.video_model import VideoModel
 from pipelines import records, storage
 from pipelines.clips.sampling import FLOW_BOUND
 from pipelines.errors import DataError, NetworkError

@@ -16,8 +16,9 @@ import models
 from models import checkpoint
 from models.i3d import I3DConfig
 from models.inflation import Mode, inflate
-from models.input_spec import ModelConfig, VideoModel
+from models.input_spec import ModelConfig
 from models.pretrained import load_released, read_released
+from models.video_model import VideoModel
 from pipelines.clips.sampling import ClipSettings, settings_of
 from pipelines.errors import NetworkError, SettingsError
 from pipelines.training.trained_network import check_finite, plain_loading

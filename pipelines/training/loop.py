@@ -21,7 +21,8 @@ import ray.train
 import models
 from models import cuda
 from pipelines import storage
-from pipelines.clips.loader import TrainingClips, stream_batches
+from pipelines.clips.loader import stream_batches
+from pipelines.clips.numbered import TrainingClips
 from pipelines.lock import Claim
 from pipelines.training.config import INITIAL, Run, Scale
 from pipelines.training.log import TrainingLog

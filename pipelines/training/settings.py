@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 from tyro import conf
 
 import models
-from models.input_spec import ModelConfig, Stream, VideoModel
+from models.input_spec import ModelConfig, Stream
+from models.video_model import VideoModel
 from pipelines.clips.augmentation import Augmentation
 from pipelines.clips.sampling import ClipSettings
 from pipelines.datasets.video_index import VideoIndex, check_labels

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models import checkpoint, cuda
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 from pipelines.training.config import Run
 
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from models import checkpoint
-from models.input_spec import VideoModel
 from models.pretrained import load_released
 from models.tensorflow_checkpoint import find_prefix
+from models.video_model import VideoModel
 from pipelines import storage
 from pipelines.clips.sampling import ClipSettings, settings_of
 from pipelines.errors import NetworkError

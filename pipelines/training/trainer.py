@@ -26,7 +26,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchTrainer
 
 from models import checkpoint
-from models.input_spec import VideoModel
+from models.video_model import VideoModel
 from pipelines import records, storage
 from pipelines.errors import DivergedError, RunError
 from pipelines.lock import Claim

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 import models
-from pipelines.clips.loader import ValidationClips, stream_batches
+from pipelines.clips.loader import stream_batches
+from pipelines.clips.numbered import ValidationClips
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.training.config import SCORE, Metrics, Run
 from pipelines.training.state import TrainingState

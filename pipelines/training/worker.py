@@ -10,7 +10,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from pipelines.clips.loader import WorkerPart
+from pipelines.clips.numbered import WorkerPart
 from pipelines.training.config import Scale
 
 
