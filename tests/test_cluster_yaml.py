@@ -180,7 +180,7 @@ def test_the_workers_of_a_training_fit_the_nodes_and_leave_cpus_to_decode(
     to_decode = (total["CPU"] - scale.num_workers * worker["CPU"]) / scale.num_workers
     assert to_decode >= (1 if scale.use_gpu else 0.5)
     part = numbered.WorkerPart(start=0, rank=0, num_workers=scale.num_workers, batch=6, steps=10)
-    loader.build_graph(SimpleNamespace(clips_per_task=6), part, num_cpus=to_decode)  # type: ignore[arg-type]
+    loader.build_graph(SimpleNamespace(clips_per_task=lambda batch: 6), part, num_cpus=to_decode)  # type: ignore[arg-type]
     assert [request for request in asked.requests if 0 < request["CPU"] <= min(1.0, to_decode)] == asked.requests != []
 
 

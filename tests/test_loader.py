@@ -82,7 +82,7 @@ def test_clips_of_one_window_are_decoded_once_and_cropped_apart(
 
     monkeypatch.setattr(numbered, "decode_rgb_frames", decode)
     repeated = replace(clips, augmentation=replace(clips.augmentation, repeats=3))
-    assert repeated.clips_per_task % 3 == 0
+    assert repeated.clips_per_task(8) % 3 == 0
     assert [repeated.video_of(number) for number in range(0, 36, 3)] == [clips.video_of(n) for n in range(12)]
     columns = cut_clips(repeated, range(2, 8))  # the last of the first window, the second, two of the third
     assert len(decoded) == 3
@@ -95,6 +95,17 @@ def test_clips_of_one_window_are_decoded_once_and_cropped_apart(
     starts = decoded[3:]
     assert starts[1] == starts[2] == starts[3]
     assert decoded[1] == starts[1]
+
+
+def test_a_task_cuts_whole_batches_or_an_even_part_of_one(
+    clips: TrainingClips, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert clips.clips_per_task(6) == 60
+    clip_bytes = sum(clip.nbytes for clip in clips.empty().values())
+    monkeypatch.setattr(numbered, "TASK_BYTES", 5 * clip_bytes)
+    assert [clips.clips_per_task(batch) for batch in (2, 5, 6, 7, 16)] == [4, 5, 3, 1, 4]
+    monkeypatch.setattr(numbered, "TASK_BYTES", 1)
+    assert clips.clips_per_task(6) == 1
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -35,7 +36,9 @@ from pipelines.media.codec import (
 )
 from pipelines.ray_data import MAX_WORKER_DEATHS, quieten
 
-TASKS_AHEAD = 4  # whose clips may wait in the object store, for each worker
+TASKS_AHEAD = 2  # whose clips may wait in the object store, for each worker
+# A task cuts for two thirds of its time; for the rest its clips go to the object store, and the next task is coming.
+CPUS_PER_TASK = 2 / 3
 # Ray Data counts a task whose output it has not measured with two blocks of 128 MiB: with less room than that beside
 # the clips that wait, it sometimes starts no task any more.
 UNMEASURED_BYTES = 768 << 20
@@ -71,7 +74,7 @@ def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -
     """
     if "flow" in clips.input_spec.train.streams:
         check_convention(clips.videos.convention.flow)
-    steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task // part.batch)
+    steps_at_once = max(1, SEGMENT_TASKS * clips.clips_per_task(part.batch) // part.batch)
     for done in range(0, part.steps, steps_at_once):
         segment = part.after(done, min(steps_at_once, part.steps - done))
         dataset = build_graph(clips, segment, num_cpus=num_cpus)
@@ -84,12 +87,13 @@ def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -
 
 def build_graph(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> ray.data.Dataset:
     """The lazy graph whose rows are the part's clips in order."""
-    num_tasks = -(-part.steps * part.batch // clips.clips_per_task)
-    tasks_at_once = max(1, int(num_cpus))
+    num_tasks = -(-part.steps * part.batch // clips.clips_per_task(part.batch))
+    tasks_at_once = max(1, int(num_cpus / CPUS_PER_TASK + 1e-6))
     graph = ray.data.read_datasource(
         ClipSource(clips, part),
         override_num_blocks=num_tasks,
-        num_cpus=math.floor(min(1.0, num_cpus) * 1000) / 1000,  # rounded up, the last worker's would find no place
+        # Rounded up, the last one would find no place.
+        num_cpus=math.floor(min(CPUS_PER_TASK, num_cpus) * 1000) / 1000,
         concurrency=tasks_at_once,
         ray_remote_args={"max_retries": MAX_WORKER_DEATHS},
     )
@@ -113,6 +117,9 @@ def _to_batch(columns: Mapping[str, npt.NDArray], clips: NumberedClips) -> Batch
 
 
 def _as_tensor(frames: npt.NDArray) -> Tensor:
-    # A copy: Ray's arrays are views of the object store, which tensors may not write to. Codes have ten bits at most,
-    # and torch does little with uint16.
-    return torch.from_numpy(frames.copy().view(np.int16 if frames.dtype == np.uint16 else frames.dtype))
+    # Codes have ten bits at most, and torch does little with uint16.
+    codes = frames.view(np.int16) if frames.dtype == np.uint16 else frames
+    with warnings.catch_warnings():
+        # Of memory that must not be written to, the object store's: `inputs` copies what it scales.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(codes)

@@ -45,7 +45,7 @@ from pipelines.media.codec import (
     scale_of,
 )
 
-TASK_BYTES = 64 << 20  # of the clips that one task cuts: enough work to hide Ray's overhead, little enough to hold
+TASK_BYTES = 128 << 20  # of the clips that one task cuts: enough work to hide Ray's overhead, little enough to hold
 MAX_TASK_CLIPS = 64
 
 DATASET = "dataset.json"  # of a data set of shards; there as long as that is
@@ -73,11 +73,11 @@ class NumberedClips(ABC):
         """The clips of these numbers, in their order."""
         return [self.cut(number) for number in numbers]
 
-    @property
-    def clips_per_task(self) -> int:
-        """Clips that one task cuts, by their size."""
+    def clips_per_task(self, batch: int) -> int:
+        """Clips that one task cuts, by their size: whole batches, which then need no copying together, or a part."""
         num_bytes = sum(clip.nbytes for clip in self.empty().values())
-        return max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
+        most = max(1, min(MAX_TASK_CLIPS, TASK_BYTES // num_bytes))
+        return most // batch * batch or max(count for count in range(1, most + 1) if batch % count == 0)
 
     @property
     def scale(self) -> FlowScale | None:
@@ -161,10 +161,9 @@ class TrainingClips(NumberedClips):
         epoch, place = divmod(number // self.augmentation.repeats, len(self.videos))
         return int(_order(len(self.videos), self.seed, epoch)[place])
 
-    @property
-    def clips_per_task(self) -> int:
+    def clips_per_task(self, batch: int) -> int:
         repeats = self.augmentation.repeats
-        return max(1, super().clips_per_task // repeats) * repeats  # no window is decoded by two tasks
+        return max(1, super().clips_per_task(batch) // repeats) * repeats  # no window is decoded by two tasks
 
     @property
     def scale(self) -> FlowScale | None:

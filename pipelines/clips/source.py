@@ -23,7 +23,7 @@ class ClipSource(Datasource):
 
     def __init__(self, clips: NumberedClips, part: WorkerPart) -> None:
         super().__init__()
-        self.clips, self.part, self.size = clips, part, clips.clips_per_task
+        self.clips, self.part, self.size = clips, part, clips.clips_per_task(part.batch)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
