@@ -278,7 +278,8 @@ def test_a_video_added_later_is_refused_and_one_that_was_named_is_taken_in(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_run_that_refused_a_second_goes_on_to_the_bytes_of_an_undisturbed_one(
     undisturbed: dict[str, Path], videos: Path, networks: list[str], tmp_path: Path, how: signal.Signals
 ) -> None:

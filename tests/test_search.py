@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fixtures_jobs import NO_GPUS, run_here, succeed
+from fixtures_jobs import run_here, succeed
 from page_folders import PAPER, SEARCH, SPACE, make_book, make_trial, report_of
 from page_folders import make_search as make_finished
 from ray.tune.schedulers import TrialScheduler
@@ -30,7 +30,7 @@ from models.cost import count_flops
 from models.input_spec import ModelConfig
 from pipelines.clips.sampling import ClipSettings
 from pipelines.datasets.records import FrameSampling, ShardConvention
-from pipelines.datasets.video_index import VideoIndex
+from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import NetworkError, RunError, SettingsError
 from pipelines.media.codec import CodecSettings
 from pipelines.pages.search import write_search_report
@@ -468,8 +468,8 @@ def test_a_killed_search_goes_on_and_its_best_is_trained(motion_shards: str, tmp
     refused = run_here("tune", *tune(motion_shards, output, "--steps", "72")[2:])
     assert "was begun with other settings" in refused.stderr
     # The best geometry, at full length.
-    flags = ["--stream", "flow", "--preset", "debug", "--steps", "4", "--num-workers", "1", *NO_GPUS]
-    succeed("train", "--data", motion_shards, "--from-sweep", output, "--output", tmp_path / "run", *flags)
+    settings = take_best(PRESETS["debug"].change(network={"stream": "flow"}), str(output))
+    run, _ = prepare_run(settings, read_index(motion_shards), Scale(num_workers=1))
     best = json.loads((output / "result.json").read_text())["best"]["settings"]
-    found = json.loads((tmp_path / "run" / "run.json").read_text())["model"]
+    found = run.describe()["model"]
     assert {name: found[name] for name in best} == best
