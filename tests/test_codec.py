@@ -474,3 +474,34 @@ def test_codes_of_another_size_than_the_first_frames_are_refused() -> None:
     for shape, dtype in (((4, 6), np.uint16), ((4, 4), np.uint8)):
         with pytest.raises(ValueError, match="another size than the first"):
             codec_module._merge_into(target, [np.ones(shape, dtype)] * 2)
+
+
+def test_fast_decode_stores_the_same_frames_without_arithmetic_coding() -> None:
+    """What the entropy coder does loses nothing: other bytes, and frames as good."""
+    frames = [smooth_frame(64, 96, shift) for shift in range(12)]
+    stored = {}
+    for fast in (False, True):
+        encoder = RGBEncoder(CodecSettings(fast_decode=fast), height=64, width=96)
+        for frame in frames:
+            encoder.write(frame)
+        stored[fast] = encoder.close()
+    assert stored[True] != stored[False]
+    off = {fast: np.abs(decode_rgb(data).astype(int) - np.stack(frames)).mean() for fast, data in stored.items()}
+    assert off[True] < off[False] * 1.05 + 0.1
+
+
+def test_fast_decode_says_what_it_is_of() -> None:
+    plain, fast = CodecSettings().describe_formats(), CodecSettings(fast_decode=True).describe_formats()
+    for stream in ("flow", "rgb"):
+        options = [formats[stream].get("video", formats[stream])["options"] for formats in (plain, fast)]
+        assert options[1]["x264-params"] == options[0]["x264-params"] + ":cabac=0"
+    mixed = CodecSettings(fast_decode=True, rgb_codec="av1").describe_formats()["rgb"]
+    assert mixed == CodecSettings(rgb_codec="av1").describe_formats()["rgb"]
+    with pytest.raises(SettingsError, match=r"--fast-decode is of H\.264"):
+        CodecSettings(fast_decode=True, rgb_codec="av1", flow_codec="jpeg")
+
+
+def smooth_frame(height: int, width: int, shift: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width] / 9
+    planes = [127 + 100 * np.sin(x + shift / 5 + phase) * np.cos(y) for phase in (0, 1, 2)]
+    return np.stack(planes, -1).astype(np.uint8)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import av
@@ -150,6 +150,9 @@ class CodecSettings:
     """Constant rate factor of the RGB video (lower is better). None: 20 for h264, 26 for av1."""
     keyframe_interval: int = 16
     """Largest distance between keyframes, in frames; reading a window decodes up to this many frames more."""
+    fast_decode: bool = False
+    """H.264 without arithmetic coding (CABAC): RGB decodes in two thirds of the time at a twelfth more bytes, flow in
+    three quarters at a third more. The frames stay as good."""
 
     def __post_init__(self) -> None:
         for flag, codec, allowed in (
@@ -172,6 +175,8 @@ class CodecSettings:
             raise SettingsError(
                 f"--keyframe-interval is {self.keyframe_interval}: give 1 to {MAX_KEYFRAME_INTERVAL} frames"
             )
+        if self.fast_decode and self.flow_codec == "jpeg" and self.rgb_codec == "av1":
+            raise SettingsError("--fast-decode is of H.264, and neither --codec jpeg nor --rgb-codec av1 is that")
 
     @property
     def flow_scale(self) -> FlowScale:
@@ -196,7 +201,26 @@ class CodecSettings:
 
     def describe_formats(self) -> dict[str, dict[str, Any]]:
         """What the names of the codecs stand for in this version: encoders, their options, the flow's levels."""
-        return {"flow": asdict(_FLOW_FORMATS[self.flow_codec]), "rgb": asdict(_RGB_FORMATS[self.rgb_codec])}
+        flow = replace(_FLOW_FORMATS[self.flow_codec], video=self.flow_video_format)
+        return {"flow": asdict(flow), "rgb": asdict(self.rgb_video_format)}
+
+    @property
+    def flow_video_format(self) -> VideoFormat | None:
+        """How flow is encoded; None where that is pairs of JPEGs."""
+        video_format = _FLOW_FORMATS[self.flow_codec].video
+        return video_format and self._quickened(video_format)
+
+    @property
+    def rgb_video_format(self) -> VideoFormat:
+        """How RGB is encoded."""
+        return self._quickened(_RGB_FORMATS[self.rgb_codec])
+
+    def _quickened(self, video_format: VideoFormat) -> VideoFormat:
+        if not self.fast_decode or video_format.encoder != "libx264":
+            return video_format
+        options = {**video_format.options}
+        options["x264-params"] += ":cabac=0"
+        return replace(video_format, options=options)
 
     def flow_convention(self) -> dict[str, str | int | float]:
         """What a reader must know to turn the stored codes into pixels of motion."""
@@ -362,7 +386,8 @@ class RGBEncoder:
 
     def __init__(self, settings: CodecSettings, *, height: int, width: int, fps: float = 25.0) -> None:
         _check_even(height, width)
-        video_format = _RGB_FORMATS["h264" if min(height, width) < SVT_AV1_MIN_SIDE else settings.rgb_codec]
+        tiny = min(height, width) < SVT_AV1_MIN_SIDE
+        video_format = (replace(settings, rgb_codec="h264") if tiny else settings).rgb_video_format
         self._shape = (height, width, 3)
         self._writer = VideoWriter(
             video_format,
@@ -423,7 +448,7 @@ def _check_even(height: int, width: int) -> None:
 
 
 def _open_flow_writer(settings: CodecSettings, *, height: int, width: int, fps: float) -> VideoWriter | _JPEGPairWriter:
-    video_format = _FLOW_FORMATS[settings.flow_codec].video
+    video_format = settings.flow_video_format
     if video_format is None:
         return _JPEGPairWriter(settings.resolved_flow_quality)
     return VideoWriter(
