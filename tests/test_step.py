@@ -112,7 +112,7 @@ def test_what_cannot_be_recorded_is_said_once_and_trains(monkeypatch: pytest.Mon
 
 
 class Mark:
-    """An event of a GPU that computes 10 s for each step and is free again at the time the clock shows."""
+    """An event of a GPU: when it comes to it, by a clock that the test turns."""
 
     clock = 0.0
 
@@ -126,17 +126,42 @@ class Mark:
         return 1000 * (later.at - self.at)
 
 
-def test_a_gpu_waits_while_it_has_no_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    marks: list[Mark] = []
-    monkeypatch.setattr(step_module, "_mark", lambda: marks.append(Mark()) or marks[-1])
+@pytest.fixture
+def marks(monkeypatch: pytest.MonkeyPatch) -> list[Mark]:
+    made: list[Mark] = []
+    monkeypatch.setattr(step_module, "_mark", lambda: made.append(Mark()) or made[-1])
+    return made
+
+
+def fetch_at(waits: Waits, idle: float, begins: float) -> None:
+    """A batch that is asked for while the GPU is busy until `idle`, and there when it is `begins` on the GPU."""
+    Mark.clock = idle
+    waits.fetch(make_batches())
+    Mark.clock = begins
+    waits.begin_batch()
+
+
+def test_a_gpu_waits_while_it_has_no_clips(marks: list[Mark]) -> None:
     waits, waited = Waits(torch.device("cuda")), []
-    for begins, ends in ((3, 13), (13, 23), (28, 38)):
-        waits.fetch(make_batches())
-        Mark.clock = begins
-        waits.begin_batch()
-        waits.begin_batch()  # the second of an accumulated step
-        Mark.clock = ends
-        waited.append(waits.end_step())
-    assert waited[0] < 3  # before its first step only the fetching counts
-    assert waited[1:] == [0, 5]
-    assert [mark.waited_for for mark in marks] == [1, 0] * 3  # no step is launched before the one before has begun
+    for idle, begins in ((0, 3), (13, 13), (23, 28)):
+        fetch_at(waits, idle, begins)
+        waited.append(waits.take())
+    assert waited == [3, 0, 5]
+    assert [mark.waited_for for mark in marks] == [0, 1] * 3  # no step is launched before the one before has begun
+
+
+def test_each_batch_of_an_accumulated_step_is_waited_for(marks: list[Mark]) -> None:
+    waits = Waits(torch.device("cuda"))
+    fetch_at(waits, 0, 1)
+    fetch_at(waits, 11, 13)
+    assert waits.take() == 1 + 2
+    assert [mark.waited_for for mark in marks] == [0, 1] * 2
+
+
+def test_what_a_gpu_does_between_two_steps_is_no_waiting(marks: list[Mark]) -> None:
+    """A validation, of 60 s."""
+    waits = Waits(torch.device("cuda"))
+    fetch_at(waits, 0, 1)
+    assert waits.take() == 1
+    fetch_at(waits, 10 + 60, 10 + 60 + 2)
+    assert waits.take() == 2

@@ -36,8 +36,8 @@ class TrainingStep:
         network = cast(nn.Module, torch.compile(state.model)) if compiled else state.model
         self.network: Callable[[Mapping[str, torch.Tensor]], torch.Tensor] = _parallelise(network, worker)
         # Accumulated gradients must outlive a step's next batch, which those of a recorded step do not.
-        self.records = records and not compiled and run.optimisation.accumulate == 1 and cuda.can_record(worker.device)
-        self.records &= worker.num_workers == 1
+        alone = worker.num_workers == run.optimisation.accumulate == 1
+        self.records = records and not compiled and alone and cuda.can_record(worker.device)
         self.sums, self.waits = Sums(worker.device), Waits(worker.device)
         self.errors: list[str] = []  # why clips could not be decoded
 
@@ -54,7 +54,7 @@ class TrainingStep:
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
         self.state.clips_seen += self.clips
-        waited = self.waits.end_step()
+        waited = self.waits.take()
         self.sums.add(waited=waited, seconds=time.monotonic() - started)
 
     def _begin(self) -> None:
@@ -107,7 +107,7 @@ class TrainingStep:
 
 
 class Waits:
-    """Seconds in which a step had no clips: on a CPU until the next batch is there, on a GPU while that had no work.
+    """Seconds without clips: on a CPU until the next batch is there, on a GPU while that had no work meanwhile.
 
     A CPU has launched a step long before its GPU has computed it, and fetches the next batch meanwhile. It is kept from
     being further ahead than that, for each batch takes memory on the GPU.
@@ -115,32 +115,38 @@ class Waits:
 
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
-        self.fetching = 0.0
-        self.begun: torch.cuda.Event | None = None  # since the last step's end, its first batch was there
-        self.ended: torch.cuda.Event | None = None
+        self.seconds = 0.0
+        # On a GPU: all that was launched before a batch was asked for is done, and the batch is there.
+        self.idle: torch.cuda.Event | None = None
+        self.begun: torch.cuda.Event | None = None
 
     def fetch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch."""
+        if self.on_gpu:
+            self._count()
+            self.idle = _mark()
+            return next(batches)
         started = time.monotonic()
         batch = next(batches)
-        self.fetching += time.monotonic() - started
+        self.seconds += time.monotonic() - started
         return batch
 
     def begin_batch(self) -> None:
         """The batch is on its way to the device, and what is launched from here on computes with it."""
-        if self.on_gpu and self.begun is None:
+        if self.on_gpu:
             self.begun = _mark()
 
-    def end_step(self) -> float:
-        """The seconds of the step whose last launch this was; on a GPU it waits until that step has begun."""
-        seconds, self.fetching = self.fetching, 0.0
-        if self.on_gpu and self.begun:
-            before, self.ended = self.ended, _mark()
-            self.begun.synchronize()
-            if before:
-                seconds = before.elapsed_time(self.begun) / 1000
-            self.begun = None
+    def take(self) -> float:
+        """The seconds since it was asked; on a GPU it waits until the last batch's computing has begun."""
+        self._count()
+        seconds, self.seconds = self.seconds, 0.0
         return seconds
+
+    def _count(self) -> None:
+        if self.idle and self.begun:
+            self.begun.synchronize()
+            self.seconds += self.idle.elapsed_time(self.begun) / 1000
+            self.begun = None
 
 
 def _mark() -> torch.cuda.Event:

@@ -37,7 +37,7 @@ class Worker:
             rank=context.get_world_rank(),
             num_workers=num_workers,
             device=device,
-            data_cpus=_data_cpus(scale, num_workers),
+            data_cpus=count_data_cpus(scale, num_workers),
         )
 
     def part(self, *, start: int, batch: int, steps: int) -> WorkerPart:
@@ -61,7 +61,7 @@ class Worker:
         return [message for own in gathered for message in own][:most]
 
 
-def _data_cpus(scale: Scale, num_workers: int) -> float:
+def count_data_cpus(scale: Scale, num_workers: int) -> float:
     """One worker's part of the CPUs that no worker has reserved."""
     if scale.data_cpus is not None:
         return scale.data_cpus / num_workers
