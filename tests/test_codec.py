@@ -501,6 +501,12 @@ def test_fast_decode_says_what_it_is_of() -> None:
         CodecSettings(fast_decode=True, rgb_codec="av1", flow_codec="jpeg")
 
 
+def test_tiny_frames_are_stored_at_a_quality_that_only_av1_knows() -> None:
+    encoder = RGBEncoder(CodecSettings(rgb_codec="av1", rgb_quality=60), height=2, width=2)
+    encoder.write(np.zeros((2, 2, 3), np.uint8))
+    assert decode_rgb(encoder.close()).shape == (1, 2, 2, 3)
+
+
 def smooth_frame(height: int, width: int, shift: int) -> np.ndarray:
     y, x = np.mgrid[:height, :width] / 9
     planes = [127 + 100 * np.sin(x + shift / 5 + phase) * np.cos(y) for phase in (0, 1, 2)]

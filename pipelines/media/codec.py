@@ -202,20 +202,16 @@ class CodecSettings:
     def describe_formats(self) -> dict[str, dict[str, Any]]:
         """What the names of the codecs stand for in this version: encoders, their options, the flow's levels."""
         flow = replace(_FLOW_FORMATS[self.flow_codec], video=self.flow_video_format)
-        return {"flow": asdict(flow), "rgb": asdict(self.rgb_video_format)}
+        return {"flow": asdict(flow), "rgb": asdict(self.as_stored(_RGB_FORMATS[self.rgb_codec]))}
 
     @property
     def flow_video_format(self) -> VideoFormat | None:
         """How flow is encoded; None where that is pairs of JPEGs."""
         video_format = _FLOW_FORMATS[self.flow_codec].video
-        return video_format and self._quickened(video_format)
+        return video_format and self.as_stored(video_format)
 
-    @property
-    def rgb_video_format(self) -> VideoFormat:
-        """How RGB is encoded."""
-        return self._quickened(_RGB_FORMATS[self.rgb_codec])
-
-    def _quickened(self, video_format: VideoFormat) -> VideoFormat:
+    def as_stored(self, video_format: VideoFormat) -> VideoFormat:
+        """The format, quicker to decode where that is asked for."""
         if not self.fast_decode or video_format.encoder != "libx264":
             return video_format
         options = {**video_format.options}
@@ -386,11 +382,10 @@ class RGBEncoder:
 
     def __init__(self, settings: CodecSettings, *, height: int, width: int, fps: float = 25.0) -> None:
         _check_even(height, width)
-        tiny = min(height, width) < SVT_AV1_MIN_SIDE
-        video_format = (replace(settings, rgb_codec="h264") if tiny else settings).rgb_video_format
+        video_format = _RGB_FORMATS["h264" if min(height, width) < SVT_AV1_MIN_SIDE else settings.rgb_codec]
         self._shape = (height, width, 3)
         self._writer = VideoWriter(
-            video_format,
+            settings.as_stored(video_format),
             height=height,
             width=width,
             fps=fps,
