@@ -29,7 +29,12 @@ from jobs.cluster import connect
 from jobs.extraction_log import format_table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+
     from pipelines.extraction.graph import Steps
+    from pipelines.media.codec import FlowEncoder, RGBEncoder
 
 UT_INTERACTION = Path(__file__).resolve().parents[2] / "shared" / "data" / "ut_interaction"
 
@@ -122,23 +127,23 @@ def measure_steps(paths: list[str], steps: Steps) -> tuple[dict[str, float], int
         frames = list(decode(path, settings=settings.decode))
         height, width = frames[0].shape[:2]
         marks.append(time.perf_counter())
-        rgb = RGBEncoder(settings.codec, height=height, width=width)
-        for frame in frames:
-            rgb.write(frame)
-        rgb.close()
+        encode(RGBEncoder(settings.codec, height=height, width=width), frames)
         marks.append(time.perf_counter())
         grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
         flow = tvl1.flow(grey, preset=settings.flow_preset, backend=steps.backend)
         marks.append(time.perf_counter())
-        encoder = FlowEncoder(settings.codec, height=height, width=width)
-        for field in flow:
-            encoder.write(field)
-        encoder.close()
+        encode(FlowEncoder(settings.codec, height=height, width=width), flow)
         marks.append(time.perf_counter())
         for name, begun, ended in zip(seconds, marks, marks[1:], strict=False):
             seconds[name] += ended - begun
         count += len(frames)
     return seconds, count
+
+
+def encode(encoder: RGBEncoder | FlowEncoder, images: Iterable[np.ndarray]) -> None:
+    for image in images:
+        encoder.write(image)
+    encoder.close()
 
 
 def print_frame(figures: dict[str, float]) -> None:

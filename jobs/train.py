@@ -241,10 +241,10 @@ class WaitNotes:
         return describe_waiting(line["wait_share"], self.count_cpus()) if self.said else None
 
     def count_cpus(self) -> float:
-        """CPUs of the cluster now that cut clips: those that no worker has reserved."""
-        import ray
+        """CPUs of the cluster now that cut clips."""
+        from pipelines.training.worker import count_data_cpus
 
-        return max(ray.cluster_resources().get("CPU", 0.0) - self.scale.num_workers * self.scale.cpus_per_worker, 0.0)
+        return self.scale.num_workers * count_data_cpus(self.scale, self.scale.num_workers)
 
 
 def describe_waiting(share: float, cpus: float) -> str:

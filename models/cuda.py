@@ -4,7 +4,7 @@
     model = cuda.place(model, device)             layers that compute the same in another way
     step = cuda.record(model, clips, "bf16")      a training step's launches, recorded
 
-On a CPU both do nothing. A model that was moved by `model.to("cuda")` alone gives the same results, slower.
+On a CPU the first two do nothing. A model that was moved by `model.to("cuda")` alone gives the same results, slower.
 
 * A convolution of two or three channels in half precision goes to a kernel without tensor cores, which took a third
   of I3D's step. Blocks of its clip become channels first, 16 or 24, and its strides 1.

@@ -124,9 +124,9 @@ def norm_relu_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and of beta, where mean and variance are those of x, and the sum that gamma's gradient is of.
 
-    dy may be some channels of a tensor of more, as the gradient of one of several that were concatenated is.
     That is the gradient times x less its mean: divided by the standard deviation it is gamma's. Where ReLU let
-    something pass is computed again from x, which batch norm needs anyway.
+    something pass is computed again from x, which batch norm needs anyway. dy may be some channels of a tensor of more,
+    as the gradient of one of several that were concatenated is.
     """
     count, channels = x.numel() // x.shape[1], x.shape[1]
     rows, columns = _block(channels)
@@ -261,6 +261,14 @@ def _norm_relu(x, y, mean, variance, gamma, beta, eps, count, C, ROWS: tl.conste
     tl.store(y + at, tl.where(value < 0, 0.0, value), mask=inside)  # a NaN passes, as through ReLU
 
 
+@triton.jit
+def _store_sums(sums, part, c, C, first, second):
+    """Two sums over the positions of a part, of a block of channels."""
+    out = sums + part * 2 * C + c
+    tl.store(out, tl.sum(first, axis=0), mask=c < C)
+    tl.store(out + C, tl.sum(second, axis=0), mask=c < C)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _sum_moments(x, sums, count, C, steps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Sums of what each value is above its channel's first one, and of the squares of that.
@@ -278,9 +286,7 @@ def _sum_moments(x, sums, count, C, steps, ROWS: tl.constexpr, COLUMNS: tl.const
         value = tl.where(inside, value - origin, 0.0)
         total += value
         squares += value * value
-    out = sums + part * 2 * C + c
-    tl.store(out, tl.sum(total, axis=0), mask=c < C)
-    tl.store(out + C, tl.sum(squares, axis=0), mask=c < C)
+    _store_sums(sums, part, c, C, total, squares)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -343,9 +349,7 @@ def _sum_gradient(
         centred, gradient = _passed(dy, dy_at, x, at, inside, centre, scale, shift)
         total += gradient
         along += gradient * centred
-    out = sums + part * 2 * C + c
-    tl.store(out, tl.sum(total, axis=0), mask=c < C)
-    tl.store(out + C, tl.sum(along, axis=0), mask=c < C)
+    _store_sums(sums, part, c, C, total, along)
 
 
 @triton.jit(do_not_specialize=SIZES)

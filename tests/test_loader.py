@@ -118,7 +118,7 @@ def test_a_part_of_a_decoded_window_is_that_part_decoded(
     for area in (Area(top=3, left=5, height=32, width=30), None):
         found, expected = (
             read(row, stream, [2, 3, 5], area, mirrored=mirrored, in_codes=in_codes)
-            for read in (numbered._Window().read, numbered._read_frames)
+            for read in (numbered._Window().read_frames, numbered._read_frames)
         )
         assert found.dtype == expected.dtype
         np.testing.assert_array_equal(found, expected)

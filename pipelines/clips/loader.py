@@ -11,7 +11,6 @@ on the device that trains.
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,10 +29,7 @@ from pipelines.clips.numbered import TASK_BYTES, NumberedClips, WorkerPart
 from pipelines.clips.source import ClipSource
 from pipelines.clips.tensors import scale_clips
 from pipelines.errors import OutageError
-from pipelines.media.codec import (
-    FlowScale,
-    check_convention,
-)
+from pipelines.media.codec import FlowScale, check_convention
 from pipelines.ray_data import MAX_WORKER_DEATHS, quieten
 
 TASKS_AHEAD = 2  # whose clips may wait in the object store, for each worker
@@ -43,8 +39,6 @@ CPUS_PER_TASK = 2 / 3
 # the clips that wait, it sometimes starts no task any more.
 UNMEASURED_BYTES = 768 << 20
 SEGMENT_TASKS = 2_000  # in one Ray Data execution, which describes all of them before the first one runs
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +61,7 @@ class Batch:
 def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> Iterator[Batch]:
     """This worker's batches, one a step, decoded ahead by Ray Data on `num_cpus` CPUs of the cluster.
 
-    Where `num_cpus` is less than 2, one task decodes at a time.
+    Where `num_cpus` is less than two tasks take, one decodes at a time.
 
     Raises ConventionError where the shards' flow is of no convention that this version knows, OutageError where the
     data set cannot be reached.

@@ -22,14 +22,9 @@ import numpy.typing as npt
 from models.input_spec import InputSpec
 from pipelines import storage
 from pipelines.clips.augmentation import Augmentation, cut_training_clip, empty_clip
-from pipelines.clips.sampling import (
-    ClipSettings,
-    EvaluationProtocol,
-    cut_test_frames,
-    flip_frames,
-    needs_resize,
-)
+from pipelines.clips.sampling import ClipSettings, EvaluationProtocol, cut_test_frames, flip_frames, needs_resize
 from pipelines.datasets import shards
+from pipelines.datasets.records import DATASET
 from pipelines.datasets.video_index import VideoIndex
 from pipelines.errors import OutageError
 from pipelines.media.codec import (
@@ -47,9 +42,6 @@ from pipelines.media.codec import (
 
 TASK_BYTES = 128 << 20  # of the clips that one task cuts: enough work to hide Ray's overhead, little enough to hold
 MAX_TASK_CLIPS = 64
-
-DATASET = "dataset.json"  # of a data set of shards; there as long as that is
-
 
 Clip = dict[str, Any]
 ReadRow = Callable[[Mapping[str, Any], list[str]], Clip]
@@ -84,9 +76,7 @@ class NumberedClips(ABC):
         """How the flow of clips is coded; None where they hold pixels, or no flow."""
         return None
 
-    def try_video(
-        self, number: int, place: int, cut: Callable[[Clip, Clip], Clip], read: ReadRow | None = None
-    ) -> Clip:
+    def try_video(self, number: int, place: int, cut: Callable[[Clip, Clip], Clip], read: ReadRow) -> Clip:
         """What `cut` makes of the video at a place of the index, given its row there and that in its shard.
 
         A video that cannot be decoded gives a clip without streams, of weight 0, with the reason as `error`. Raises
@@ -96,7 +86,7 @@ class NumberedClips(ABC):
         clip = {"number": number, "label": video["label"], "weight": 1.0, "error": ""}
         for again in (True, False):
             try:
-                return clip | cut(video, (read or read_stored)(video, list(self.input_spec.train.streams)))
+                return clip | cut(video, read(video, list(self.input_spec.train.streams)))
             except DECODING_ERRORS as error:
                 if is_of_storage(error):
                     check_storage(self.videos.data, error)
@@ -175,33 +165,30 @@ class TrainingClips(NumberedClips):
         return scale_of(self.videos.convention.flow)
 
     def cut(self, number: int) -> Clip:
-        return self._cut(number, _Window())
+        return self.cut_all([number])[0]
 
     def cut_all(self, numbers: Iterable[int]) -> list[Clip]:
-        clips = []
-        for _, together in groupby(numbers, lambda number: number // self.augmentation.repeats):
-            window = _Window()
+        repeats, clips = self.augmentation.repeats, []
+        for _, together in groupby(numbers, lambda number: number // repeats):
+            window = _Window() if repeats > 1 else None
             clips += [self._cut(number, window) for number in together]
         return clips
 
-    def _cut(self, number: int, window: _Window) -> Clip:
+    def _cut(self, number: int, window: _Window | None) -> Clip:
         """Clip `number`, of a window that holds what clips of the same one have read."""
         scale, repeats = self.scale, self.augmentation.repeats
+        read_row, read_frames = (window.read_row, window.read_frames) if window else (read_stored, _read_frames)
 
         def cut(video: Clip, row: Clip) -> Clip:
-            def read(stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool) -> npt.NDArray:
-                if repeats > 1:
-                    return window.read(row, stream, frames, area, mirrored=mirrored, in_codes=scale is not None)
-                return _read_frames(row, stream, frames, area, mirrored=mirrored, in_codes=scale is not None)
-
+            read = partial(read_frames, row, in_codes=scale is not None)
             # A generator for each clip: it is the same whichever task and worker cuts it, and after any resume.
             rng = np.random.default_rng([self.seed, number])
-            shared = np.random.default_rng([self.seed, number // repeats, repeats]) if repeats > 1 else None
+            shared = np.random.default_rng([self.seed, number // repeats, repeats]) if window else None
             shape = video["num_frames"], video["height"], video["width"]
             spec, settings, augmentation = self.input_spec, self.settings, self.augmentation
             return cut_training_clip(read, shape, spec, settings, augmentation, rng, scale=scale, window=shared)
 
-        return self.try_video(number, self.video_of(number), cut, window.row if repeats > 1 else None)
+        return self.try_video(number, self.video_of(number), cut, read_row)
 
     def empty(self) -> Mapping[str, npt.NDArray]:
         return empty_clip(self.input_spec, self.scale)
@@ -211,23 +198,22 @@ class _Window:
     """What clips of one window have in common: the video's row, and the window's frames."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, Clip] = {}
-        self.frames: dict[tuple[str, int], npt.NDArray] = {}
+        self.row: Clip | None = None
+        self.frames: dict[str, npt.NDArray] = {}  # by stream
 
-    def row(self, video: Mapping[str, Any], streams: list[str]) -> Clip:
+    def read_row(self, video: Mapping[str, Any], streams: list[str]) -> Clip:
         """As `read_stored`, once."""
-        if video["id"] not in self.rows:
-            self.rows[video["id"]] = read_stored(video, streams)
-        return self.rows[video["id"]]
+        if self.row is None:
+            self.row = read_stored(video, streams)
+        return self.row
 
-    def read(
+    def read_frames(
         self, row: Clip, stream: str, frames: Sequence[int], area: Area | None, *, mirrored: bool, in_codes: bool
     ) -> npt.NDArray:
         """As `_read_frames`; whole frames are decoded, once, and each clip has its part of them."""
-        key = stream, frames[0]
-        if key not in self.frames:
-            self.frames[key] = _read_frames(row, stream, frames, None, mirrored=False, in_codes=in_codes)
-        found = self.frames[key]
+        if stream not in self.frames:
+            self.frames[stream] = _read_frames(row, stream, frames, None, mirrored=False, in_codes=in_codes)
+        found = self.frames[stream]
         if area:
             rows, columns = area.slices
             found = found[:, rows, columns]
@@ -272,6 +258,7 @@ class ValidationClips(NumberedClips):
                 self.settings,
                 self.protocol,
             ),
+            read_stored,
         )
 
     def empty(self) -> Mapping[str, npt.NDArray]:
