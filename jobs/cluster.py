@@ -11,6 +11,8 @@ import os
 import signal
 import socket
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pipelines.errors import SettingsError
@@ -146,13 +148,37 @@ def _start(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> N
         if dashboard:
             settings["dashboard_port"] = port
         try:
-            ray.init(address="local", logging_level=logging.WARNING, **settings)
+            with _only_what_serves(settings):
+                ray.init(address="local", logging_level=logging.WARNING, **settings)
             return
         except Exception as error:  # Ray raises no narrower one
             if left == 0 or "timed out during startup" not in str(error):
                 raise
             ray.shutdown()  # knows nothing of a node that did not come up
             _end_processes(error)
+
+
+@contextmanager
+def _only_what_serves(settings: dict[str, Any]) -> Iterator[None]:
+    """Meanwhile Ray starts no process for what its `settings` leave out, nor one that adds nodes: no setting says so.
+
+    Each would take a second of a CPU at the start, which waits for the dashboard's server, and another at the end.
+    """
+    from ray._private.node import Node
+
+    left_out = {
+        "start_monitor": True,  # the autoscaler
+        "start_api_server": not settings["include_dashboard"],
+        "start_log_monitor": not settings["log_to_driver"],
+    }
+    starts = {name: getattr(Node, name) for name, without in left_out.items() if without and hasattr(Node, name)}
+    for name in starts:
+        setattr(Node, name, lambda self, **_: None)
+    try:
+        yield
+    finally:
+        for name, start in starts.items():
+            setattr(Node, name, start)
 
 
 def _end_processes(error: BaseException) -> None:

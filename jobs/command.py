@@ -18,6 +18,7 @@ import tyro
 
 from pipelines import storage
 from pipelines.errors import SettingsError, UserError
+from pipelines.garbage import collect_nothing_at_exit
 
 Settings = TypeVar("Settings")
 Job = TypeVar("Job")
@@ -40,6 +41,7 @@ def run_command(
     A UserError, or an OSError of a file or of the machine, is printed as one sentence; any other error is a fault of
     ours and keeps its traceback. `stopped` is what a Ctrl-C, or SIGTERM as of `ray job stop`, leaves behind.
     """
+    collect_nothing_at_exit()
     # As a KeyboardInterrupt it unwinds locks and actors; by itself SIGTERM ends Python on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # Flags by their own names: --steps, and not --settings.schedule.steps.

@@ -221,6 +221,7 @@ def make_scale(workers: Workers, processors: tuple[float, int] | None = None) ->
         max_failures=workers.max_failures,
         compile=workers.compile,
         cuda_graphs=workers.cuda_graphs,
+        cleaner=is_submitted(),
     )
 
 

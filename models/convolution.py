@@ -59,6 +59,8 @@ def _draw_truncated_normal(weight: Tensor, std: float) -> None:
 
     The same as torch.nn.init.trunc_normal_, which takes over a second for I3D's 12 million weights.
     """
+    if weight.is_meta:  # nothing to draw, at which PyTorch would import its compiler first: a second
+        return
     # The share of a normal within two deviations, 0.954: erfinv of ±cut is ±2/√2.
     cut = math.erf(2 / math.sqrt(2))
     weight.uniform_(-cut, cut).erfinv_().mul_(std * math.sqrt(2))

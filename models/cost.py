@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_from
 from models.input_spec import ClipSampling, ModelConfig
@@ -20,6 +19,8 @@ def count_flops(config: ModelConfig, *, test: bool = False) -> int:
 
     A test video is all clips of the input spec's test sampling. Counted on the meta device: nothing is computed.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     with torch.device("meta"):
         # eval: batch norm in training refuses the one value a channel that C3D's hidden layers have of one clip.
         model = build_from(config).eval()

@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 import pytest
 import ray
-from ports import free_ports
+
+from jobs.cluster import connect
 
 NO_GPUS = ("--num-gpus", "0")  # those of `ray_here` are pretended ones
 
@@ -24,9 +25,8 @@ NO_GPUS = ("--num-gpus", "0")  # those of `ray_here` are pretended ones
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """A Ray of 3 CPUs and 2 pretended GPUs in this process, which jobs find instead of starting their own."""
-    # Workers ask there for the state of actors; nobody listens, which they know at once. Untold they wait for long.
-    with patch.dict(os.environ, RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{free_ports(1)[0]}"):
-        ray.init(address="local", num_cpus=3, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    with patch.dict(os.environ):
+        connect(num_cpus=3, num_gpus=2, log_to_driver=False)
     yield
     ray.shutdown()
 

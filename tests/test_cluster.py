@@ -22,7 +22,10 @@ from jobs.cluster import connect
 
 connect(num_cpus=1, log_to_driver=False, dashboard=sys.argv[1] == "dashboard")
 import ray
+from ray._private.worker import _global_node
 from ray.train.v2._internal.state.util import is_actor_alive
+
+print(*sorted(_global_node.all_processes))
 
 
 @ray.remote(num_cpus=0)
@@ -42,9 +45,15 @@ except ray.exceptions.RayTaskError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "answer"), [pytest.param(["dashboard"], "alive True", marks=pytest.mark.soak), (["none"], "refused")]
+    ("words", "processes", "answer"),
+    [
+        pytest.param("dashboard", "dashboard gcs_server raylet", "alive True", marks=pytest.mark.soak),
+        ("none", "gcs_server raylet", "refused"),
+    ],
 )
-def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(words: list[str], answer: str) -> None:
+def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(
+    words: str, processes: str, answer: str
+) -> None:
     """Where it has nobody to ask they know it at once, and do not wait for an answer."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a socket's path may have 107 characters
     try:
@@ -54,10 +63,10 @@ def test_workers_ask_their_own_ray_whatever_else_was_started_on_this_machine(wor
             (folder / "ray" / "ray_current_cluster").write_text(elsewhere)  # of a Ray that was killed
             environment = {**os.environ, "RAY_TMPDIR": str(folder), "PYTHONPATH": str(ROOT)}
             environment["RAY_API_SERVER_ADDRESS"] = f"http://{elsewhere}"  # of a cluster that hangs
-            command = [sys.executable, "-c", ASK, *words]
+            command = [sys.executable, "-c", ASK, words]
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == answer
+        assert done.stdout.splitlines()[-2:] == [processes, answer]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

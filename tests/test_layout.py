@@ -22,7 +22,7 @@ FLOORS = (
     {"media", "tvl1", "models"},
 )
 # Files beside the rooms, which all may use. They know each other and errors.py, nothing else.
-SHARED = {"errors", "formatting", "lock", "ray_data", "records", "resume", "scratch", "storage"}
+SHARED = {"errors", "formatting", "garbage", "lock", "ray_data", "records", "resume", "scratch", "storage"}
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 import models
 from pipelines.clips import numbered
 from pipelines.clips.augmentation import Augmentation
-from pipelines.clips.loader import Batch, stream_batches
+from pipelines.clips.loader import Batch, begin, stream_batches
 from pipelines.clips.numbered import TrainingClips, ValidationClips, WorkerPart, cut_clips, stack_clips
 from pipelines.clips.sampling import ClipSettings, EvaluationProtocol
 from pipelines.datasets.video_index import VideoIndex, read_index
@@ -227,7 +228,26 @@ def test_an_outage_in_a_task_of_ray_data_is_the_error(ray_here: None, clips: Tra
         next(stream_batches(away, part, num_cpus=0))
 
 
-def test_what_cuts_clips_imports_no_torch() -> None:
-    """Each process that decodes would take two seconds and 200 MB more."""
-    script = "import sys, pipelines.clips.source; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["pipelines.clips.source", "pipelines.training.ray_train"])
+def test_what_cuts_clips_and_ray_train_s_controller_import_no_torch(module: str) -> None:
+    """Each of these processes would take two seconds and 200 MB more."""
+    script = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).resolve().parents[1])
+
+
+def test_the_first_batch_is_made_before_it_is_asked_for() -> None:
+    made = threading.Event()
+
+    def make(*batches: str) -> Iterator[Any]:
+        made.set()
+        yield from batches
+        raise OutageError("the store is away")
+
+    batches = begin(make("first", "second"))
+    assert made.wait(timeout=60)
+    assert [next(batches), next(batches)] == ["first", "second"]
+    with pytest.raises(OutageError, match="away"):
+        next(batches)
+    assert list(begin(iter(()))) == []
+    with pytest.raises(OutageError, match="away"):
+        next(begin(make()))

@@ -32,7 +32,7 @@ def main(data: str, output: str, way: str = "spare") -> None:
     data_cpus = 1.0 if way == "spare" else None  # what is left of one node is less
     scale = Scale(num_workers=2, min_workers=min_workers, cpus_per_worker=1.5, data_cpus=data_cpus)
     settings = PRESETS["debug"].change(
-        network={"stream": "flow"}, schedule={"steps": 90}, reporting={"log_every": 15, "checkpoint_every": 30}
+        network={"stream": "flow"}, schedule={"steps": 45}, reporting={"log_every": 5, "checkpoint_every": 15}
     )
     run, model = prepare(settings, read_index(data), scale)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,20 @@ def stream_batches(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -
                 yield _to_batch(columns, clips)
         except OutageError as error:  # Ray's is one too, with a traceback before the message and advice after it
             raise OutageError(str(getattr(error, "cause", error)).partition("\n")[0]) from None
+
+
+def begin(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first of which is made from now on, by a thread, and not from when it is asked for."""
+    thread = ThreadPoolExecutor(max_workers=1)
+    first = thread.submit(next, batches, None)
+    thread.shutdown(wait=False)
+
+    def follow() -> Iterator[Batch]:
+        if (batch := first.result()) is not None:
+            yield batch
+            yield from batches
+
+    return follow()
 
 
 def build_graph(clips: NumberedClips, part: WorkerPart, *, num_cpus: float) -> ray.data.Dataset:

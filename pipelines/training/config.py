@@ -111,7 +111,8 @@ class Scale:
     """The workers of a run and what each reserves. `min_workers`: go on with fewer where the cluster has no more.
 
     `compile`: by torch.compile, which takes over a minute before the first step. `cuda_graphs`: a single GPU's worker
-    records the launches of a step and replays them.
+    records the launches of a step and replays them. `cleaner`: an actor frees what the workers reserved if Ray Train's
+    controller dies; a Ray that ends with the run needs none.
     """
 
     num_workers: int
@@ -122,6 +123,7 @@ class Scale:
     max_failures: int = 3
     compile: bool = False
     cuda_graphs: bool = True
+    cleaner: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,8 @@ def check_batch(run: Run, num_workers: int) -> None:
         return
     # Synchronised, batch norm sees the clips of all workers.
     clips = run.optimisation.batch * (num_workers if run.optimisation.sync_bn else 1)
+    if clips > 1:  # as many values of each channel at least
+        return
     with torch.device("meta"), torch.no_grad():
         model = models.build_from(run.model).train()
         inputs = blank_clips(model.input_spec.train, model.input_spec.size, batch=clips)

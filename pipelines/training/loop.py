@@ -21,13 +21,13 @@ import ray.train
 import models
 from models import cuda
 from pipelines import storage
-from pipelines.clips.loader import stream_batches
+from pipelines.clips.loader import begin, stream_batches
 from pipelines.clips.numbered import TrainingClips
 from pipelines.lock import Claim
 from pipelines.training.config import INITIAL, Run, Scale
 from pipelines.training.log import TrainingLog
 from pipelines.training.report import describe_divergence, report_checkpoint, report_steps
-from pipelines.training.state import TrainingState
+from pipelines.training.state import TrainingState, count_clips_seen
 from pipelines.training.step import TrainingStep
 from pipelines.training.weights_files import local_checkpoint
 from pipelines.training.worker import Worker
@@ -54,15 +54,19 @@ def train_worker(
         seed=run.seed,
     )
 
-    # Model and optimizer: as the last checkpoint left them, or as the run begins.
     with _find_checkpoint(output) as folder:
+        # The stream begins at the clip that comes next, and begins now: the processes that decode it start while the
+        # model is built. Each batch of an accumulated step is a step to the stream.
+        clips_seen = count_clips_seen(folder)
+        steps_left = math.ceil((total - clips_seen) / optimisation.global_batch(worker.num_workers))
+        part = worker.part(start=clips_seen, batch=optimisation.batch, steps=steps_left * optimisation.accumulate)
+        batches = begin(stream_batches(clips, part, num_cpus=worker.data_cpus))
+
+        # Model and optimizer: as the last checkpoint left them, or as the run begins.
         state = TrainingState.load(folder, run, worker.device)
 
-    # Step: the stream begins at the clip that comes next. Each batch of an accumulated step is a step to the stream.
+    # Step: forward, backward, update.
     step = TrainingStep(run, worker, state, compiled=scale.compile, records=scale.cuda_graphs)
-    num_batches = math.ceil((total - state.clips_seen) / step.clips) * optimisation.accumulate
-    part = worker.part(start=state.clips_seen, batch=optimisation.batch, steps=num_batches)
-    batches = stream_batches(clips, part, num_cpus=worker.data_cpus)
 
     # Report: intervals are in clips, of as many workers as were asked for. An elastic run that goes on with fewer takes
     # more and smaller steps, and reports at the same places.

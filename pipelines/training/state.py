@@ -80,6 +80,12 @@ class TrainingState:
                     statistic /= num_workers
 
 
+def count_clips_seen(folder: str) -> int:
+    """The clips seen of a checkpoint, 0 of a run's initial weights."""
+    saved: Mapping[str, Any] | None = checkpoint.load_training_state(folder)
+    return int(saved["clips_seen"]) if saved else 0
+
+
 def place(model: VideoModel, run: Run, device: torch.device) -> VideoModel:
     """The model as it is trained: frozen but for its classifier where asked for, on the device."""
     if run.train_only_head:

@@ -23,7 +23,6 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from models import checkpoint
 from models.video_model import VideoModel
@@ -33,8 +32,8 @@ from pipelines.lock import Claim
 from pipelines.ray_data import polled_actor
 from pipelines.resume import was_begun
 from pipelines.training.config import INITIAL, SCORE, Metrics, Run, Scale, check_run
-from pipelines.training.loop import train_worker
 from pipelines.training.mailbox import Mailbox
+from pipelines.training.ray_train import ProcessGroup, Trainer, run_worker
 from pipelines.training.records import RESULT, RUN, RunResult
 from pipelines.training.results import Result, keep_interval, read_result
 
@@ -69,10 +68,11 @@ def train(
     with _mailbox(on_metrics) as mailbox:
         told = {"mailbox": mailbox, "tensorboard": tensorboard, "claim": claim}
         arguments = {"run": run, "output": output, "scale": scale, **told}
-        trainer = TorchTrainer(
-            # By reference: Ray Train's controller, which reads this dict, need not import torch and the networks.
-            train_loop_per_worker=lambda config: train_worker(**ray.get(config["arguments"])),
+        trainer = Trainer(
+            cleaner=scale.cleaner,
+            train_loop_per_worker=run_worker,
             train_loop_config={"arguments": ray.put(arguments)},
+            backend_config=ProcessGroup(use_gpu=scale.use_gpu),
             scaling_config=_scaling(scale),
             run_config=RunConfig(
                 # By this name under the output Ray finds the checkpoints of a run that was stopped, and goes on.
