@@ -127,7 +127,7 @@ def measure(candidate: Candidate, flow: np.ndarray) -> Result:
     data = encode_flow(candidate, flow)
     encoded = time.process_time()
     start = max(0, (len(flow) - WINDOW) // 2)
-    window = codec.decode_flow_levels(data, convention, start=start, stop=start + WINDOW)
+    window = codec.decode_codes(data, convention, start=start, stop=start + WINDOW)
     windowed = time.process_time()
     error = np.abs(codec.decode_flow(data, convention) - np.clip(flow, -20, 20))
     return Result(len(data), len(flow), encoded - began, windowed - encoded, len(window), error.ravel())
@@ -199,7 +199,7 @@ def report_intervals(clips: Sequence[Clip]) -> None:
             flow_bytes, rgb_bytes, frames = flow_bytes + len(flow), rgb_bytes + len(rgb), frames + len(clip.flow)
             for start in range(0, max(1, len(clip.flow) - WINDOW), 7):
                 began = time.process_time()
-                codec.decode_flow_levels(flow, settings.flow_convention(), start=start, stop=start + WINDOW)
+                codec.decode_codes(flow, settings.flow_convention(), start=start, stop=start + WINDOW)
                 between = time.process_time()
                 codec.decode_rgb(rgb, start=start, stop=start + WINDOW)
                 flow_s, rgb_s, windows = flow_s + between - began, rgb_s + time.process_time() - between, windows + 1

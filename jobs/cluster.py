@@ -54,7 +54,7 @@ def connect(
         ray.init(logging_level=logging.WARNING, log_to_driver=log_to_driver)
     else:
         print("starting    Ray on this machine", flush=True)
-        _start({"num_cpus": num_cpus, "num_gpus": num_gpus, "log_to_driver": log_to_driver}, dashboard)
+        start_here({"num_cpus": num_cpus, "num_gpus": num_gpus, "log_to_driver": log_to_driver}, dashboard)
     if on_stop is signal.default_int_handler:  # Ray has put its own there, which ends the process with a stack trace
         signal.signal(signal.SIGTERM, on_stop)
     cpus, gpus = (ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU"))
@@ -133,7 +133,7 @@ def describe_workers(precision: str, num_workers: int, *, use_gpu: bool) -> str:
     return f"{workers}, {cuda.describe(precision, training=False) if use_gpu else precision}"
 
 
-def _start(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> None:
+def start_here(settings: dict[str, Any], dashboard: bool, *, attempts: int = 3) -> None:
     """Start Ray here. On a busy machine it may miss its own deadline of 30 s, which no setting moves: try again."""
     import ray
 

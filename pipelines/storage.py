@@ -32,12 +32,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
-from aiohttp import ClientError as HTTPError
-from botocore import exceptions as boto
 from fsspec.callbacks import Callback
 
 from pipelines import scratch
@@ -56,14 +55,6 @@ PARTS_AT_ONCE = 4  # each is held in memory
 BUFFER_BYTES = 1 << 18  # what a reader fetches at a time where less is asked for
 HASHED_BYTES = 8 << 20  # at a time: a file may be larger than what a worker has left of memory
 
-_TRANSIENT = (
-    boto.HTTPClientError,
-    boto.ConnectionError,
-    HTTPError,
-    asyncio.TimeoutError,
-    TimeoutError,
-    ConnectionError,
-)
 # Besides 5xx. NoSuchUpload: a large file was completed, the answer got lost, and the repetition found nothing to do.
 _TRANSIENT_STATUS = (408, 409, 429)
 _LASTING_STATUS = (501, 505)  # the server will not learn it meanwhile
@@ -159,12 +150,36 @@ def _connect(uri: str) -> Any:
     return s3
 
 
+class _S3Errors(NamedTuple):
+    """What s3fs raises besides OSError, by the libraries below it."""
+
+    refusal: Any  # the server's answer, a type as the next two are
+    client: Any  # of botocore itself
+    parameter: Any  # which was given to that
+    transient: tuple[type[Exception], ...]
+
+    @property
+    def all(self) -> tuple[Any, ...]:
+        return (self.refusal, self.client, *self.transient)
+
+
+@cache
+def _s3_errors() -> _S3Errors:
+    # Not at the top: these libraries take a quarter of a second, and most processes read from a disk.
+    from aiohttp import ClientError
+    from botocore import exceptions as boto
+
+    network = (boto.HTTPClientError, boto.ConnectionError, ClientError)
+    transient = (*network, asyncio.TimeoutError, TimeoutError, ConnectionError)
+    return _S3Errors(boto.ClientError, boto.BotoCoreError, boto.ParamValidationError, transient)
+
+
 @contextlib.contextmanager
 def _explain(uri: str) -> Iterator[None]:
     """Make whatever goes wrong on the way to S3 an OSError that names the URI and no credentials."""
     try:
         yield
-    except (OSError, HTTPError, boto.BotoCoreError, boto.ClientError, asyncio.TimeoutError) as error:
+    except (OSError, *_s3_errors().all) as error:
         if _fills_this_disk(error):
             raise
         what = re.sub("//[^/@]*@", "//", str(error)) or "the server does not answer"
@@ -182,10 +197,11 @@ def _fills_this_disk(error: Exception) -> bool:
 
 def _find_outage(error: BaseException | None) -> str | None:
     """What to do where not a file but the whole store is refused, as credentials and buckets are; None elsewhere."""
+    errors = _s3_errors()
     while error is not None:
-        if isinstance(error, boto.ClientError):
+        if isinstance(error, errors.refusal):
             return _OUTAGES.get(error.response.get("Error", {}).get("Code", ""))
-        if isinstance(error, boto.BotoCoreError) and not isinstance(error, (boto.ParamValidationError, *_TRANSIENT)):
+        if isinstance(error, errors.client) and not isinstance(error, (errors.parameter, *errors.transient)):
             return ""  # no credentials, or none that can be read: the message says which
         error = error.__cause__
     return None
@@ -231,13 +247,14 @@ def _pauses() -> Iterator[float]:
 
 def _is_transient(error: BaseException | None) -> bool:
     """Whether the same may succeed a moment later: the network's or the server's fault, not the request's."""
+    errors = _s3_errors()
     while error is not None:
-        if isinstance(error, boto.ClientError):
+        if isinstance(error, errors.refusal):
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             code = error.response.get("Error", {}).get("Code")
             broken = status >= 500 and status not in _LASTING_STATUS
             return broken or status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
-        if isinstance(error, _TRANSIENT):
+        if isinstance(error, errors.transient):
             return True
         error = error.__cause__
     return False
@@ -650,7 +667,8 @@ def _upload_if(uri: str, data: bytes, **conditions: str) -> bool:
         return True
     except OSError as error:
         refused = error.__cause__ and error.__cause__.__cause__
-        failed = isinstance(refused, boto.ClientError) and refused.response["Error"].get("Code") == "PreconditionFailed"
+        refusal = _s3_errors().refusal
+        failed = isinstance(refused, refusal) and refused.response["Error"].get("Code") == "PreconditionFailed"
         if not failed and (can_exchange(uri) or not isinstance(error, FileExistsError)):
             raise
     try:

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 import ray
 
-from jobs.cluster import connect
+from jobs.cluster import start_here
 
 NO_GPUS = ("--num-gpus", "0")  # those of `ray_here` are pretended ones
 
@@ -26,7 +26,7 @@ NO_GPUS = ("--num-gpus", "0")  # those of `ray_here` are pretended ones
 def ray_here() -> Iterator[None]:
     """A Ray of 3 CPUs and 2 pretended GPUs in this process, which jobs find instead of starting their own."""
     with patch.dict(os.environ):
-        connect(num_cpus=3, num_gpus=2, log_to_driver=False)
+        start_here({"num_cpus": 3, "num_gpus": 2, "log_to_driver": False}, dashboard=False)
     yield
     ray.shutdown()
 

@@ -28,9 +28,9 @@ from pipelines.media.codec import (
     RGBCodec,
     RGBEncoder,
     check_convention,
+    decode_code_frames,
+    decode_codes,
     decode_flow,
-    decode_flow_codes,
-    decode_flow_levels,
     decode_rgb,
     decode_rgb_frames,
     dequantise,
@@ -122,7 +122,7 @@ def test_flow_comes_back_in_pixels(name: FlowCodec, worst_mean: float) -> None:
 def test_lossless_keeps_every_code() -> None:
     settings = CodecSettings(flow_codec="lossless")
     flow = np.random.default_rng(1).uniform(-22, 22, (9, 32, 40, 2)).astype(np.float32)
-    decoded = decode_flow_levels(encode_flow(flow, settings), settings.flow_convention())
+    decoded = decode_codes(encode_flow(flow, settings), settings.flow_convention())
     assert np.array_equal(decoded, quantise(flow, settings.flow_scale))
 
 
@@ -130,10 +130,10 @@ def test_lossless_keeps_every_code() -> None:
 def test_windows_equal_the_slices_of_a_whole_decode(name: FlowCodec) -> None:
     settings = CodecSettings(flow_codec=name, keyframe_interval=8)
     data, convention = encode_flow(make_flow(40), settings), settings.flow_convention()
-    whole = decode_flow_levels(data, convention)
+    whole = decode_codes(data, convention)
     assert len(whole) == 40
     for start in range(44):
-        window = decode_flow_levels(data, convention, start=start, stop=start + 7)
+        window = decode_codes(data, convention, start=start, stop=start + 7)
         assert np.array_equal(window, whole[start : start + 7].reshape(len(window), *window.shape[1:])), start
 
 
@@ -170,11 +170,11 @@ def test_chosen_frames_and_areas_are_those_of_the_whole_video(frames: list[int],
     for name in FLOW_CODECS:
         settings = CodecSettings(flow_codec=name)
         data, convention = encode_flow(make_flow(40, 32, 48), settings), settings.flow_convention()
-        whole = decode_flow_levels(data, convention)
+        whole = decode_codes(data, convention)
         expected = whole[frames][:, rows, columns]
-        assert np.array_equal(decode_flow_codes(data, convention, frames, area), expected)
+        assert np.array_equal(decode_code_frames(data, convention, frames, area), expected)
         u = negate(expected[:, :, ::-1, 0], settings.flow_scale)
-        mirrored = decode_flow_codes(data, convention, frames, area, mirrored=True)
+        mirrored = decode_code_frames(data, convention, frames, area, mirrored=True)
         assert np.array_equal(mirrored, np.stack([u, expected[:, :, ::-1, 1]], -1))
     with pytest.raises(ValueError, match="1 of 2 frames from frame 39 on could be decoded"):
         decode_rgb_frames(rgb, [39, 40], area)

@@ -32,7 +32,7 @@ from pipelines.features.compute import BATCH, FeatureNetworks
 from pipelines.features.crops import crop_frame
 from pipelines.features.layouts import ArrayFile, VideoFacts, file_name, list_files, make_files, make_rows, make_schema
 from pipelines.features.plan import FeaturePlan, Limits, make_task, plan_videos
-from pipelines.features.presets import PRESETS, list_overridden, resolve
+from pipelines.features.presets import PRESETS, find_preset, list_overridden
 from pipelines.features.settings import FeatureSettings, FlowEnd, Layout, Pad
 from pipelines.features.sidecar import describe_features
 from pipelines.features.spool import Spool
@@ -216,14 +216,12 @@ def test_networks_that_cannot_share_windows_or_frames_are_refused(uris: dict[Str
 
 
 def test_a_flag_wins_over_its_preset() -> None:
-    settings = resolve("ten-crop", {"crops": 5, "fps": 25.0, "streams": ("rgb",)})
-    assert settings == replace(PRESETS["ten-crop"].settings, crops=5, fps=25.0, streams=("rgb",))
+    settings = replace(find_preset("ten-crop").settings, crops=5, fps=25.0, streams=("rgb",))
     assert list_overridden("ten-crop", settings) == {"crops": 10, "fps": "native"}
-    assert resolve(None, {}) == FeatureSettings()
     with pytest.raises(SettingsError, match="--preset is 'thumos15': choose one of thumos14, "):
-        resolve("thumos15", {})
+        find_preset("thumos15")
     with pytest.raises(SettingsError, match="no axis for crops"):
-        resolve("ten-crop", {"layout": "video-features"})
+        replace(find_preset("ten-crop").settings, layout="video-features")
 
 
 def test_what_networks_see_is_in_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +570,7 @@ def test_ids_of_a_catalog_are_their_files_names_and_no_two_ids_share_one() -> No
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 def test_the_sidecar_says_all_that_decides(preset: str | None, uris: dict[Stream, str]) -> None:
-    settings = resolve(preset, {"resize": "256"})
+    settings = replace(find_preset(preset).settings if preset else FeatureSettings(), resize="256")
     networks = FeatureNetworks.load(uris, settings)
     flow = {"convention": codec.CodecSettings().flow_convention(), "preset": "faithful", "kernel": "cpu"}
     values: Any = json.loads(

@@ -31,8 +31,8 @@ from pipelines.media.codec import (
     DECODING_ERRORS,
     Area,
     FlowScale,
+    decode_code_frames,
     decode_flow,
-    decode_flow_codes,
     decode_rgb,
     decode_rgb_frames,
     dequantise,
@@ -230,7 +230,7 @@ def _read_frames(
     if stream == "rgb":
         return decode_rgb_frames(row["rgb"], frames, area, mirrored=mirrored)
     convention = row["convention"].flow
-    codes = decode_flow_codes(row["flow"], convention, frames, area, mirrored=mirrored)
+    codes = decode_code_frames(row["flow"], convention, frames, area, mirrored=mirrored)
     return codes if in_codes else dequantise(codes, scale_of(convention))
 
 

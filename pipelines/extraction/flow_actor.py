@@ -52,7 +52,7 @@ class FlowBatch:
     kernel  what computed it
     """
 
-    levels: codec.Levels
+    levels: codec.Codes
     counts: list[codec.FlowCounts]
     sample: npt.NDArray[np.float32]
     kernel: str
@@ -92,7 +92,7 @@ class FlowActor:
         return FlowBatch(levels=levels, counts=counts, sample=sample, kernel=self.kernel)
 
 
-Solved = tuple[codec.Levels, list[codec.FlowCounts], npt.NDArray[np.float32]]
+Solved = tuple[codec.Codes, list[codec.FlowCounts], npt.NDArray[np.float32]]
 
 
 def is_fatal(error: Exception) -> bool:
@@ -187,7 +187,7 @@ class DeviceFlow:
         codes, lengths, clipped, finite, samples = (np.concatenate(arrays) for arrays in zip(*host, strict=True))
         return self._read(codes, lengths, clipped, finite), self._count(lengths, clipped), samples
 
-    def _read(self, codes: np.ndarray, lengths: np.ndarray, clipped: np.ndarray, finite: np.ndarray) -> codec.Levels:
+    def _read(self, codes: np.ndarray, lengths: np.ndarray, clipped: np.ndarray, finite: np.ndarray) -> codec.Codes:
         # Looked at here: on the device it would have made every batch wait for its answer.
         if not finite.all():
             raise ValueError("flow holds NaN or infinity; look at the kernel that made it")

@@ -198,11 +198,11 @@ class _Flow:
         self.sample: list[Flow] = []
         self.kernel: str | None = None  # what computed it
 
-    def levels(self, grey: Iterable[GreyFrame]) -> Iterator[tuple[codec.Levels, codec.FlowCounts | None]]:
+    def levels(self, grey: Iterable[GreyFrame]) -> Iterator[tuple[codec.Codes, codec.FlowCounts | None]]:
         """Stacked codes (2H, W), frame by frame, with their counts where they are known."""
         return self._levels_here(grey) if self.steps.pool is None else self._levels_of(self.steps.pool, grey)
 
-    def _levels_here(self, grey: Iterable[GreyFrame]) -> Iterator[tuple[codec.Levels, None]]:
+    def _levels_here(self, grey: Iterable[GreyFrame]) -> Iterator[tuple[codec.Codes, None]]:
         settings, backend = self.steps.settings, self.steps.backend
         self.kernel = tvl1.kernel_target(backend)
         for flow in tvl1.iter_flow(grey, preset=settings.flow_preset, backend=backend):
@@ -212,7 +212,7 @@ class _Flow:
 
     def _levels_of(
         self, pool: FlowPool, grey: Iterable[GreyFrame]
-    ) -> Iterator[tuple[codec.Levels, codec.FlowCounts | None]]:
+    ) -> Iterator[tuple[codec.Codes, codec.FlowCounts | None]]:
         for batch in pool.stream(grey, self.num_samples):
             self.kernel = batch.kernel
             self.sample.extend(batch.sample)

@@ -27,7 +27,7 @@ from pipelines.extraction.batches import BATCH_PIXELS, iter_batches
 from pipelines.extraction.records import PLAN, PlanRecord
 from pipelines.extraction.work import hash_catalog
 from pipelines.formatting import format_count
-from pipelines.media.codec import DECODING_ERRORS, decode_flow, decode_flow_levels, decode_rgb, flow_error, scale_of
+from pipelines.media.codec import DECODING_ERRORS, decode_codes, decode_flow, decode_rgb, flow_error, scale_of
 from pipelines.media.decode import DAY_S, MAX_LIMIT, DecodeSettings
 from pipelines.media.decoder_process import process_decoder
 
@@ -158,7 +158,7 @@ def check_sample(video: Row) -> Iterator[Finding]:
     try:
         row = shards.read_row(video["file"], video["row"], ["rgb", "flow"], version=video["version"])
         num_frames, size = _measure(partial(decode_rgb, row["rgb"]))
-        num_pairs, flow_size = _measure(partial(decode_flow_levels, row["flow"], row["convention"].flow))
+        num_pairs, flow_size = _measure(partial(decode_codes, row["flow"], row["convention"].flow))
     except DECODING_ERRORS as error:
         yield Finding(video["id"], f"cannot be decoded: {type(error).__name__}: {error}")
         return

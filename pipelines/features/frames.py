@@ -80,7 +80,7 @@ class StoredVideo:
     def _decode(self, stream: Stream, start: int, stop: int) -> npt.NDArray[Any]:
         if stream == "rgb":
             return codec.decode_rgb(self.blobs["rgb"], start=start, stop=stop)
-        levels = codec.decode_flow_levels(self.blobs["flow"], self.convention, start=start, stop=stop)
+        levels = codec.decode_codes(self.blobs["flow"], self.convention, start=start, stop=stop)
         return codec.stack_components(levels)
 
 

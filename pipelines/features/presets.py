@@ -6,9 +6,8 @@ filters and implementations of TV-L1 differ, and so a preset says where. A flag 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from pipelines.errors import SettingsError
 from pipelines.features.settings import FeatureSettings, FlowEnd
@@ -148,14 +147,6 @@ PRESETS: dict[PresetName, Preset] = {
         unknown=("the size before the crop, 340×256 in some extractors: --resize 340x256 gives that",),
     ),
 }
-
-
-def resolve(preset: str | None, given: Mapping[str, Any]) -> FeatureSettings:
-    """The settings of a preset, of which those that are `given`, by the names of FeatureSettings' fields, win.
-
-    Raises SettingsError where there is no such preset, or the settings do not go together.
-    """
-    return replace(find_preset(preset).settings if preset is not None else FeatureSettings(), **given)
 
 
 def find_preset(name: str) -> Preset:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipelines.extraction.metrics import Stopwatch  # which imports ray; jobs must not, before they connect
 
 Frame: TypeAlias = npt.NDArray[Any]
-SolveFlow: TypeAlias = Callable[[Iterable[npt.NDArray[np.uint8]]], Iterator[codec.Levels]]
+SolveFlow: TypeAlias = Callable[[Iterable[npt.NDArray[np.uint8]]], Iterator[codec.Codes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def compute_features(
 def solve_here(task: FeatureTask, backend: str) -> SolveFlow:
     """Flow in this process, in stacked codes (2H, W)."""
 
-    def solve(grey: Iterable[npt.NDArray[np.uint8]]) -> Iterator[codec.Levels]:
+    def solve(grey: Iterable[npt.NDArray[np.uint8]]) -> Iterator[codec.Codes]:
         for flow in tvl1.iter_flow(grey, preset=task.flow_preset, backend=backend):
             yield codec.stack_components(codec.quantise(flow, task.scale))
 

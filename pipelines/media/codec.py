@@ -42,7 +42,7 @@ from pipelines.media.mp4 import (
 FlowCodec = Literal["h264", "lossless", "jpeg"]
 RGBCodec = Literal["h264", "av1"]
 Convention = Mapping[str, str | int | float]
-Levels = npt.NDArray[np.integer]
+Codes = npt.NDArray[np.integer]
 T = TypeVar("T", bound=Sequence[Any] | npt.NDArray[Any])
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # a zip must carry a date, and the bytes must not depend on it
@@ -261,7 +261,7 @@ def scale_of(convention: Convention) -> FlowScale:
     )
 
 
-def quantise(flow: npt.NDArray[np.floating], scale: FlowScale) -> Levels:
+def quantise(flow: npt.NDArray[np.floating], scale: FlowScale) -> Codes:
     """Integer codes of flow in px, same shape, uint8 or uint16; ties round to even as in OpenCV's cvRound.
 
     Raises ValueError where flow is not finite.
@@ -276,7 +276,7 @@ def quantise(flow: npt.NDArray[np.floating], scale: FlowScale) -> Levels:
     return np.rint(codes, out=codes).astype(scale.dtype)
 
 
-def dequantise(levels: Levels, scale: FlowScale) -> npt.NDArray[np.float32]:
+def dequantise(levels: Codes, scale: FlowScale) -> npt.NDArray[np.float32]:
     """Flow in px of integer codes, same shape, float32, clipped to +-bound: lossy codecs overshoot."""
     flow = levels.astype(np.float32)
     flow -= np.float32(scale.zero_code)
@@ -284,19 +284,19 @@ def dequantise(levels: Levels, scale: FlowScale) -> npt.NDArray[np.float32]:
     return np.clip(flow, -scale.bound, scale.bound, out=flow)
 
 
-def negate(levels: Levels, scale: FlowScale) -> Levels:
+def negate(levels: Codes, scale: FlowScale) -> Codes:
     """The codes of the opposite flow, same shape and dtype."""
     # Modulo what the type holds, as it computes anyway: twice the zero code of `lossless`, 256, is no uint8.
     twice_zero = round(2 * scale.zero_code) % (np.iinfo(levels.dtype).max + 1)
     return np.subtract(twice_zero, levels, dtype=levels.dtype)
 
 
-def stack_components(levels: Levels) -> Levels:
+def stack_components(levels: Codes) -> Codes:
     """Codes (..., H, W, 2) as the grey image (..., 2H, W) that is stored, u over v."""
     return np.concatenate([levels[..., 0], levels[..., 1]], axis=-2)
 
 
-def split_components(image: Levels) -> Levels:
+def split_components(image: Codes) -> Codes:
     """The grey image (..., 2H, W) as codes (..., H, W, 2): a view, both components stay contiguous planes."""
     *outer, double_height, width = image.shape
     return np.moveaxis(image.reshape(*outer, 2, double_height // 2, width), -3, -1)
@@ -314,7 +314,7 @@ class FlowCounts:
     clipped: int
 
 
-def count_levels(image: Levels, scale: FlowScale) -> FlowCounts:
+def count_levels(image: Codes, scale: FlowScale) -> FlowCounts:
     """The counts of one stacked image (2H, W) of codes."""
     u, v = np.split(image.astype(np.float32) - np.float32(scale.zero_code), 2)
     lowest, highest = scale.lowest, scale.lowest + scale.levels - 1
@@ -340,7 +340,7 @@ class FlowEncoder:
         """Append flow (H, W, 2) in px from one frame to the next."""
         self.write_levels(stack_components(quantise(flow, self.scale)))
 
-    def write_levels(self, image: Levels, counts: FlowCounts | None = None) -> None:
+    def write_levels(self, image: Codes, counts: FlowCounts | None = None) -> None:
         """Append one stacked image (2H, W) of codes, as `stack_components(quantise(flow, scale))` makes it.
 
         counts: of this image, where they are known already.
@@ -418,7 +418,7 @@ class _JPEGPairWriter:
         self._buffer = io.BytesIO()
         self._zip = zipfile.ZipFile(self._buffer, "w", zipfile.ZIP_STORED)
 
-    def write_grey(self, image: Levels) -> None:
+    def write_grey(self, image: Codes) -> None:
         for component, levels in zip("xy", np.split(image, 2), strict=True):
             _, jpeg = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, self._quality])
             member = zipfile.ZipInfo(_jpeg_name(component, self.num_frames), ZIP_DATE)
@@ -456,9 +456,9 @@ def _open_flow_writer(settings: CodecSettings, *, height: int, width: int, fps: 
     )
 
 
-def decode_flow_levels(
+def decode_codes(
     data: bytes, convention: Convention, *, start: int = 0, stop: int | None = None, size: tuple[int, int] = (0, 0)
-) -> Levels:
+) -> Codes:
     """Codes (n, H, W, 2) of frames start to stop, uint8 or uint16: a view, both components stay contiguous planes.
 
     A stop past the end is the end; `size` (H, W) is what an empty blob, the flow of a one-frame video, decodes to.
@@ -479,8 +479,8 @@ def decode_flow_levels(
 def decode_flow(
     data: bytes, convention: Convention, *, start: int = 0, stop: int | None = None, size: tuple[int, int] = (0, 0)
 ) -> npt.NDArray[np.float32]:
-    """Flow (n, H, W, 2) float32 in px, clipped at +-bound, of frames start to stop; see `decode_flow_levels`."""
-    levels = decode_flow_levels(data, convention, start=start, stop=stop, size=size)
+    """Flow (n, H, W, 2) float32 in px, clipped at +-bound, of frames start to stop; see `decode_codes`."""
+    levels = decode_codes(data, convention, start=start, stop=stop, size=size)
     return dequantise(levels, scale_of(convention))
 
 
@@ -504,9 +504,9 @@ def decode_rgb_frames(
     return _collect(map(_flip, images) if mirrored else images, frames, lambda image: image.shape, np.copyto)
 
 
-def decode_flow_codes(
+def decode_code_frames(
     data: bytes, convention: Convention, frames: Sequence[int], area: Area | None = None, *, mirrored: bool = False
-) -> Levels:
+) -> Codes:
     """Codes (n, H, W, 2) uint8 or uint16 of these frames only, as `decode_rgb_frames` gives RGB; see `dequantise`.
 
     Mirrored flow has its u negated. Raises ConventionError where the convention is not one this module reads.
@@ -541,14 +541,14 @@ def _collect(
     return found
 
 
-def _merge_into(target: Levels, parts: list[Levels]) -> None:
+def _merge_into(target: Codes, parts: list[Codes]) -> None:
     """Interleave u and v where they belong: a copy more would cost as much as a fifth of decoding the frame."""
     if parts[0].shape != target.shape[:2] or parts[0].dtype != target.dtype:
         raise ValueError("a stored frame has another size than the first")  # OpenCV would write it elsewhere
     cv2.merge(parts, dst=target)
 
 
-def _cut_components(image: Levels, scale: FlowScale, area: Area | None, mirrored: bool) -> list[Levels]:
+def _cut_components(image: Codes, scale: FlowScale, area: Area | None, mirrored: bool) -> list[Codes]:
     """u and v (H, W) of a stored frame (2H, W), or of an area of it."""
     u, v = image[: len(image) // 2], image[len(image) // 2 :]  # np.split takes as long as flipping both
     if area is not None:
@@ -584,15 +584,15 @@ def _read_window(data: bytes, start: int, stop: int | None) -> Iterator[av.Video
             return
 
 
-def _read_video_window(data: bytes, start: int, stop: int | None) -> Iterator[Levels]:
+def _read_video_window(data: bytes, start: int, stop: int | None) -> Iterator[Codes]:
     return (read_grey(frame) for frame in _read_window(data, start, stop))
 
 
-def _read_jpeg_window(data: bytes, start: int, stop: int | None) -> Iterator[Levels]:
+def _read_jpeg_window(data: bytes, start: int, stop: int | None) -> Iterator[Codes]:
     return _read_jpegs(data, slice(start, stop))
 
 
-def _read_jpegs(data: bytes, chosen: Sequence[int] | slice) -> Iterator[Levels]:
+def _read_jpegs(data: bytes, chosen: Sequence[int] | slice) -> Iterator[Codes]:
     """The stored frames of a zip of JPEGs; those that it does not hold are left out."""
     if not data:
         return
