@@ -83,7 +83,7 @@ class FaultyProxy(socketserver.ThreadingTCPServer):
 def running_proxy(upstream: str) -> Iterator[FaultyProxy]:
     """A proxy before the server `upstream`, http://HOST:PORT."""
     with FaultyProxy(upstream) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
+        thread = threading.Thread(target=proxy.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield proxy
         proxy.closing.set()

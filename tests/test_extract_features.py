@@ -578,7 +578,9 @@ def test_a_data_set_that_is_away_ends_a_run_over_shards(
 GPUS = Placement(flow_actors=2, gpus_per_actor=0.5)
 
 
-@pytest.mark.parametrize("streams", [("rgb", "flow"), ("rgb",), ("flow",)])
+@pytest.mark.parametrize(
+    "streams", [("rgb", "flow"), *(pytest.param((stream,), marks=pytest.mark.soak) for stream in ("rgb", "flow"))]
+)
 def test_actors_on_gpus_make_the_bytes_of_tasks(
     ray_cluster: None, videos: Path, networks: list[str], tmp_path: Path, streams: tuple[Any, ...]
 ) -> None:

@@ -33,7 +33,7 @@ from pipelines.media.decode import DecodeSettings, decode
 SCALE = codec.CodecSettings().flow_scale
 Frames = npt.NDArray[np.uint8]
 # Frames of the clip that are enough to tell, of 81: whole windows, a tail, and for ms-tcn windows beyond either end.
-LENGTHS = {"thumos14": 27, "ms-tcn": 22, "ten-crop": 33}
+LENGTHS = {"thumos14": 27, "thumos14-25fps": 27, "ms-tcn": 22, "ten-crop": 33}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,9 +8,11 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
+from fixtures_jobs import NO_GPUS, succeed
 from ray_head import Head, read_job, run_head, wait_until
 from safetensors.torch import load_file
 
@@ -38,20 +40,32 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+class Extracted(NamedTuple):
+    """Shards of an extraction that was stopped and went on."""
+
+    output: Path
+    stopped: str  # what it said, followed by the submitter, until it was stopped
+    said: str  # and what it said then, to its end
+    kept: dict[Path, int]  # the shards that there were in between, each with the time it was written
+
+
 @pytest.fixture(scope="module")
-def extracted(head: Head, videos: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Shards of an extraction that nothing disturbed, and what it said."""
+def extracted(head: Head, videos: str, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
     output = tmp_path_factory.mktemp("extracted") / "shards"
-    status, text = head.submit(*EXTRACT, "--videos", videos, "--output", str(output))
-    assert status == 0, text
-    return output, text
+    words = (*EXTRACT, "--num-cpus", "1", "--videos", videos, "--output", str(output))
+    stopped = stop_when(head, words, lambda: len(list((output / "commits").glob("*.json"))) > 0)
+    assert not (output / "dataset.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (output / "shards").glob("*.parquet")}
+    status, said = head.submit(*words)
+    assert status == 0, said
+    return Extracted(output, stopped, said, kept)
 
 
 @pytest.fixture(scope="module")
-def trained(head: Head, extracted: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def trained(head: Head, extracted: Extracted, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run that nothing disturbed, and what it said."""
     output = tmp_path_factory.mktemp("trained") / "run"
-    status, text = head.submit(*TRAIN, *SHORT, "--data", str(extracted[0]), "--output", str(output))
+    status, text = head.submit(*TRAIN, *SHORT, "--data", str(extracted.output), "--output", str(output))
     assert status == 0, text
     return output, text
 
@@ -75,12 +89,11 @@ def check_log(text: str) -> None:
     assert not re.search(r"\(pid=|Traceback|Progress|╭|INFO|Warning", log), log
 
 
-def test_an_extraction_says_what_it_does(extracted: tuple[Path, str]) -> None:
-    output, text = extracted
-    check_log(text)
-    assert "ray         a cluster of 1 node, 2 CPUs, 0 GPUs" in text
-    assert re.search(r"18 of 18 videos, \d+ frames/s, \d+ shards left\n", text)
-    splits = json.loads((output / "dataset.json").read_text())["splits"]
+def test_an_extraction_says_what_it_does(extracted: Extracted) -> None:
+    check_log(extracted.said)
+    assert "ray         a cluster of 1 node, 2 CPUs, 0 GPUs" in extracted.said
+    assert re.search(r"(\d+) of \1 videos, \d+ frames/s, 0 shards left\n", extracted.said)
+    splits = json.loads((extracted.output / "dataset.json").read_text())["splits"]
     assert {name: counts["ok"] for name, counts in splits.items()} == {"train": 12, "test": 6}
 
 
@@ -93,10 +106,12 @@ def test_a_training_says_what_it_does(trained: tuple[Path, str]) -> None:
 
 
 @pytest.mark.soak
-def test_a_search_says_what_it_does(head: Head, extracted: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_search_says_what_it_does(head: Head, extracted: Extracted, tmp_path: Path) -> None:
     flags = ["--stream", "flow", "--preset", "debug", "--steps", "6", "--trials", "2", "--rungs", "1"]
     flags += ["--confirm-seeds", "2"]
-    status, text = head.submit("jobs/tune.py", *flags, "--data", str(extracted[0]), "--output", str(tmp_path / "sweep"))
+    status, text = head.submit(
+        "jobs/tune.py", *flags, "--data", str(extracted.output), "--output", str(tmp_path / "sweep")
+    )
     assert status == 0, text
     check_log(text)
     assert "trials      2 finished, 0 stopped, 0 failed" in text
@@ -105,9 +120,9 @@ def test_a_search_says_what_it_does(head: Head, extracted: tuple[Path, str], tmp
 
 @pytest.mark.soak
 def test_an_evaluation_says_what_it_found(
-    head: Head, extracted: tuple[Path, str], trained: tuple[Path, str], tmp_path: Path
+    head: Head, extracted: Extracted, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
-    flags = ("--data", str(extracted[0]), "--flow", str(trained[0]), "--output", str(tmp_path / "evaluation"))
+    flags = ("--data", str(extracted.output), "--flow", str(trained[0]), "--output", str(tmp_path / "evaluation"))
     status, text = head.submit("jobs/evaluate.py", *flags)
     assert status == 0, text
     check_log(text)
@@ -141,29 +156,23 @@ def test_without_the_token_nobody_gets_in(head: Head, tmp_path: Path) -> None:
     assert re.fullmatch(rf"error: {head.address} wants a token: .*\n", text)
 
 
-def test_an_extraction_that_was_stopped_ends_with_the_same_bytes(
-    head: Head, extracted: tuple[Path, str], videos: str, tmp_path: Path
+def test_an_extraction_that_was_stopped_ends_with_the_bytes_of_one_that_nothing_disturbed(
+    extracted: Extracted, ray_here: None, videos: str, tmp_path: Path
 ) -> None:
-    output = tmp_path / "shards"
-    words = (*EXTRACT, "--num-cpus", "1", "--videos", videos, "--output", str(output))
-    text = stop_when(head, words, lambda: len(list((output / "commits").glob("*.json"))) > 0)
-    assert "stopped; the same command goes on\n" in text
-    assert not (output / "dataset.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (output / "shards").glob("*.parquet")}
-    assert 0 < len(kept) < 18
-    status, text = head.submit(*words)
-    assert status == 0, text
-    assert "; 0 shards done" not in text
-    assert hashes(output) == hashes(extracted[0])
-    assert sum(path.stat().st_mtime_ns == then for path, then in kept.items()) >= 1
+    assert "stopped; the same command goes on\n" in extracted.stopped
+    assert "; 0 shards done" not in extracted.said
+    assert 0 < len(extracted.kept) < 18
+    assert sum(path.stat().st_mtime_ns == then for path, then in extracted.kept.items()) >= 1
+    succeed("extract_flow", *EXTRACT[1:], *NO_GPUS, "--videos", videos, "--output", tmp_path / "shards")
+    assert hashes(extracted.output) == hashes(tmp_path / "shards")
 
 
 @pytest.mark.soak
 def test_a_training_that_was_stopped_ends_with_the_same_weights(
-    head: Head, extracted: tuple[Path, str], tmp_path: Path
+    head: Head, extracted: Extracted, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    words = (*TRAIN, *LONG, "--data", str(extracted[0]), "--output", str(output))
+    words = (*TRAIN, *LONG, "--data", str(extracted.output), "--output", str(output))
     snapshot = output / "checkpoints" / "checkpoint_manager_snapshot.json"
     text = stop_when(head, words, lambda: snapshot.exists() and "clips-" in snapshot.read_text())
     assert "stopped; the same command goes on" in text

@@ -30,7 +30,7 @@ from pipelines.training.trainer import train as train_run
 from pipelines.training.weights_files import find_checkpoint, local_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, EVERY = 45, 15  # some seconds between checkpoints, of which Ray takes note twice a second
+STEPS, EVERY = 30, 10  # some seconds between checkpoints, of which Ray takes note twice a second
 LOGGED = 5
 FLAGS = ["--num-gpus", "0", "--preset", "debug", "--stream", "flow", "--num-workers", "2"]
 FLAGS += f"--steps {STEPS} --log-every {LOGGED} --checkpoint-every {EVERY}".split()
@@ -124,21 +124,21 @@ def test_a_run_leaves_a_folder_that_explains_itself(undisturbed: tuple[Path, str
     run = json.loads((output / "run.json").read_text())
     assert (run["data"], run["seed"], run["train_videos"], run["validation_videos"]) == (motion_shards, 0, 12, 6)
     assert [line["step"] for line in lines(output)] == list(range(LOGGED, STEPS + 1, LOGGED))
-    assert [line["step"] for line in lines(output, "validation")] == [15, 30, 45]
+    assert [line["step"] for line in lines(output, "validation")] == [10, 20, 30]
     assert all(0 <= line["wait_share"] <= 1 and line["failed"] == 0 for line in lines(output))
     result = json.loads((output / "result.json").read_text())
-    assert result["last"] == "checkpoints/clips-000000360"
+    assert result["last"] == "checkpoints/clips-000000240"
     assert len(list((output / "checkpoints").glob("clips-*"))) <= 2
     assert list((output / "tensorboard").iterdir())
 
 
 def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> None:
-    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "clips-000000360")
+    model, metadata = checkpoint.load(undisturbed[0] / "checkpoints" / "clips-000000240")
     assert model.config.width == 0.125
     assert metadata.classes == ("down", "grow", "left", "right", "shrink", "up")
     assert metadata.flow_convention is not None
     assert metadata.clips == {"resize": "shorter", "flow_bound": 20.0, "short_side": 40}
-    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "clips-000000360")
+    state = checkpoint.load_training_state(undisturbed[0] / "checkpoints" / "clips-000000240")
     assert state is not None
     assert state["clips_seen"] == STEPS * 8
 
@@ -146,7 +146,7 @@ def test_its_checkpoint_says_how_it_was_made(undisturbed: tuple[Path, str]) -> N
 def test_it_prints_lines_that_read_well_in_a_log(undisturbed: tuple[Path, str]) -> None:
     printed = undisturbed[1]
     assert "workers     2 CPUs, 4 × 1 clips each a step" in printed
-    assert "step      45  validation: top-1" in printed
+    assert "step      30  validation: top-1" in printed
     assert "RayTrainWorker" not in printed
     assert "\r" not in printed
 
@@ -162,7 +162,7 @@ def test_a_finished_run_is_not_repeated(
 ) -> None:
     monkeypatch.setattr("jobs.train.connect", lambda **_: pytest.fail("Ray was started"))
     before = (undisturbed[0] / "metrics.jsonl").read_bytes()
-    assert "clips-000000360" in train(motion_shards, undisturbed[0])
+    assert "clips-000000240" in train(motion_shards, undisturbed[0])
     assert (undisturbed[0] / "metrics.jsonl").read_bytes() == before
 
 
@@ -261,7 +261,7 @@ def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str
 def test_workers_of_a_run_that_has_lost_its_lock_stop_and_write_nothing(motion_shards: str, tmp_path: Path) -> None:
     """Ray's workers train on while their driver sleeps, and another run goes on from the same checkpoints."""
     output = tmp_path / "run"
-    scale = Scale(num_workers=1, use_gpu=False)
+    scale = Scale(num_workers=1, use_gpu=False, cleaner=False)
     settings = PRESETS["debug"].change(
         network={"stream": "flow"},
         schedule={"steps": 1_000},

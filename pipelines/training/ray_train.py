@@ -56,11 +56,8 @@ class _Processes(Backend):
 
 
 def _join(rank: int, url: str, size: int, use_gpu: bool) -> None:
-    import ray.train.torch
     import torch.distributed
 
-    if use_gpu:
-        torch.cuda.set_device(ray.train.torch.get_device())
     name = "nccl" if use_gpu else "gloo"
     torch.distributed.init_process_group(name, init_method=url, rank=rank, world_size=size, timeout=JOIN_TIMEOUT)
 

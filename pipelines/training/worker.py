@@ -33,6 +33,9 @@ class Worker:
         if device.type == "cpu":
             # Workers share the processors already; more threads only wait for one another.
             torch.set_num_threads(1)
+        elif device.type == "cuda":
+            # Workers of one node see the GPUs of all of them; kernels are launched on the current one, of this thread.
+            torch.cuda.set_device(device)
         return cls(
             rank=context.get_world_rank(),
             num_workers=num_workers,
