@@ -138,7 +138,7 @@ def run(config: Tune) -> Outcome:
         # The paper's stands for all: trials differ in their geometry only.
         run = prepare(paper, 0).run
         begin_search(config, output, run, search)
-        book = Book(output, identify(paper))
+        book = Book(output, identify(paper), lock.claim)
         print_search(config, book, search, run)
         search_geometries(book, search, prepare, make_configure(config, index), on_end=print_trial)
         if config.confirm and config.confirm_seeds > 1 and book.finished():

@@ -32,8 +32,10 @@ from pipelines.clips.sampling import ClipSettings
 from pipelines.datasets.records import FrameSampling, ShardConvention
 from pipelines.datasets.video_index import VideoIndex, read_index
 from pipelines.errors import NetworkError, RunError, SettingsError
+from pipelines.lock import lock_output
 from pipelines.media.codec import CodecSettings
 from pipelines.pages.search import write_search_report
+from pipelines.search import trials as trials_module
 from pipelines.search.records import Trial, read_outcome
 from pipelines.search.results import conclude, confirmed_scores, count_cost, find_front, list_confirmations
 from pipelines.search.space import Geometry, Space, describe_geometry, identify, model_settings, with_geometry
@@ -400,6 +402,36 @@ def test_a_search_without_a_validation_split_is_refused_before_it_begins(motion_
     assert "error: a search compares top-1 of a validation split" in done.stderr
     assert "one of test, train" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_has_lost_its_output_writes_nothing_more_and_its_trials_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials go on in Ray's processes while their driver sleeps, and another search has their folders by then."""
+    with lock_output(str(tmp_path)) as lock:
+        book = Book(str(tmp_path), PAPER, lock.claim)
+        book.save(make_trial(0, [report_of(10, 0.3)], "running"))
+        written = (tmp_path / "trials" / PAPER / "trial.json").read_bytes()
+        book.claim = replace(lock.claim, token="of a search before")
+        book.save(make_trial(0, [], "failed"))
+    assert (tmp_path / "trials" / PAPER / "trial.json").read_bytes() == written
+
+    given: list[object] = []
+
+    def train(*run: object, claim: object, **_: object) -> SimpleNamespace:
+        given.append(claim)
+        return SimpleNamespace(metrics={})
+
+    monkeypatch.setattr(trials_module, "train", train)
+    monkeypatch.setattr(trials_module, "TuneReportCallback", object)
+    monkeypatch.setattr(trials_module.tune, "report", lambda _: None)
+    settings = PRESETS["debug"].change(network={"stream": "rgb"})
+    run, _ = prepare_run(settings, small_index(), Scale(num_workers=1))
+    prepared = trials_module.Prepared(run=run, initial=settings.initial)
+    job = {"id": PAPER, "geometry": SPACE.paper()}
+    told = {"output": str(tmp_path), "scale": Scale(num_workers=1), "claim": book.claim}
+    trials_module.run_trial(job, prepare=lambda *_: prepared, **told)
+    assert given == [book.claim]
 
 
 def test_a_search_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 from models.cost import count_flops
 from models.input_spec import ModelConfig
 from pipelines import records, storage
+from pipelines.lock import Claim
 from pipelines.records import Record, Values
 from pipelines.search.records import ENDED, TRIAL, Trial, TrialReport
 from pipelines.search.space import Geometry, Space, identify
@@ -47,10 +48,13 @@ MAX_DRAWS = 500  # by chance, in a row: then the space is taken for searched
 
 
 class Book:
-    """The trials of a search by their ids, as they lie in its folder."""
+    """The trials of a search by their ids, as they lie in its folder.
 
-    def __init__(self, output: str, paper: str) -> None:
-        self.output, self.paper = output, paper
+    By the `claim` on that folder a search whose output another one took over writes nothing more there.
+    """
+
+    def __init__(self, output: str, paper: str, claim: Claim | None = None) -> None:
+        self.output, self.paper, self.claim = output, paper, claim
         self.trials: dict[str, Trial] = {}
         folder = storage.join(output, TRIALS)
         if storage.is_dir(folder):
@@ -85,7 +89,8 @@ class Book:
     def save(self, trial: Trial) -> None:
         """Write what is known of a trial."""
         self.trials[trial.id] = trial
-        records.write(storage.join(self.folder(trial.id), TRIAL), trial)
+        if self.claim is None or not self.claim.is_lost():
+            records.write(storage.join(self.folder(trial.id), TRIAL), trial)
 
     def ended(self) -> list[Trial]:
         """Finished and stopped trials."""
@@ -361,7 +366,8 @@ def _fit(
     callbacks: list[tune.Callback] | None = None,
 ) -> None:
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = tune.with_parameters(run_trial, prepare=prepare, output=book.output, scale=search.scale)
+    told = {"output": book.output, "scale": search.scale, "claim": book.claim}
+    trainable = tune.with_parameters(run_trial, prepare=prepare, **told)
     tuner = tune.Tuner(
         # No CPU: what trains are the workers, which ask for themselves. Tune does not take nothing at all.
         tune.with_resources(trainable, {"memory": 200 << 20}),
@@ -391,7 +397,7 @@ class TrialJob(Record):
     seed: int = 0
 
 
-def run_trial(config: Values, *, prepare: Prepare, output: str, scale: Scale) -> None:
+def run_trial(config: Values, *, prepare: Prepare, output: str, scale: Scale, claim: Claim | None = None) -> None:
     """One trial: a run of `pipelines.training.trainer`, which goes on from its checkpoint where it has one."""
     job = TrialJob.from_json(config.get("job", config), where="a trial's configuration")
     folder = storage.join(output, CONFIRM if job.seed else TRIALS, job.id)
@@ -399,5 +405,6 @@ def run_trial(config: Values, *, prepare: Prepare, output: str, scale: Scale) ->
     run = prepared.run
     # What is searched is not held against how the weights' own clips were cut.
     model = make_model(run.model, prepared.initial, run.train.classes, seed=run.seed)
-    result = train(replace(run, model=model.config), model, folder, scale, callbacks=[TuneReportCallback()])
+    run = replace(run, model=model.config)
+    result = train(run, model, folder, scale, claim=claim, callbacks=[TuneReportCallback()])
     tune.report(result.metrics)  # again, for a trial whose run was finished before its last report was written down
