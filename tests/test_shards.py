@@ -354,7 +354,7 @@ def test_a_commit_that_is_interrupted_leaves_a_record_that_fits_its_shard(
     else:
         record = shards.read_commit(output, "train-00000")
         assert record.num_rows == num_rows
-        assert shards.fits(output, record)
+        assert commits.fits(output, record)
     assert not list(tmp_path.glob("commits/*.pending"))
 
 
@@ -377,8 +377,8 @@ def test_of_two_writers_of_a_shard_the_record_is_of_the_file_that_is_there(
     monkeypatch.setattr(storage, "put", put_after_another)
     with pytest.raises(OSError, match="stopped") if stopped else contextlib.nullcontext():
         commit(output, rows, settings)
-    assert shards.fits(output, shards.read_commit(output, "train-00000")) == stopped
+    assert commits.fits(output, shards.read_commit(output, "train-00000")) == stopped
     commits.settle(output, Commit)
     assert shards.read_commit(output, "train-00000") == others[1]
-    assert shards.fits(output, others[1])
+    assert commits.fits(output, others[1])
     assert not list(tmp_path.glob("commits/*.pending"))

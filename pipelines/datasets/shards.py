@@ -253,11 +253,6 @@ def describe(row: Row) -> Row:
     return {name: sizes.get(name, row.get(name)) for name in VIDEO_SCHEMA.names}
 
 
-def fits(output: str, commit: Commit) -> bool:
-    """Whether the shard that a record vouches for is there, to the byte; a record without a shard vouches for none."""
-    return commits.fits(output, commit)
-
-
 def list_shards(output: str) -> dict[str, int]:
     """The shard files of an output, relative to it, and their sizes in bytes."""
     folder = storage.join(output, "shards")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import tvl1
-from pipelines.datasets import shards
+from pipelines.datasets import commits, shards
 from pipelines.datasets.records import DATASET
 from pipelines.datasets.shards import ROW_SCHEMA, VIDEO_SCHEMA, Row
 from pipelines.errors import RunError
@@ -134,7 +134,7 @@ class Steps(TaskSteps):
             return
         uri = shards.shard_uri(self.output, name, self.settings.shards.extension)
         # Else the new record would vouch for bytes that have changed since they were written.
-        whole = shards.fits(self.output, shards.read_commit(self.output, name))
+        whole = commits.fits(self.output, shards.read_commit(self.output, name))
         stored = shards.read_rows(uri) if whole else iter(())
         for row in kept:
             found = next((other for other in stored if other["id"] == row["id"]), None)

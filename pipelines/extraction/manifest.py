@@ -11,7 +11,7 @@ from pipelines.datasets.records import DATASET, Dataset, ListedShard, SplitCount
 from pipelines.datasets.shards import Commit, Row
 from pipelines.errors import RunError
 from pipelines.extraction.plan import Plan, make_convention
-from pipelines.extraction.work import read_own_commits, settle
+from pipelines.extraction.work import read_own_commits, tidy
 from pipelines.formatting import format_count
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
@@ -91,7 +91,7 @@ def assemble(plan: Plan) -> Dataset:
 
     Raises UnfinishedError where a planned shard was not committed, or is not there as it was committed.
     """
-    settle(plan)
+    tidy(plan)
     sizes = shards.list_shards(plan.output)
     tally = _Tally()
     # In one pass: the rows of a large catalog are never held all at once.

@@ -174,7 +174,7 @@ def find_committed(plan: PlannedWork, *, verify: bool = False) -> dict[str, froz
     return committed
 
 
-def settle(plan: PlannedWork) -> None:
+def tidy(plan: PlannedWork) -> None:
     """Remove what workers that died left, and let the record of each shard fit its files; see `commits.settle`.
 
     At the start of a run, and at its end: a node that is lost meanwhile leaves things, too. The caller holds the lock.
@@ -238,5 +238,5 @@ def find_work(plan: PlannedWork, *, retry: bool = False, verify: bool = False) -
     """
     # First: it refuses other settings, before anything there is touched.
     begin_output(plan)
-    settle(plan)
+    tidy(plan)
     return list(iter_blocks(plan, find_committed(plan, verify=verify), retry=retry))

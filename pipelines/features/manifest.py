@@ -9,7 +9,7 @@ from typing import Any
 from pipelines import records, storage
 from pipelines.datasets import commits, shards
 from pipelines.extraction.manifest import check_finished
-from pipelines.extraction.work import read_own_commits, settle
+from pipelines.extraction.work import read_own_commits, tidy
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.records import SCHEMA_VERSION, VIDEO_SCHEMA, FeatureCommit, FeatureSet
 from pipelines.features.sidecar import SIDECAR
@@ -53,7 +53,7 @@ def assemble(plan: FeaturePlan, described: Values) -> FeatureSet:
     described: how the features were made, by `pipelines.features.sidecar`. Raises UnfinishedError where a planned shard
     was not committed, or is not there as it was committed.
     """
-    settle(plan)
+    tidy(plan)
     tally = _Tally(plan.list_files())
     found = read_own_commits(plan, FeatureCommit)
     for _ in tally.watch(shards.write_tables(plan.output, found, VIDEO_SCHEMA)):
