@@ -443,6 +443,7 @@ def test_a_search_without_a_finished_trial_has_no_outcome(tmp_path: Path) -> Non
 
 
 FLAGS = "--num-gpus 0 --stream flow --preset debug --steps 6 --learning-rate 0.02 --trials 2 --rungs 2 --confirm 0"
+FLAGS += " --concurrent 1"
 
 
 def tune(data: str, output: Path, *more: str) -> list[str]:
