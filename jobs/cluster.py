@@ -41,6 +41,7 @@ def connect(
     # Ray counts what its memory monitor kills apart, and would let a task that is too large for a node die for ever.
     os.environ.setdefault("RAY_task_oom_retries", MEMORY_DEATHS)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's boxes, printed by verbosity 0 as well
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # it would end a search as if its trials were done
     if not submitted:
         # Nobody takes this machine away at two minutes' notice, and its workers answer at once.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -286,6 +286,21 @@ def test_a_run_that_diverges_says_so_and_has_no_result(motion_shards: str, tmp_p
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize("job", ["train", "tune"])
+def test_ctrl_c_says_that_the_same_command_goes_on(motion_shards: str, tmp_path: Path, job: str) -> None:
+    """Ray Train and Tune have handlers of their own, which end the process without a word, or as if it were done."""
+    output, log = tmp_path / "run", tmp_path / "log"
+    words = [sys.executable, f"jobs/{job}.py", "--data", motion_shards, "--output", str(output), "--num-gpus", "0"]
+    words += ["--stream", "flow", "--preset", "debug", "--steps", "1000", "--log-every", "2", "--num-workers", "1"]
+    with log.open("wb") as said:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=said)
+    wait_for(lambda: any(output.rglob("metrics.jsonl")), process, log)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=100) == 130
+    assert "\nstopped; the same command goes on\n" in log.read_text()
+
+
+@pytest.mark.soak
 def test_an_outage_of_the_data_ends_the_run_which_then_goes_on_to_the_same_weights(
     undisturbed: tuple[Path, str], motion_shards: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import ray.train.torch
 import torch
 
 from pipelines.training.config import Scale
+from pipelines.training.ray_train import Trainer
 from pipelines.training.worker import Worker, count_data_cpus
 
 
@@ -28,6 +30,16 @@ def test_a_worker_computes_on_its_own_gpu_of_those_that_its_node_s_workers_share
     worker = Worker.here(Scale(num_workers=2, use_gpu=device != "cpu"))
     assert (worker.rank, worker.num_workers, str(worker.device), worker.data_cpus) == (1, 2, device, 3.0)
     assert current == chosen
+
+
+def test_ctrl_c_in_a_training_is_left_to_the_job_as_in_all_jobs() -> None:
+    """Ray Train's own handler exits with 1 and says nothing, where jobs say that the same command goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        Trainer._register_sigint_handler(SimpleNamespace(), controller=None)
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_workers_share_the_cpus_that_none_has_reserved(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,3 +90,6 @@ class Trainer(DataParallelTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         return [kept for kept in super()._create_default_callbacks() if not isinstance(kept, self.left_out)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """None: a Ctrl-C is a KeyboardInterrupt, as in all jobs. Ray's handler would end the process without a word."""
