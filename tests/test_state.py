@@ -10,7 +10,7 @@ import torch
 from training_runs import WORKER, make_batches, make_model, make_run
 
 from models import checkpoint
-from pipelines.training.state import TrainingState, batch_norms, count_clips_seen
+from pipelines.training.state import TrainingState, batch_norms, count_clips_seen, read_saved
 from pipelines.training.step import TrainingStep
 
 CPU = torch.device("cpu")
@@ -27,8 +27,8 @@ def trained(steps: int = 1) -> TrainingState:
 
 def test_a_state_begins_with_the_initial_weights_of_a_run(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, make_model(), make_run().metadata())
-    state = TrainingState.load(str(tmp_path), make_run(), CPU)
-    assert state.clips_seen == count_clips_seen(str(tmp_path)) == 0
+    state = TrainingState.load(str(tmp_path), read_saved(str(tmp_path)), make_run(), CPU)
+    assert state.clips_seen == count_clips_seen(read_saved(str(tmp_path))) == 0
     assert state.optimizer.state_dict()["state"] == {}
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), make_model().parameters(), strict=True))
 
@@ -36,8 +36,8 @@ def test_a_state_begins_with_the_initial_weights_of_a_run(tmp_path: Path) -> Non
 def test_a_loaded_state_takes_the_steps_that_the_saved_one_would_have_taken(tmp_path: Path) -> None:
     run, before = make_run(), trained(2)
     before.save(str(tmp_path), run.metadata())
-    after = TrainingState.load(str(tmp_path), run, CPU)
-    assert after.clips_seen == before.clips_seen == count_clips_seen(str(tmp_path)) == 8
+    after = TrainingState.load(str(tmp_path), read_saved(str(tmp_path)), run, CPU)
+    assert after.clips_seen == before.clips_seen == count_clips_seen(read_saved(str(tmp_path))) == 8
     for state in (before, after):
         TrainingStep(run, WORKER, state).take(make_batches(first=8))
     found, expected = after.model.state_dict(), before.model.state_dict()

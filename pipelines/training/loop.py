@@ -13,6 +13,7 @@ that goes on from a checkpoint takes the steps that it would have taken.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,13 +22,13 @@ import ray.train
 import models
 from models import cuda
 from pipelines import storage
-from pipelines.clips.loader import begin, stream_batches
+from pipelines.clips.loader import Batch, begin, stream_batches
 from pipelines.clips.numbered import TrainingClips
 from pipelines.lock import Claim
 from pipelines.training.config import INITIAL, Run, Scale
 from pipelines.training.log import TrainingLog
 from pipelines.training.report import describe_divergence, report_checkpoint, report_steps
-from pipelines.training.state import TrainingState, count_clips_seen
+from pipelines.training.state import TrainingState, count_clips_seen, read_saved
 from pipelines.training.step import TrainingStep
 from pipelines.training.weights_files import local_checkpoint
 from pipelines.training.worker import Worker
@@ -45,25 +46,13 @@ def train_worker(
     optimisation, total = run.optimisation, run.schedule.clips
     cuda.set_up(worker.device, optimisation.precision, training=True)
 
-    # Data: every clip of the run has a number, from which and the seed it follows what it shows.
-    clips = TrainingClips(
-        videos=run.train,
-        input_spec=models.input_spec_of(run.model),
-        settings=run.clips,
-        augmentation=run.augmentation,
-        seed=run.seed,
-    )
-
     with _find_checkpoint(output) as folder:
-        # The stream begins at the clip that comes next, and begins now: the processes that decode it start while the
-        # model is built. Each batch of an accumulated step is a step to the stream.
-        clips_seen = count_clips_seen(folder)
-        steps_left = math.ceil((total - clips_seen) / optimisation.global_batch(worker.num_workers))
-        part = worker.part(start=clips_seen, batch=optimisation.batch, steps=steps_left * optimisation.accumulate)
-        batches = begin(stream_batches(clips, part, num_cpus=worker.data_cpus))
+        # Data: from the clip that comes next on. It begins first: what decodes starts while the model is built.
+        saved = read_saved(folder)
+        batches = _begin_batches(run, worker, clips_seen=count_clips_seen(saved))
 
         # Model and optimizer: as the last checkpoint left them, or as the run begins.
-        state = TrainingState.load(folder, run, worker.device)
+        state = TrainingState.load(folder, saved, run, worker.device)
 
     # Step: forward, backward, update.
     step = TrainingStep(run, worker, state, compiled=scale.compile, records=scale.cuda_graphs)
@@ -103,6 +92,25 @@ def _find_checkpoint(output: str) -> AbstractContextManager[str]:
     """A local folder of the last checkpoint that Ray Train knows, else of the weights that the run begins with."""
     saved = ray.train.get_checkpoint()
     return saved.as_directory() if saved else local_checkpoint(storage.join(output, INITIAL))
+
+
+def _begin_batches(run: Run, worker: Worker, *, clips_seen: int) -> Iterator[Batch]:
+    """This worker's batches to the schedule's end; the first ones are decoded from now on.
+
+    Every clip of the run has a number, from which and the seed it follows what it shows.
+    """
+    clips = TrainingClips(
+        videos=run.train,
+        input_spec=models.input_spec_of(run.model),
+        settings=run.clips,
+        augmentation=run.augmentation,
+        seed=run.seed,
+    )
+    optimisation = run.optimisation
+    steps_left = math.ceil((run.schedule.clips - clips_seen) / optimisation.global_batch(worker.num_workers))
+    # Each batch of an accumulated step is a step to the stream.
+    part = worker.part(start=clips_seen, batch=optimisation.batch, steps=steps_left * optimisation.accumulate)
+    return begin(stream_batches(clips, part, num_cpus=worker.data_cpus))
 
 
 def _has_passed(every: int, clips_seen: int, batch: int) -> bool:

@@ -17,6 +17,8 @@ from models import checkpoint, cuda
 from models.video_model import VideoModel
 from pipelines.training.config import Run
 
+Saved = Mapping[str, Any]  # optimizer, scaler, clips_seen: training.pt of a checkpoint
+
 
 @dataclass(kw_only=True)
 class TrainingState:
@@ -41,15 +43,14 @@ class TrainingState:
         return cls(model=model, optimizer=optimizer, scaler=scaler)
 
     @classmethod
-    def load(cls, folder: str, run: Run, device: torch.device) -> TrainingState:
-        """The state that a checkpoint holds; one without training.pt (a run's initial weights) is a beginning."""
+    def load(cls, folder: str, saved: Saved | None, run: Run, device: torch.device) -> TrainingState:
+        """The state that a checkpoint holds, `saved` being what `read_saved` found there; without, a beginning."""
         model, _ = checkpoint.load(folder)
-        saved: Mapping[str, Any] | None = checkpoint.load_training_state(folder)
         state = cls.build(model, run, device)
         if saved:
             state.optimizer.load_state_dict(saved["optimizer"])
             state.scaler.load_state_dict(saved["scaler"])
-            state.clips_seen = int(saved["clips_seen"])
+        state.clips_seen = count_clips_seen(saved)
         return state
 
     def save(self, folder: str, metadata: checkpoint.Metadata) -> None:
@@ -80,9 +81,13 @@ class TrainingState:
                     statistic /= num_workers
 
 
-def count_clips_seen(folder: str) -> int:
-    """The clips seen of a checkpoint, 0 of a run's initial weights."""
-    saved: Mapping[str, Any] | None = checkpoint.load_training_state(folder)
+def read_saved(folder: str) -> Saved | None:
+    """What a checkpoint says of its training besides the model; None of a run's initial weights."""
+    return checkpoint.load_training_state(folder)
+
+
+def count_clips_seen(saved: Saved | None) -> int:
+    """The clips seen before a checkpoint, known before its model is built."""
     return int(saved["clips_seen"]) if saved else 0
 
 
