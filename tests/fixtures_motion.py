@@ -6,10 +6,15 @@ import csv
 from pathlib import Path
 
 import pytest
+from extracted import extract_here, plan_here
 from filelock import FileLock
-from fixtures_jobs import NO_GPUS, succeed
 
 from pipelines.datasets.motion_videos import CLASSES, write_motion_videos
+from pipelines.datasets.shards import ShardSettings
+from pipelines.extraction.plan import ExtractionSettings
+from pipelines.media.decode import DecodeSettings
+
+SETTINGS = ExtractionSettings(decode=DecodeSettings(short_side=40), shards=ShardSettings(videos_per_shard=5))
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +38,6 @@ def make_shards(folder: Path) -> None:
     rows = [(str(path), path.parts[1], path.parts[0]) for path in paths]
     with (folder / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "split"), *rows, ("test/left/ghost.mp4", "left", "test")])
-    flags = ["--videos", folder / "videos", "--annotations", folder / "list.csv", "--output", folder / "shards"]
-    succeed("extract_flow", *flags, "--short-side", "40", "--videos-per-shard", "5", *NO_GPUS)
+    videos, annotations = str(folder / "videos"), str(folder / "list.csv")
+    extract_here(plan_here(videos, str(folder / "shards"), annotations=annotations, settings=SETTINGS))
     assert len(CLASSES) == 6

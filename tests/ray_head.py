@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).parent / "ray")
+KERNELS = Path.home() / ".cache" / "two-stream-i3d"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -69,6 +71,10 @@ def run_head(home: Path, *flags: str, autoscaler: dict[str, Any] | None = None, 
         **environment,
     }
     subprocess.run([RAY, "get-auth-token", "--generate"], env=settings, check=True, capture_output=True)
+    # Of this user's home the head has the compiled flow kernels only: to compile them takes a quarter of a minute.
+    KERNELS.mkdir(parents=True, exist_ok=True)
+    (home / ".cache").mkdir()
+    (home / ".cache" / KERNELS.name).symlink_to(KERNELS)
     temporary = Path("/tmp") / f"ray-{os.getpid()}-{port}"  # a socket's path may have 107 characters
     ports = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
     command = [RAY, "start", "--head", "--block", "--include-dashboard=true", "--dashboard-host=127.0.0.1"]
@@ -127,10 +133,18 @@ def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path) -> Non
 
 def read_job(head: Head, job: str) -> dict[str, Any]:
     """What the job server says of a job: `status`, `driver_exit_code`, `message`."""
-    import urllib.request
+    return _ask(head, f"/api/jobs/{job}", "GET")
 
+
+def stop_job(head: Head, job: str) -> None:
+    """What `ray job stop` asks the job server for, which takes seconds to be up."""
+    assert _ask(head, f"/api/jobs/{job}/stop", "POST") == {"stopped": True}
+
+
+def _ask(head: Head, path: str, method: str) -> dict[str, Any]:
     token = (Path(head.environment["HOME"]) / ".ray" / "auth_token").read_text().strip()
-    request = urllib.request.Request(f"{head.address}/api/jobs/{job}", headers={"Authorization": f"Bearer {token}"})
+    headers = {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{head.address}{path}", headers=headers, method=method)
     with urllib.request.urlopen(request, timeout=60) as answer:
         return dict(json.loads(answer.read()))
 

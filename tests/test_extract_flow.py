@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from extracted import hashes
 from fixtures_jobs import NO_GPUS, run_here, succeed
 from test_plan import catalog_of, commit, plan_of
 
@@ -55,13 +55,6 @@ def run(*flags: str | Path, cwd: Path, status: int = 0, **environment: str) -> s
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
     return output
-
-
-def hashes(output: Path) -> dict[str, str]:
-    """sha256 of all that a data set holds, but for the lock, the logs of runs and the page that shows those."""
-    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
-    lasting = [p for p in files if "runs" not in p.parts and p.name not in (".lock", "report.html")]
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in lasting}
 
 
 def wait_for_commits(output: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -182,29 +175,6 @@ def test_other_settings_on_the_same_output_are_refused_by_name(undisturbed: Path
     assert "settings.decode.fps: 25.0 there, 12.5 now" in done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak)])
-def test_a_killed_run_that_refused_a_second_goes_on_to_the_bytes_of_an_undisturbed_one(
-    undisturbed: Path, videos: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    out = tmp_path / "out"
-    flags = ("--videos", videos, "--output", out, *FLAGS)
-    process = start(*flags, cwd=tmp_path)
-    wait_for_commits(out, 1, process)
-    second = run_here("extract_flow", *flags)
-    assert second.returncode == 1
-    assert str(process.pid) in second.stderr
-    assert "another run" in second.stderr
-    wait_for_commits(out, 2, process)
-    process.send_signal(how)
-    process.communicate(timeout=200)  # a busy machine is no failure
-    assert not (out / "dataset.json").exists()
-    kept = {path: path.stat().st_mtime_ns for path in (out / "commits").glob("*.json")}
-    extract(videos, out)
-    assert hashes(out) == hashes(undisturbed)
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
 def test_webdataset_holds_the_same_videos(undisturbed: Path, videos: Path, tmp_path: Path) -> None:
     extract(videos, tmp_path / "out", "--format", "webdataset")
     described = read_dataset(str(tmp_path / "out"))
@@ -265,11 +235,34 @@ for name in ("open", "read_text", "read_bytes", "iterdir", "readlink"):
 
 
 @pytest.mark.slow
-def test_a_laptop_that_is_not_linux_makes_the_same_data_set(videos: Path, undisturbed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ends", [(signal.SIGINT, signal.SIGKILL), pytest.param((signal.SIGTERM,), marks=pytest.mark.soak)]
+)
+def test_a_stopped_run_goes_on_to_the_bytes_of_an_undisturbed_one_also_where_there_is_no_linux(
+    undisturbed: Path, videos: Path, tmp_path: Path, ends: tuple[signal.Signals, ...]
+) -> None:
+    """While it runs it refuses a second, and what was committed before it was stopped is not made again."""
+    out = tmp_path / "out"
+    flags = ("--videos", videos, "--output", out, *FLAGS)
+    kept: dict[Path, int] = {}
+    for how in ends:
+        process = start(*flags, "--num-cpus", "1", cwd=tmp_path)
+        wait_for_commits(out, len(kept) + 1, process)
+        second = run_here("extract_flow", *flags)
+        assert second.returncode == 1
+        assert str(process.pid) in second.stderr
+        assert "another run" in second.stderr
+        process.send_signal(how)
+        said, _ = process.communicate(timeout=200)  # a busy machine is no failure
+        assert ("stopped; the same command goes on" in said) == (how != signal.SIGKILL)
+        assert not (out / "dataset.json").exists()
+        before, kept = kept, {path: path.stat().st_mtime_ns for path in (out / "commits").glob("*.json")}
+        assert before.items() <= kept.items()
     (tmp_path / "sitecustomize.py").write_text(NOT_LINUX)
-    said = run("--videos", videos, "--output", "out", *FLAGS, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    said = run(*flags, cwd=tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert "does not limit the memory of decoders" in said
-    assert hashes(tmp_path / "out") == hashes(undisturbed)
+    assert hashes(out) == hashes(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @pytest.mark.parametrize("job", ["flow", "features"])

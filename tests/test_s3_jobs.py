@@ -17,11 +17,14 @@ from typing import NamedTuple
 
 import pytest
 import s3fs
+import tyro
 from faulty_s3 import running_proxy
 from fixtures_features import save_networks
-from fixtures_jobs import NO_GPUS, run_here, succeed
+from fixtures_jobs import run_here
 from seaweed import Seaweed
+from test_extract_features import Work
 
+from jobs.extract_features import ExtractFeatures
 from pipelines import storage
 from pipelines.media.decoder_process import ROOT
 
@@ -141,7 +144,8 @@ def test_features_on_s3_and_disk_are_the_same_bytes(
     jobs: Jobs, motion_shards: str, network_folder: Path, tmp_path: Path
 ) -> None:
     networks = [word for stream in ("rgb", "flow") for word in (f"--{stream}", str(network_folder / stream))]
-    succeed("extract_features", *features(str(Path(motion_shards).parent), networks, str(tmp_path / "out")), *NO_GPUS)
+    flags = features(str(Path(motion_shards).parent), networks, str(tmp_path / "out"))
+    Work(tyro.cli(ExtractFeatures, args=flags, config=(tyro.conf.OmitArgPrefixes,))).make_here()
     made = {path for path in storage.list_files(f"{jobs.folder}/features") if path.path.startswith(MADE)}
     assert len(made) > 10
     for file in made:
