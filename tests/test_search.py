@@ -468,28 +468,41 @@ def test_wrong_flags_end_with_a_sentence(tmp_path: Path, flags: list[str], words
     assert words in " ".join((done.stdout + done.stderr).replace("│", " ").split())
 
 
+def ended(output: Path) -> dict[str, str]:
+    """The records of the trials that came to an end, by id."""
+    texts = {path.parent.name: path.read_text() for path in output.glob("trials/*/trial.json")}
+    return {name: text for name, text in texts.items() if json.loads(text)["state"] in ("finished", "stopped")}
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_search_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
+    succeed("tune", *tune(motion_shards, tmp_path / "sweep", "--trials", "1")[2:])
+    go_on(motion_shards, tmp_path / "sweep")
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_killed_search_goes_on_and_its_best_is_trained(motion_shards: str, tmp_path: Path) -> None:
     output = tmp_path / "sweep"
     log = (tmp_path / "log").open("wb")
     first = subprocess.Popen(tune(motion_shards, output), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-
-    def ended() -> dict[str, str]:
-        texts = {path.parent.name: path.read_text() for path in output.glob("trials/*/trial.json")}
-        return {name: text for name, text in texts.items() if json.loads(text)["state"] in ("finished", "stopped")}
-
     deadline = time.monotonic() + 400
-    while not ended():
+    while not ended(output):
         assert first.poll() is None, (tmp_path / "log").read_text()
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    kept = ended()
+    go_on(motion_shards, output)
+
+
+def go_on(motion_shards: str, output: Path) -> None:
+    """The search, of which one trial has ended, to its end, and what is trained from it."""
+    kept = ended(output)
     printed = succeed("tune", *tune(motion_shards, output)[2:])
     assert f"{len(kept)} of them known already" in printed
-    assert {name: ended()[name] for name in kept} == kept
+    assert {name: ended(output)[name] for name in kept} == kept
     table = pq.read_table(output / "sweep.parquet").to_pylist()
     assert [row["number"] for row in table] == [0, 1]
     assert all(row["state"] in ("finished", "stopped") for row in table)

@@ -239,6 +239,7 @@ def test_transfer_trains_the_classifier_only_on_each_fold(
         assert evaluated["expected"] == evaluated["evaluated"] == 2
 
 
+@pytest.mark.soak
 def test_with_a_shard_gone_training_goes_on_and_says_so(motion_shards: str, tmp_path: Path) -> None:
     shutil.copytree(motion_shards, tmp_path / "data", ignore=shutil.ignore_patterns("train-00000.parquet"))
     printed = train(str(tmp_path / "data"), tmp_path / "run", *ALONE, *SHORT)
@@ -258,6 +259,7 @@ def test_shards_that_are_all_gone_end_the_run_with_the_reason(motion_shards: str
     assert not list(tmp_path.glob("run/checkpoints/clips-*"))
 
 
+@pytest.mark.soak
 def test_workers_of_a_run_that_has_lost_its_lock_stop_and_write_nothing(motion_shards: str, tmp_path: Path) -> None:
     """Ray's workers train on while their driver sleeps, and another run goes on from the same checkpoints."""
     output = tmp_path / "run"
@@ -278,6 +280,7 @@ def test_workers_of_a_run_that_has_lost_its_lock_stop_and_write_nothing(motion_s
     assert not list(output.glob("tensorboard/*"))
 
 
+@pytest.mark.soak
 def test_a_run_that_diverges_says_so_and_has_no_result(motion_shards: str, tmp_path: Path) -> None:
     said = give_up(motion_shards, tmp_path / "run", *ALONE, *SHORT, "--learning-rate", "1e30")
     assert "error: the training diverged: by step 5 (20 clips)" in said
