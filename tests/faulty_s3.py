@@ -153,7 +153,7 @@ class _Handler(socketserver.BaseRequestHandler):
         step = max(1, -(-len(answer) // pieces))
         for start in range(0, len(answer), step):
             if slowly:
-                time.sleep(0.05)
+                time.sleep(0.02)
             self.request.sendall(answer[start : start + step])
         self.server.sent += len(answer)
 

@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("networks")
     for seed, stream in enumerate(STREAMS):
         torch.manual_seed(seed)
-        model = models.build("i3d", num_classes=5, stream=stream, width=0.125, bn_momentum=1.0)
+        model = models.build("i3d", num_classes=5, stream=stream, width=0.0625, bn_momentum=1.0)
         model(torch.randn(2, 3 if stream == "rgb" else 2, 16, 224, 224) / 2)  # batch norm that fits, so nothing dies
         checkpoint.save(folder / stream, model, Metadata(classes=tuple("abcde"), clips=ClipSettings().to_json()))
     return folder

@@ -114,8 +114,9 @@ def test_any_size_gives_finite_flow(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.slow
-def test_4k_frames_give_finite_flow() -> None:
-    frames = np.stack([texture(2160, 3840), np.roll(texture(2160, 3840), 2, 1)])
+@pytest.mark.parametrize("size", [(1080, 1920), pytest.param((2160, 3840), marks=pytest.mark.soak)])
+def test_large_frames_give_finite_flow(size: tuple[int, int]) -> None:
+    frames = np.stack([texture(*size), np.roll(texture(*size), 2, 1)])
     flow = tvl1.flow(frames, preset="fast", backend="cpu")[0]
     assert np.isfinite(flow).all()
     assert abs(np.median(flow[..., 0]) - 2) < 0.1
