@@ -54,11 +54,12 @@ def run(config: Submit, words: list[str]) -> int:
     """Check, upload, submit and follow; the exit status."""
     if not words:
         raise SubmitError("no job is named: python jobs/submit.py -- jobs/extract_flow.py --videos …")
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # Ray's client tells of each ignore file, and that .git is left out
     try:
         return submit(config, words)
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def submit(config: Submit, words: list[str]) -> int:

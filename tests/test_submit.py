@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -104,7 +105,10 @@ def test_what_cannot_run_is_not_sent(tmp_path: Path, folder: str, job: str, mess
 def test_one_sentence_where_nothing_can_be_submitted(
     monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
 ) -> None:
+    """And what its caller wants to hear from libraries is as it was."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.INFO)
     done = run_here("submit", *words)
+    assert logging.root.manager.disable == logging.INFO
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")

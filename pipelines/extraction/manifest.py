@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import ClassVar, Generic, TypeVar
 
 from pipelines import records, storage
 from pipelines.datasets import shards
+from pipelines.datasets.commits import CommitRecord
 from pipelines.datasets.records import DATASET, Dataset, ListedShard, SplitCounts, StoredFlowError, Totals
 from pipelines.datasets.shards import Commit, Row
 from pipelines.errors import RunError
 from pipelines.extraction.plan import Plan, make_convention
 from pipelines.extraction.work import read_own_commits, tidy
 from pipelines.formatting import format_count
+
+C = TypeVar("C", bound=CommitRecord)
 
 ERROR_COLUMNS = ("flow_error_mean", "flow_error_rms", "flow_error_p999", "flow_error_max")
 
@@ -30,32 +34,56 @@ def check_finished(output: str, unfinished: Collection[str]) -> None:
         )
 
 
-class _Tally:
-    """Adds up commit records as they pass by."""
+class CommitCounts(Generic[C]):
+    """What commit records add up to, as they pass by: videos by split and status, and reasons of quarantine."""
+
+    COLUMNS: ClassVar[Mapping[str, str]] = {
+        "frames": "num_frames"
+    }  # sums of each split, and of what in its usable rows
 
     def __init__(self) -> None:
-        self.shards: list[ListedShard] = []
         self.splits: dict[str, Counter[str]] = {}
-        self.totals: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
-        self.errors: list[tuple[float, ...]] = []
 
-    def watch(self, commits: Iterable[Commit]) -> Iterator[Commit]:
+    def watch(self, commits: Iterable[C]) -> Iterator[C]:
+        """The same records."""
         for commit in commits:
-            if commit.file is not None:
-                self.shards.append(_list_shard(commit))
+            self.add(commit)
             for row in commit.videos:
-                self._add(row)
+                self.add_video(row)
             yield commit
 
-    def _add(self, row: Row) -> None:
-        split = self.splits.setdefault(row["split"], Counter(expected=0, ok=0, missing=0, quarantined=0, frames=0))
+    def add(self, commit: C) -> None:
+        """Count what is a shard's and not a video's."""
+        raise NotImplementedError
+
+    def add_video(self, row: Row) -> None:
+        """Count a row of a record."""
+        names = ("expected", "ok", "missing", "quarantined", *self.COLUMNS)
+        split = self.splits.setdefault(row["split"], Counter(dict.fromkeys(names, 0)))
         split["expected"] += 1
         split[row["status"]] += 1
         if row["status"] == "quarantined":
             self.reasons[row["error_kind"]] += 1
         if row["status"] == "ok":
-            split["frames"] += row["num_frames"]
+            for name, column in self.COLUMNS.items():
+                split[name] += row[column]
+
+
+class _Counts(CommitCounts[Commit]):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shards: list[ListedShard] = []
+        self.totals: Counter[str] = Counter()
+        self.errors: list[tuple[float, ...]] = []
+
+    def add(self, commit: Commit) -> None:
+        if commit.file is not None:
+            self.shards.append(_list_shard(commit))
+
+    def add_video(self, row: Row) -> None:
+        super().add_video(row)
+        if row["status"] == "ok":
             self.totals["frames"] += row["num_frames"]
             self.totals["flow_frames"] += row["num_frames"] - 1
             self.totals["rgb_bytes"] += row["rgb_bytes"]
@@ -93,24 +121,24 @@ def assemble(plan: Plan) -> Dataset:
     """
     tidy(plan)
     sizes = shards.list_shards(plan.output)
-    tally = _Tally()
+    counts = _Counts()
     # In one pass: the rows of a large catalog are never held all at once.
     committed = {
-        commit.shard for commit in tally.watch(shards.write_tables(plan.output, read_own_commits(plan, Commit)))
+        commit.shard for commit in counts.watch(shards.write_tables(plan.output, read_own_commits(plan, Commit)))
     }
     # A graph that ended without an error is not taken for one that made every shard; others may write here, too.
-    lost = {shard.file for shard in tally.shards if sizes.get(shard.file) != shard.bytes}
+    lost = {shard.file for shard in counts.shards if sizes.get(shard.file) != shard.bytes}
     check_finished(plan.output, {*(plan.spans.keys() - committed), *lost})
     return Dataset(
         fingerprint=plan.fingerprint,
         settings=plan.record.settings,
         convention=make_convention(plan.settings, plan.kernel),
         classes=plan.classes,
-        splits={name: SplitCounts(**counts) for name, counts in tally.splits.items()},
-        totals=Totals(**tally.totals),
-        quarantine_reasons=dict(tally.reasons),
-        flow_error_px=tally.flow_error(),
-        shards=tuple(tally.shards),
+        splits={name: SplitCounts(**split) for name, split in counts.splits.items()},
+        totals=Totals(**counts.totals),
+        quarantine_reasons=dict(counts.reasons),
+        flow_error_px=counts.flow_error(),
+        shards=tuple(counts.shards),
     )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines import records, storage
 from pipelines.datasets import commits, shards
-from pipelines.extraction.manifest import check_finished
+from pipelines.extraction.manifest import CommitCounts, check_finished
 from pipelines.extraction.work import read_own_commits, tidy
 from pipelines.features.plan import FeaturePlan
 from pipelines.features.records import SCHEMA_VERSION, VIDEO_SCHEMA, FeatureCommit, FeatureSet
@@ -16,35 +14,22 @@ from pipelines.features.sidecar import SIDECAR
 from pipelines.records import Values
 
 
-class _Tally:
-    """Adds up commit records as they pass by."""
+class _Counts(CommitCounts[FeatureCommit]):
+    COLUMNS: ClassVar = {**CommitCounts.COLUMNS, "windows": "windows"}
 
     def __init__(self, sizes: dict[str, int]) -> None:
+        super().__init__()
         self.sizes = sizes
         self.made: list[str] = []
         self.usable: list[str] = []
-        self.splits: dict[str, Counter[str]] = {}
-        self.reasons: Counter[str] = Counter()
         self.bytes = 0
 
-    def watch(self, found: Iterable[FeatureCommit]) -> Iterator[FeatureCommit]:
-        for commit in found:
-            if commits.has_sizes(commit, self.sizes):
-                self.made.append(commit.shard)
-            if commit.files:
-                self.usable.append(commit.shard)
-            self.bytes += sum(file.num_bytes for file in commit.files)
-            for row in commit.videos:
-                names = ("expected", "ok", "missing", "quarantined", "frames", "windows")
-                split = self.splits.setdefault(row["split"], Counter(dict.fromkeys(names, 0)))
-                split["expected"] += 1
-                split[row["status"]] += 1
-                if row["status"] == "ok":
-                    split["frames"] += row["num_frames"]
-                    split["windows"] += row["windows"]
-                elif row["status"] == "quarantined":
-                    self.reasons[row["error_kind"]] += 1
-            yield commit
+    def add(self, commit: FeatureCommit) -> None:
+        if commits.has_sizes(commit, self.sizes):
+            self.made.append(commit.shard)
+        if commit.files:
+            self.usable.append(commit.shard)
+        self.bytes += sum(file.num_bytes for file in commit.files)
 
 
 def assemble(plan: FeaturePlan, described: Values) -> FeatureSet:
@@ -54,19 +39,19 @@ def assemble(plan: FeaturePlan, described: Values) -> FeatureSet:
     was not committed, or is not there as it was committed.
     """
     tidy(plan)
-    tally = _Tally(plan.list_files())
+    counts = _Counts(plan.list_files())
     found = read_own_commits(plan, FeatureCommit)
-    for _ in tally.watch(shards.write_tables(plan.output, found, VIDEO_SCHEMA)):
+    for _ in counts.watch(shards.write_tables(plan.output, found, VIDEO_SCHEMA)):
         pass
-    check_finished(plan.output, plan.spans.keys() - set(tally.made))
+    check_finished(plan.output, plan.spans.keys() - set(counts.made))
     values: dict[str, Any] = {
         **described,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": plan.fingerprint,
-        "splits": {name: dict(counts) for name, counts in tally.splits.items()},
-        "quarantine_reasons": dict(tally.reasons),
-        "shards": tally.usable,
-        "bytes": tally.bytes,
+        "splits": {name: dict(split) for name, split in counts.splits.items()},
+        "quarantine_reasons": dict(counts.reasons),
+        "shards": counts.usable,
+        "bytes": counts.bytes,
     }
     return FeatureSet.from_json(values, where=SIDECAR)
 
