@@ -32,6 +32,8 @@ def quieten(context: DataContext | None = None) -> DataContext:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what a task raised, which is raised here as well
     # max_retries has no named parameter yet, and the replacement by ray_remote_args_fn keeps steps from being fused.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+    # Of few videos on many CPUs, where there is nothing that anybody could do.
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks")
     return context
 
 

@@ -19,6 +19,13 @@ from pipelines.ray_data import MAX_WORKER_DEATHS, ON_CPU, plain_errors, polled_a
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def test_few_inputs_on_many_cpus_are_nothing_to_warn_of(ray_here: None) -> None:
+    """What ran says so only as it ends, and here a warning is an error."""
+    quieten()
+    graph = ray.data.range(2, override_num_blocks=2).map(lambda row: row, concurrency=3)
+    assert sorted(row["id"] for row in graph.iter_rows()) == [0, 1]
+
+
 def test_a_users_error_is_found_in_what_ray_puts_around_it() -> None:
     account = RuntimeError("Task Map(extract) failed ten times")
     account.__cause__ = ray.exceptions.RayTaskError("extract", "Traceback …", RunError("the shard has changed"))
