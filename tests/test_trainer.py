@@ -209,7 +209,8 @@ def test_with_min_workers_training_goes_on_without_the_lost_node(motion_shards: 
 
 def train_on_nodes(data: str, output: Path, way: str) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    script = [sys.executable, "tests/train_on_nodes.py", data, str(output), way]
+    schedule = f"{STEPS},{LOGGED},{EVERY}"
+    script = [sys.executable, "tests/train_on_nodes.py", data, str(output), way, schedule]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=800, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr[-5000:]
     assert done.stdout.index("lost a node") < done.stdout.index("trained")

@@ -1,7 +1,7 @@
-"""Trains on two nodes, loses one in the middle: python train_on_nodes.py DATA OUTPUT [spare | elastic].
+"""Trains on two nodes, loses one in the middle: python train_on_nodes.py DATA OUTPUT spare|elastic SCHEDULE.
 
-With a spare node the lost one is replaced; else the training goes on with the worker that is left. A script, because a
-process can hold one Ray only.
+With a spare node the lost one is replaced; else the training goes on with the worker that is left. SCHEDULE is of the
+form STEPS,LOG_EVERY,CHECKPOINT_EVERY. A script, because a process can hold one Ray only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.training.settings import PRESETS, prepare
 from pipelines.training.trainer import train
 
 
-def main(data: str, output: str, way: str = "spare") -> None:
+def main(data: str, output: str, way: str, schedule: str) -> None:
     """Train; when the first checkpoint is known, kill a node on which a worker runs."""
     cluster = open_cluster()
     for _ in range(3 if way == "spare" else 2):
@@ -31,8 +31,11 @@ def main(data: str, output: str, way: str = "spare") -> None:
     min_workers = None if way == "spare" else 1
     data_cpus = 1.0 if way == "spare" else None  # what is left of one node is less
     scale = Scale(num_workers=2, min_workers=min_workers, cpus_per_worker=1.5, data_cpus=data_cpus)
+    steps, log_every, checkpoint_every = map(int, schedule.split(","))
     settings = PRESETS["debug"].change(
-        network={"stream": "flow"}, schedule={"steps": 45}, reporting={"log_every": 5, "checkpoint_every": 15}
+        network={"stream": "flow"},
+        schedule={"steps": steps},
+        reporting={"log_every": log_every, "checkpoint_every": checkpoint_every},
     )
     run, model = prepare(settings, read_index(data), scale)
 
