@@ -11,7 +11,7 @@ from pipelines.datasets.records import Dataset
 from pipelines.datasets.shards import ShardSettings
 from pipelines.extraction import manifest
 from pipelines.extraction.plan import ExtractionSettings, Plan, make_plan
-from pipelines.extraction.work import begin_output, iter_blocks
+from pipelines.extraction.work import find_work
 from pipelines.media.decode import DecodeSettings
 
 SETTINGS = ExtractionSettings(decode=DecodeSettings(short_side=64), shards=ShardSettings(videos_per_shard=2))
@@ -30,9 +30,8 @@ def extract_here(plan: Plan) -> Dataset:
     """Make it shard by shard, by the graph's own steps."""
     from pipelines.extraction.graph import Steps  # imports ray, whose environment a script sets first
 
-    begin_output(plan)
     steps = Steps.of(plan, backend="cpu")
-    for block in iter_blocks(plan, {}, retry=False):
+    for block in find_work(plan):
         steps.make_shard(block)
     described = manifest.assemble(plan)
     manifest.finish(plan, described)

@@ -15,17 +15,14 @@ from types import SimpleNamespace
 import pytest
 import s3fs
 import s3fs.core
+from extracted import extract_here, plan_here
 from faulty_s3 import FaultyProxy
 
-from pipelines import storage, tvl1
-from pipelines.datasets.catalog import read_catalog
+from pipelines import storage
 from pipelines.datasets.motion_videos import write_broken_videos, write_motion_videos
 from pipelines.datasets.shards import ShardSettings
 from pipelines.errors import OutageError
-from pipelines.extraction import manifest
-from pipelines.extraction.graph import Steps
-from pipelines.extraction.plan import ExtractionSettings, make_plan
-from pipelines.extraction.work import begin_output, find_committed, iter_blocks
+from pipelines.extraction.plan import ExtractionSettings
 from pipelines.media.decode import DecodeSettings
 
 PASSING = ["busy", "broken", "cut request", "cut answer", "lost answer", "busy answer", "slow"]
@@ -242,12 +239,6 @@ def make_shards_on_disk(folder: Path, store: str) -> dict[str, str]:
 def make_shards(videos: str, output: str) -> dict[str, str]:
     """Sha256 of each file of an extraction, by the graph's own steps without Ray."""
     settings = ExtractionSettings(decode=DecodeSettings(short_side=32), shards=ShardSettings(videos_per_shard=3))
-    kernel = tvl1.kernel_target("cpu")
-    plan = make_plan(read_catalog(videos), settings, videos=videos, output=output, kernel=kernel)
-    steps = Steps.of(plan, backend="cpu")
-    begin_output(plan)
-    for block in iter_blocks(plan, find_committed(plan), retry=False):
-        steps.make_shard(block)
-    manifest.finish(plan, manifest.assemble(plan))
+    extract_here(plan_here(videos, output, settings=settings))
     paths = [file.path for file in storage.list_files(output)]
     return {path: hashlib.sha256(storage.read_bytes(storage.join(output, path))).hexdigest() for path in paths}

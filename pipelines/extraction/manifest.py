@@ -37,9 +37,8 @@ def check_finished(output: str, unfinished: Collection[str]) -> None:
 class CommitCounts(Generic[C]):
     """What commit records add up to, as they pass by: videos by split and status, and reasons of quarantine."""
 
-    COLUMNS: ClassVar[Mapping[str, str]] = {
-        "frames": "num_frames"
-    }  # sums of each split, and of what in its usable rows
+    # What the usable videos of a split add up to, and the column of a row that says it.
+    COLUMNS: ClassVar[Mapping[str, str]] = {"frames": "num_frames"}
 
     def __init__(self) -> None:
         self.splits: dict[str, Counter[str]] = {}
